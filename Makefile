@@ -1,0 +1,47 @@
+# make demo : set up, train the captioner on embedded data, write runs/demo/report.html
+# make test : set up, then every test (export check, notebooks, pytest)
+# make help : the rest
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= $(shell nproc)
+export OMP_NUM_THREADS ?= 1
+export MPLBACKEND ?= agg
+
+.PHONY: help setup demo real test test-export test-nbs test-py nbs docs readme bench models clean
+help:        ## this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
+
+$(VENV)/.ready: settings.ini setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade-strategy only-if-needed -c constraints.txt -e '.[dev]'
+	touch $@
+setup: $(VENV)/.ready   ## create .venv with the pinned set
+
+demo: setup  ## train on embedded data and write runs/demo/report.html
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/xm-demo --output-dir runs/demo $(ARGS)
+real: setup  ## train on a real data set: make real DATA=../shared/data/ucm_captions
+	@test -n "$(DATA)" || { echo 'say which: make real DATA=path/to/ucm_captions'; exit 2; }
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/xm-real --data $(DATA) $(ARGS)
+
+test: setup test-export test-nbs test-py   ## everything CI runs
+test-export: setup  ## the package and README are what the notebooks say
+	$(BIN)/python -m pytest -q tests/hygiene/test_export.py
+test-nbs: setup     ## run every notebook
+	$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
+test-py: setup      ## pytest
+	$(BIN)/python -m pytest -q -m 'not slow and not cuda' tests
+
+nbs: setup   ## re-execute one notebook in place: make nbs NB=nbs/03_config/00_config.ipynb
+	$(BIN)/nbdev_export
+	cd $(dir $(NB)) && $(abspath $(BIN))/jupyter nbconvert --to notebook --execute --inplace $(notdir $(NB))
+	$(BIN)/nbdev_clean --fname $(NB)
+readme: setup  ## README.md from nbs/index.ipynb
+	$(BIN)/python -m xmodaler_nb.utils.docs readme
+docs: setup    ## the site, as static pages in _docs/
+	$(BIN)/python -m xmodaler_nb.utils.docs site
+bench: setup   ## every comparison in benchmarks/
+	for b in benchmarks/*.py; do $(BIN)/python $$b; done
+clean:         ## remove what commands made (not .venv)
+	rm -rf runs _docs _proc build *.egg-info
