@@ -6,14 +6,14 @@
 __all__ = ['data_uri', 'read_events', 'curve', 'learning_curves', 'html_table', 'heat_map', 'overlay', 'example_card',
            'report_html', 'figure_html']
 
-# %% ../../nbs/10_evaluation/80_report.ipynb #d2569c80
+# %% ../../nbs/10_evaluation/80_report.ipynb #e486a809
 import base64
 import io
 import json
 from html import escape
 from pathlib import Path
 
-# %% ../../nbs/10_evaluation/80_report.ipynb #b2ac12e0
+# %% ../../nbs/10_evaluation/80_report.ipynb #643f4c6c
 def data_uri(
     picture,     # PIL image, (h, w, 3) uint8 array, or matplotlib figure
     scale:int=1, # whole-number enlargement of small pictures, without blurring
@@ -27,7 +27,7 @@ def data_uri(
         img.convert('RGB').resize((img.width*scale, img.height*scale), Image.NEAREST).save(out, format='PNG', optimize=True)
     return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
 
-# %% ../../nbs/10_evaluation/80_report.ipynb #9f25f076
+# %% ../../nbs/10_evaluation/80_report.ipynb #0c628675
 def read_events(
     path,   # events.jsonl
 ) -> list:  # of dicts, in order; a torn last line is left out
@@ -62,7 +62,7 @@ def learning_curves(
         ax.set_title(title, fontsize=9); ax.set_xlabel('iteration', fontsize=8); ax.tick_params(labelsize=7)
     return fig
 
-# %% ../../nbs/10_evaluation/80_report.ipynb #2510f7cd
+# %% ../../nbs/10_evaluation/80_report.ipynb #89fd0a06
 def _cell(v): return f'{v:.3f}' if isinstance(v, float) else escape(str(v))
 
 def html_table(
@@ -75,7 +75,7 @@ def html_table(
     body = ''.join('<tr>' + ''.join(f'<td>{_cell(r.get(k, ""))}</td>' for k in rows[0]) + '</tr>' for r in rows)
     return f'<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
-# %% ../../nbs/10_evaluation/80_report.ipynb #74ffa7c4
+# %% ../../nbs/10_evaluation/80_report.ipynb #d0a4c822
 def heat_map(
     weights,  # (n,) attention weights, ≥ 0
     boxes,    # (n, 4) x1 y1 x2 y2 in pixels, or None for a square grid of n cells (one more cell is a global vector)
@@ -107,7 +107,7 @@ def overlay(
     glow = np.stack([255*np.clip(heat*1.6, 0, 1), 235*np.clip(heat*1.6-.55, 0, 1), 90*np.clip(heat*1.6-1.1, 0, 1)], -1)
     return np.clip(base + glow*(.35 + .65*heat[..., None]), 0, 255).astype('uint8')
 
-# %% ../../nbs/10_evaluation/80_report.ipynb #132d22b5
+# %% ../../nbs/10_evaluation/80_report.ipynb #eae36817
 def example_card(
     ex:dict, # id, captions {decoder: text}, words, attention (t, n) or None, references, cider, image (h, w, 3) or None, boxes or None
 ) -> str:
@@ -124,7 +124,7 @@ def example_card(
     return (f'<section class="card"><div class="left">{shown}<p class="id">id {escape(str(ex["id"]))} · CIDEr-D {ex["cider"]:.2f}</p></div>'
             f'<div>{said}<ul>{refs}</ul><div class="looks">{looks}</div></div></section>')
 
-# %% ../../nbs/10_evaluation/80_report.ipynb #d75c4699
+# %% ../../nbs/10_evaluation/80_report.ipynb #37d2171d
 _STYLE = '''body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}h1{font-size:1.6em}h2{margin-top:1.6em}
 table{border-collapse:collapse;margin:1em 0;font-variant-numeric:tabular-nums}caption{text-align:left;font-weight:600;padding:.3em 0}
 td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}
