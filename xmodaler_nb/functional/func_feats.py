@@ -6,11 +6,11 @@
 __all__ = ['bboxes_to_locfeats', 'dict_as_tensor', 'dict_to_cuda', 'pad_tensor', 'expand_tensor', 'clip_v_inputs',
            'clip_t_inputs', 'boxes_to_locfeats', 'iou']
 
-# %% ../../nbs/04_functional/10_func_feats.ipynb #724dda4f
+# %% ../../nbs/04_functional/10_func_feats.ipynb #5e9a4e2b
 import numpy as np, torch
 from torch import Tensor
 
-# %% ../../nbs/04_functional/10_func_feats.ipynb #9606433b
+# %% ../../nbs/04_functional/10_func_feats.ipynb #93b08477
 def _each(
     x,    # a value of an item: string, list of values, anything else
     f,    # applied to everything that is no string and no list
@@ -36,7 +36,7 @@ def dict_to_cuda(
         input_dict[k] = _each(v, lambda x: x.to(device, non_blocking=True) if isinstance(x, Tensor) else x)
     return input_dict
 
-# %% ../../nbs/04_functional/10_func_feats.ipynb #e71e5098
+# %% ../../nbs/04_functional/10_func_feats.ipynb #2a53f45f
 def pad_tensor(
     tensor:list,          # b tensors or arrays, (n_i, …) each; or a list of lists of them
     padding_value:float,  # what fills up
@@ -50,7 +50,7 @@ def pad_tensor(
     n = torch.tensor([len(t) for t in ts])[:,None]                          # (b, 1)
     return out, (torch.arange(out.shape[1]) < n).to(out.device, torch.float32)
 
-# %% ../../nbs/04_functional/10_func_feats.ipynb #a51ea5cd
+# %% ../../nbs/04_functional/10_func_feats.ipynb #ff03cce5
 def expand_tensor(
     tensor:Tensor|None,  # None is handed through
     size:int|None,       # how many times; 1 or None returns `tensor` itself
@@ -61,7 +61,7 @@ def expand_tensor(
     if dim == 0: return tensor.repeat(size, *[1]*(tensor.dim() - 1))
     return tensor.repeat_interleave(size, dim=dim-1)
 
-# %% ../../nbs/04_functional/10_func_feats.ipynb #9ae44438
+# %% ../../nbs/04_functional/10_func_feats.ipynb #50d6da19
 def clip_v_inputs(
     v_feats:Tensor,     # (b, n, d) region features
     spatial:Tensor,     # (b, n, 5) box geometry
@@ -80,7 +80,7 @@ def clip_t_inputs(
     t = int(input_mask.sum(1).max())
     return input_txt[:,:t], segment_ids[:,:t], input_mask[:,:t]
 
-# %% ../../nbs/04_functional/10_func_feats.ipynb #f44a10a5
+# %% ../../nbs/04_functional/10_func_feats.ipynb #0ae668b7
 def boxes_to_locfeats(
     bboxes:np.ndarray,  # (n, 4) x1 y1 x2 y2 in pixels
     image_w:float,      # width of the image in pixels
@@ -95,7 +95,7 @@ def boxes_to_locfeats(
 
 bboxes_to_locfeats = boxes_to_locfeats
 
-# %% ../../nbs/04_functional/10_func_feats.ipynb #34b90b4f
+# %% ../../nbs/04_functional/10_func_feats.ipynb #a6269c58
 def iou(
     anchors:np.ndarray,   # (n, 4) x1 y1 x2 y2 in pixels, corners included
     gt_boxes:np.ndarray,  # (k, 4) likewise

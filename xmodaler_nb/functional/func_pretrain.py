@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['MASK_PROB', 'OVERLAP_THRESHOLD', 'IGNORE', 'random_word', 'caption_to_mask_tokens', 'random_region']
 
-# %% ../../nbs/04_functional/30_func_pretrain.ipynb #53d4394a
+# %% ../../nbs/04_functional/30_func_pretrain.ipynb #5c802d76
 import random
 import numpy as np
 
-# %% ../../nbs/04_functional/30_func_pretrain.ipynb #8708748b
+# %% ../../nbs/04_functional/30_func_pretrain.ipynb #b9349bfc
 MASK_PROB = 0.15          # share of tokens and regions that are chosen
 OVERLAP_THRESHOLD = 0.4   # regions overlapping a chosen one by more than this are hidden with it
 IGNORE = -1               # label of what need not be predicted
 
-# %% ../../nbs/04_functional/30_func_pretrain.ipynb #e22120db
+# %% ../../nbs/04_functional/30_func_pretrain.ipynb #c9f73775
 def _mask_id(tokenizer) -> int: return tokenizer.convert_tokens_to_ids(tokenizer.mask_token)
 
 def random_word(
@@ -37,7 +37,7 @@ def random_word(
         labels[i], tokens[i] = tokens[i], _mask_id(tokenizer)
     return tokens, labels
 
-# %% ../../nbs/04_functional/30_func_pretrain.ipynb #6e12a1ea
+# %% ../../nbs/04_functional/30_func_pretrain.ipynb #88a2e172
 def caption_to_mask_tokens(
     caption:str,                     # the sentence
     max_seq_length:int,              # tokens kept, [CLS] and [SEP] included
@@ -56,7 +56,7 @@ def caption_to_mask_tokens(
     if need_no_mask_tokens: out.append(whole)
     return tuple(np.array(o, dtype=np.int64) for o in out)
 
-# %% ../../nbs/04_functional/30_func_pretrain.ipynb #e79390f2
+# %% ../../nbs/04_functional/30_func_pretrain.ipynb #7fb14896
 def random_region(
     image_feats:np.ndarray,  # (n, d) region features; changed in place
     overlaps:np.ndarray,     # (n, n) intersection over union, 1 on the diagonal

@@ -6,7 +6,7 @@
 __all__ = ['TensorboardWriter', 'HistoryBuffer', 'get_event_storage', 'EventStorage', 'EventWriter', 'JSONWriter',
            'truncate_jsonl', 'TensorboardXWriter', 'CommonMetricPrinter']
 
-# %% ../../nbs/02_utils/30_events.ipynb #49f61314
+# %% ../../nbs/02_utils/30_events.ipynb #37636cad
 import datetime, json, logging, os, statistics, tempfile, time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-# %% ../../nbs/02_utils/30_events.ipynb #2251cdab
+# %% ../../nbs/02_utils/30_events.ipynb #b8822288
 class HistoryBuffer:
     "The values of one scalar over time."
     def __init__(self,
@@ -58,7 +58,7 @@ class HistoryBuffer:
         "Mean of all values ever put."
         return self._sum/self._count
 
-# %% ../../nbs/02_utils/30_events.ipynb #459de836
+# %% ../../nbs/02_utils/30_events.ipynb #df598226
 _STACK = []   # open storages, innermost last
 
 def get_event_storage() -> 'EventStorage':  # the innermost open one
@@ -96,7 +96,7 @@ class EventStorage:
         assert _STACK[-1] is self, "event storages must be closed in the reverse order of opening"
         _STACK.pop()
 
-# %% ../../nbs/02_utils/30_events.ipynb #561f8137
+# %% ../../nbs/02_utils/30_events.ipynb #30621f6b
 @patch
 def step(self:EventStorage):
     "Advance to the next iteration."
@@ -133,7 +133,7 @@ def name_scope(self:EventStorage,
     try: yield
     finally: self._prefix = old
 
-# %% ../../nbs/02_utils/30_events.ipynb #b48306c5
+# %% ../../nbs/02_utils/30_events.ipynb #e6038d20
 @patch
 def history(self:EventStorage,
     name:str,       # full name, prefix included
@@ -164,7 +164,7 @@ def latest_with_smoothing_hint(self:EventStorage,
     "The last values, smoothed where they ask for it."
     return {k: (self._history[k].median(window_size) if self._hints[k] else v, i) for k, (v, i) in self._latest.items()}
 
-# %% ../../nbs/02_utils/30_events.ipynb #8c22aca7
+# %% ../../nbs/02_utils/30_events.ipynb #7b85b546
 @patch
 def put_image(self:EventStorage,
     img_name:str,           # as shown in TensorBoard
@@ -197,7 +197,7 @@ def clear_histograms(self:EventStorage):
     "Drop the histograms; writers call it when done."
     self._histograms = []
 
-# %% ../../nbs/02_utils/30_events.ipynb #3260a41d
+# %% ../../nbs/02_utils/30_events.ipynb #7ee72dec
 @patch
 def state_dict(self:EventStorage,
     window:int=1000,  # values kept per scalar
@@ -218,7 +218,7 @@ def load_state_dict(self:EventStorage,
         if h._data: self._latest[k] = h._data[-1]
     self.start_iter = max(self.start_iter, state['iter'] + 1)
 
-# %% ../../nbs/02_utils/30_events.ipynb #88938dee
+# %% ../../nbs/02_utils/30_events.ipynb #46a5721b
 class EventWriter:
     "Something that writes what the open storage holds."
     def write(self):
@@ -240,7 +240,7 @@ def _is_new(
         written[k] = i
     return new
 
-# %% ../../nbs/02_utils/30_events.ipynb #6f20c11d
+# %% ../../nbs/02_utils/30_events.ipynb #875e7965
 class JSONWriter(EventWriter):
     "Append scalars as JSON lines."
     def __init__(self,
@@ -261,7 +261,7 @@ class JSONWriter(EventWriter):
         "Close the file."
         self._file.close()
 
-# %% ../../nbs/02_utils/30_events.ipynb #bbe7bcab
+# %% ../../nbs/02_utils/30_events.ipynb #10e55037
 def _sync_rename(
     tmp:str,    # finished file
     path:Path,  # its new name, in the same folder
@@ -295,7 +295,7 @@ def truncate_jsonl(
     _sync_rename(f.name, path)
     return len(lines) - len(keep)
 
-# %% ../../nbs/02_utils/30_events.ipynb #dfc8be49
+# %% ../../nbs/02_utils/30_events.ipynb #c6cb741d
 class TensorboardXWriter(EventWriter):
     "Write scalars, images and histograms to TensorBoard."
     def __init__(self,
@@ -323,7 +323,7 @@ class TensorboardXWriter(EventWriter):
 
 TensorboardWriter = TensorboardXWriter
 
-# %% ../../nbs/02_utils/30_events.ipynb #e7bfffc1
+# %% ../../nbs/02_utils/30_events.ipynb #139504da
 class CommonMetricPrinter(EventWriter):
     "Log the usual training line."
     def __init__(self,
