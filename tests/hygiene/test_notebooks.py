@@ -1,0 +1,66 @@
+"Notebooks are clean, small and say nothing about the machine they ran on."
+import json, re, subprocess
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_KB = 400             # of a notebook, outputs included
+MAX_CELL = 70            # lines of a code cell; most are far shorter, tables of constants are long
+
+
+def notebooks() -> list:
+    "Notebooks of the project; those beginning with _ are scratch."
+    return sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(part.startswith(('_', '.')) for part in p.relative_to(ROOT).parts))
+
+
+@pytest.fixture(params=notebooks(), ids=lambda p: p.relative_to(ROOT/'nbs').as_posix())
+def nb(request): return request.param, json.loads(request.param.read_text(encoding='utf-8'))
+
+
+def code(d): return [c for c in d['cells'] if c['cell_type'] == 'code']
+def text(x): return x if isinstance(x, str) else ''.join(x)
+
+
+def test_clean(nb):
+    path, d = nb
+    assert set(d['metadata']) <= {'kernelspec', 'language_info'} and set(d['metadata'].get('kernelspec', {})) <= {'display_name', 'language', 'name'}
+    for c in d['cells']: assert not c.get('metadata'), f"cell metadata {c['metadata']}"
+    for c in code(d):
+        assert c.get('execution_count') is None, 'execution count left: run nbdev_clean'
+        for o in c['outputs']: assert o.get('execution_count') is None and not o.get('metadata')
+
+
+def test_small(nb):
+    path, d = nb
+    assert path.stat().st_size <= MAX_KB*1024
+    long = [(i, n) for i, c in enumerate(d['cells']) if c['cell_type'] == 'code' and (n := text(c['source']).count('\n') + 1) > MAX_CELL]
+    assert not long, f'code cells (number, lines) longer than {MAX_CELL} lines: {long}'
+
+
+def test_outputs(nb):
+    "No error, no warning, no machine path, no progress bar left behind."
+    for c in code(nb[1]):
+        for o in c['outputs']:
+            assert o['output_type'] != 'error', text(c['source'])[:200]
+            assert o.get('name') != 'stderr', f"warning or log left in an output: {text(o['text'])[:300]}"
+            said = text(o.get('text', '')) + text(o.get('data', {}).get('text/plain', '')) + text(o.get('data', {}).get('text/html', ''))
+            assert not re.search(r'(?<![\w.])/(home|Users|root|opt|usr|tmp|var)/\w', said), f'machine path in an output: {said[:300]}'
+
+
+def test_form(nb):
+    "A title, a question, and the export at the end of what exports."
+    path, d = nb
+    prose = [text(c['source']) for c in d['cells'] if c['cell_type'] == 'markdown']
+    assert prose and prose[0].startswith('# '), 'the first prose cell is the title'
+    exports = any(re.match(r'\s*#\s*\|\s*default_exp', text(c['source'])) for c in code(d))
+    if exports:
+        assert '\n> ' in prose[0], 'below the title stands the question the notebook answers, as a quote'
+        assert 'nbdev_export()' in text(code(d)[-1]['source']), 'the last cell exports'
+
+
+def test_executed(nb):
+    "What a reader sees was run: a notebook with many code cells shows something, or its cells are silent tests."
+    cells = [text(c['source']) for c in code(nb[1])]
+    shown = any(c['outputs'] for c in code(nb[1]))
+    asserts = any(re.search(r'\b(test_\w+\(|assert |expect_fail)', s) for s in cells)
+    assert shown or asserts or len(cells) <= 4

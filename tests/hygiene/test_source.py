@@ -1,0 +1,71 @@
+"What must not be in the repository, and what must be on every public name."
+import ast, importlib, inspect, pkgutil, re, subprocess
+from pathlib import Path
+import pytest
+import xmodaler_nb
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = {'.safetensors', '.npz', '.npy', '.png', '.jpg', '.pkl', '.gz', '.pt', '.pth'}
+PATHS = r'(?<![\w.}])/(' + '|'.join(['home/[a-z]', 'Users/[A-Za-z]', 'root/', 'wo' + 'rk/', 'fa' + 'rm/', 'opt/whe' + 'els']) + ')'
+UNFINISHED = '|'.join(['TO' + 'DO', 'FIX' + 'ME', r'NotImpl' + r'ementedError', r'pass +# *stub'])
+
+
+def tracked(*args) -> list:
+    "Text files git knows or would add."
+    if not (ROOT/'.git').exists(): pytest.skip('not a git checkout')
+    out = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard', *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [f for f in sorted(set(out.split('\0'))) if f and (ROOT/f).is_file() and Path(f).suffix not in BINARY]
+
+
+def hits(pattern, names, flags=0) -> list:
+    "file:line: text, for every line that matches."
+    out = []
+    for f in names:
+        body = (ROOT/f).read_text(encoding='utf-8', errors='replace')
+        if f.endswith('.ipynb'): body = re.sub(r'"image/png": "[^"]*"', '', body)
+        out += [f'{f}:{i}: {line.strip()[:120]}' for i, line in enumerate(body.splitlines(), 1) if re.search(pattern, line, flags)]
+    return out
+
+
+def test_no_machine_paths(): assert not hits(PATHS, tracked())
+def test_no_hard_wired_device(): assert not hits(r'\.cuda\(', [f for f in tracked('xmodaler_nb', 'benchmarks', 'nbs') if f.endswith(('.py', '.ipynb'))])
+def test_nothing_unfinished(): assert not hits(UNFINISHED, [f for f in tracked('xmodaler_nb', 'tests', 'benchmarks') if f.endswith('.py')])
+def test_no_silent_excepts(): assert not hits(r'except( Exception| BaseException)?: *(pass)?$', [f for f in tracked('xmodaler_nb', 'tests', 'benchmarks') if f.endswith('.py')])
+def test_no_muted_warnings(): assert not hits(r'filterwarnings\(.{0,2}ignore', tracked('xmodaler_nb', 'nbs'))
+
+
+def test_never_imported():
+    "torchvision, transformers and the like may be installed; the package does not use them at import, nor fastai outside `engine`."
+    bad = []
+    for f in tracked('xmodaler_nb'):
+        if not f.endswith('.py'): continue
+        for node in ast.parse((ROOT/f).read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ''] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for n in names:
+                top = n.split('.')[0]
+                if top in ('torchvision', 'transformers', 'detectron2', 'yacs', 'fvcore', 'timm', 'torchmetrics', 'pandas', 'matplotlib', 'ipywidgets', 'tensorboard', 'pycocotools') \
+                   or n.startswith('fastai.vision'): bad.append((f, n))
+    assert not bad, f'import these inside the functions that use them: {bad}'
+
+
+def modules() -> list:
+    "Every module of the package."
+    return [m.name for m in pkgutil.walk_packages(xmodaler_nb.__path__, 'xmodaler_nb.') if not m.name.endswith('._modidx')]
+
+
+def public(module) -> list:
+    "(name, object) of the functions, classes and public methods that a module defines."
+    out = []
+    for name in getattr(module, '__all__', []):
+        obj = getattr(module, name)
+        if not (inspect.isclass(obj) or inspect.isfunction(obj)) or obj.__module__ != module.__name__: continue
+        out.append((f'{module.__name__}.{name}', obj))
+        if not inspect.isclass(obj): continue
+        out += [(f'{module.__name__}.{name}.{k}', getattr(obj, k)) for k, v in vars(obj).items()
+                if not k.startswith('_') and (inspect.isfunction(v) or isinstance(v, (classmethod, staticmethod, property)))]
+    return out
+
+
+def test_every_public_name_has_a_docstring():
+    mute = [n for m in modules() for n, obj in public(importlib.import_module(m)) if not (inspect.getdoc(obj) or '').strip()]
+    assert not mute, f'{len(mute)} public names without a docstring: {mute[:40]}'
