@@ -6,8 +6,8 @@
 __all__ = ['XmodalerCheckpoint', 'PeriodicEpochCheckpoint', 'XmodalerCheckpointer', 'os_writable', 'IncompatibleKeys',
            'strip_prefix', 'group_names', 'PeriodicEpochCheckpointer']
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #2cc5a368
-import logging, os, re, shutil
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #a28b5934
+import logging, os, pickle, re, shutil
 from collections import defaultdict
 from pathlib import Path
 import numpy as np
@@ -18,7 +18,7 @@ from .files import (CheckpointError, check_name, load_pth, load_weights, read_ch
                                           write_text)
 from ..utils.comm import is_main_process, unwrap_model
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #ed92268f
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #a44edd46
 class XmodalerCheckpointer:
     "Saves and restores a model together with whatever else has a `state_dict`."
     def __init__(self,
@@ -51,14 +51,14 @@ class XmodalerCheckpointer:
         "Put a file into every checkpoint from now on."
         self.files[check_name(name)] = content
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #497bbcbb
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #e26ce856
 def os_writable(
     folder,   # a directory
 ) -> bool:
     "May this process create files there?"
     return os.access(folder, os.W_OK | os.X_OK)
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #3bc41632
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #f7d2e3a7
 @patch
 def _is_complete(self:XmodalerCheckpointer, path):
     "Is there a checkpoint directory whose files have their announced sizes, or an X-modaler file?"
@@ -88,7 +88,7 @@ def tag_last_checkpoint(self:XmodalerCheckpointer,
     "Write the name of the newest checkpoint to `last_checkpoint`."
     write_text(Path(self.save_dir)/'last_checkpoint', check_name(last_filename_basename))
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #b9bc4b18
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #ca92ca74
 @patch
 def get_checkpoint_file(self:XmodalerCheckpointer) -> str:  # path, '' if there is none
     "The checkpoint to resume from: the tagged one, or the newest complete one if that is damaged."
@@ -101,7 +101,7 @@ def get_checkpoint_file(self:XmodalerCheckpointer) -> str:  # path, '' if there 
     if name and self._is_complete(Path(self.save_dir)/name): return str(Path(self.save_dir)/name)
     others = self.get_all_checkpoint_files()
     if not others: return ''
-    self.logger.warning("last_checkpoint: %s; using %s instead", why, others[-1])
+    self.logger.warning("last_checkpoint: %s; using %s instead", why, Path(others[-1]).name)
     return others[-1]
 
 @patch
@@ -109,11 +109,12 @@ def has_checkpoint(self:XmodalerCheckpointer) -> bool:
     "Is there a checkpoint to resume from?"
     return self.get_checkpoint_file() != ''
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #ad5f87e5
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #a6fe3cb3
 @patch
 def save(self:XmodalerCheckpointer,
-    name:str,    # directory name of the checkpoint
-    **kwargs     # facts for its meta data and state, e.g. iteration=41
+    name:str,        # directory name of the checkpoint
+    tag:bool=True,   # is this the one to resume from?
+    **kwargs         # facts for its meta data and state, e.g. iteration=41
 ):
     "Write a checkpoint and make it the last one. Every process must call it; only one writes."
     if not self.save_dir: return
@@ -127,9 +128,9 @@ def save(self:XmodalerCheckpointer,
         last = self.get_checkpoint_file()
         raise OSError(f"{e}; {'the last good checkpoint is ' + last if last else 'there is no earlier checkpoint'}") from e
     self.logger.info("saved checkpoint %s", path)
-    self.tag_last_checkpoint(name)
+    if tag: self.tag_last_checkpoint(name)
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #b6104375
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #5382b3ff
 class IncompatibleKeys(tuple):
     "What did not fit: `missing_keys`, `unexpected_keys`, `incorrect_shapes` [(name, shape in the file, shape in the model)]."
     def __new__(cls, missing_keys=(), unexpected_keys=(), incorrect_shapes=()):
@@ -140,8 +141,9 @@ class IncompatibleKeys(tuple):
 
 def _load_pickled(path):
     "Numpy weights from a `.pkl`, through the unpickler that knows plain containers and arrays only."
-    from xmodaler_nb.utils.safe_pickle import load_pickle
-    d = load_pickle(path)
+    from xmodaler_nb.utils.safe_pickle import safe_load
+    try: d = safe_load(path)
+    except pickle.UnpicklingError as e: raise CheckpointError(f"{e}. Nothing in it was executed") from e
     if isinstance(d, dict) and 'blobs' in d: raise CheckpointError(f"{path} is a Caffe2 file (key 'blobs'); convert it to a PyTorch state dict first")
     return d
 
@@ -167,7 +169,7 @@ def _convert_ndarray_to_tensor(self:XmodalerCheckpointer,
         if isinstance(v, np.ndarray): state_dict[k] = torch.from_numpy(v.copy())
         elif not isinstance(v, Tensor): raise CheckpointError(f"weight {k!r} is a {type(v).__name__}, expected a tensor or an array")
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #426f912f
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #791b5713
 def strip_prefix(
     state_dict:dict,   # name -> anything
     prefix='module.',  # what data-parallel wrappers put in front
@@ -189,7 +191,7 @@ def _load_model(self:XmodalerCheckpointer,
     shape_names = {k for k,_,_ in wrong}
     return IncompatibleKeys([k for k in res.missing_keys if k not in shape_names], res.unexpected_keys, wrong)
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #8b599c2a
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #7ee925ce
 def group_names(
     names,          # parameter names
 ) -> list[str]:     # one line per module: 'decoder.lstm: weight_ih, weight_hh'
@@ -208,7 +210,7 @@ def _log_incompatible_keys(self:XmodalerCheckpointer,
     for what,names in (('not in the file, left as they are', incompatible.missing_keys), ('in the file but not in the model', incompatible.unexpected_keys)):
         if names: self.logger.warning("weights %s:\n  %s", what, '\n  '.join(group_names(names)))
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #6bf21dcc
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #aa3b24a6
 @patch
 def load(self:XmodalerCheckpointer,
     path:str,                  # '' = nothing to load
@@ -245,7 +247,7 @@ def resume_or_load(self:XmodalerCheckpointer,
     if resume and self.has_checkpoint(): return self.load(self.get_checkpoint_file(), strict=True)
     return self.load(path, checkpointables=[])
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #64f2dde6
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #e2d28e5a
 class PeriodicEpochCheckpointer:
     "Saves checkpoints every given number of iterations, names them by epoch, and prunes old ones."
     def __init__(self,
@@ -259,7 +261,7 @@ class PeriodicEpochCheckpointer:
         self.checkpointer,self.period,self.max_iter = checkpoint,int(period),max_iter
         self.max_to_keep,self.file_prefix = max_to_keep,file_prefix
 
-    def name(self,
+    def dir_name(self,
         iteration:int,  # 0-based
         epoch:int,      # completed epochs
     ) -> str:
@@ -279,7 +281,7 @@ class PeriodicEpochCheckpointer:
         "Write a checkpoint."
         self.checkpointer.save(name, **kwargs)
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #c2cd9906
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #71500c5c
 @patch
 def step(self:PeriodicEpochCheckpointer,
     iteration:int,   # 0-based, the one just done
@@ -290,7 +292,7 @@ def step(self:PeriodicEpochCheckpointer,
     facts = dict(iteration=int(iteration), epoch=int(epoch), **kwargs)
     last = self.max_iter is not None and iteration >= self.max_iter-1
     if self.due(iteration):
-        self.save(self.name(iteration, epoch), **facts)
+        self.save(self.dir_name(iteration, epoch), **facts)
         self.prune()
     if last: self.save(f'{self.file_prefix}_final', **facts)
 
@@ -302,6 +304,6 @@ def prune(self:PeriodicEpochCheckpointer):
     ours = [p for p in Path(self.checkpointer.save_dir).iterdir() if p.is_dir() and pattern.match(p.name)]
     for p in sorted(ours, key=lambda p: int(pattern.match(p.name)[1]))[:-self.max_to_keep]: shutil.rmtree(p)
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #c9923626
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #67900a14
 XmodalerCheckpoint = XmodalerCheckpointer
 PeriodicEpochCheckpoint = PeriodicEpochCheckpointer

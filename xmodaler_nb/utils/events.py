@@ -6,7 +6,7 @@
 __all__ = ['TensorboardWriter', 'HistoryBuffer', 'get_event_storage', 'EventStorage', 'EventWriter', 'JSONWriter',
            'truncate_jsonl', 'TensorboardXWriter', 'CommonMetricPrinter']
 
-# %% ../../nbs/02_utils/30_events.ipynb #37636cad
+# %% ../../nbs/02_utils/30_events.ipynb #08d2bb69
 import datetime, json, logging, os, statistics, tempfile, time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-# %% ../../nbs/02_utils/30_events.ipynb #b8822288
+# %% ../../nbs/02_utils/30_events.ipynb #2de8a97c
 class HistoryBuffer:
     "The values of one scalar over time."
     def __init__(self,
@@ -58,7 +58,7 @@ class HistoryBuffer:
         "Mean of all values ever put."
         return self._sum/self._count
 
-# %% ../../nbs/02_utils/30_events.ipynb #df598226
+# %% ../../nbs/02_utils/30_events.ipynb #0e1f7d09
 _STACK = []   # open storages, innermost last
 
 def get_event_storage() -> 'EventStorage':  # the innermost open one
@@ -96,7 +96,7 @@ class EventStorage:
         assert _STACK[-1] is self, "event storages must be closed in the reverse order of opening"
         _STACK.pop()
 
-# %% ../../nbs/02_utils/30_events.ipynb #30621f6b
+# %% ../../nbs/02_utils/30_events.ipynb #7788bf9b
 @patch
 def step(self:EventStorage):
     "Advance to the next iteration."
@@ -133,7 +133,7 @@ def name_scope(self:EventStorage,
     try: yield
     finally: self._prefix = old
 
-# %% ../../nbs/02_utils/30_events.ipynb #e6038d20
+# %% ../../nbs/02_utils/30_events.ipynb #2cf3a6c6
 @patch
 def history(self:EventStorage,
     name:str,       # full name, prefix included
@@ -164,7 +164,7 @@ def latest_with_smoothing_hint(self:EventStorage,
     "The last values, smoothed where they ask for it."
     return {k: (self._history[k].median(window_size) if self._hints[k] else v, i) for k, (v, i) in self._latest.items()}
 
-# %% ../../nbs/02_utils/30_events.ipynb #7b85b546
+# %% ../../nbs/02_utils/30_events.ipynb #4fd4c554
 @patch
 def put_image(self:EventStorage,
     img_name:str,           # as shown in TensorBoard
@@ -197,7 +197,7 @@ def clear_histograms(self:EventStorage):
     "Drop the histograms; writers call it when done."
     self._histograms = []
 
-# %% ../../nbs/02_utils/30_events.ipynb #7ee72dec
+# %% ../../nbs/02_utils/30_events.ipynb #ca0f1a3a
 @patch
 def state_dict(self:EventStorage,
     window:int=1000,  # values kept per scalar
@@ -218,7 +218,7 @@ def load_state_dict(self:EventStorage,
         if h._data: self._latest[k] = h._data[-1]
     self.start_iter = max(self.start_iter, state['iter'] + 1)
 
-# %% ../../nbs/02_utils/30_events.ipynb #46a5721b
+# %% ../../nbs/02_utils/30_events.ipynb #fe27647b
 class EventWriter:
     "Something that writes what the open storage holds."
     def write(self):
@@ -240,28 +240,44 @@ def _is_new(
         written[k] = i
     return new
 
-# %% ../../nbs/02_utils/30_events.ipynb #875e7965
+# %% ../../nbs/02_utils/30_events.ipynb #6c804dee
 class JSONWriter(EventWriter):
     "Append scalars as JSON lines."
     def __init__(self,
         json_file:str|Path,  # file to append to
         window_size:int=20,  # values a smoothed scalar is the median of
     ):
-        self._file, self._window, self._written = open(json_file, 'a', encoding='utf-8'), window_size, {}
+        self._path, self._file, self._window, self._written = Path(json_file), None, window_size, {}
 
     def write(self):
-        "Append one line per iteration with new scalars: names sorted, plus `iteration`."
-        for i, scalars in sorted(_is_new(get_event_storage(), self._written, self._window).items()):
+        "Append one line per iteration with new scalars: names sorted, plus `iteration`. The file is opened at the first write."
+        new = _is_new(get_event_storage(), self._written, self._window)
+        if not new: return
+        if self._file is None: self._file = open(self._path, 'a', encoding='utf-8')
+        for i, scalars in sorted(new.items()):
             clean = {k: v if v - v == 0 else None for k, v in scalars.items()}   # inf and nan have no JSON
             self._file.write(json.dumps({**clean, 'iteration': i}, sort_keys=True) + '\n')
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self):
-        "Close the file."
-        self._file.close()
+        "Close the file; a later `write` opens it again."
+        if self._file is not None: self._file.close()
+        self._file = None
 
-# %% ../../nbs/02_utils/30_events.ipynb #10e55037
+    def state_dict(self) -> dict:  # plain containers
+        "What was written so far, and where the file ends now."
+        return dict(written=dict(self._written), size=self._path.stat().st_size if self._path.exists() else 0)
+
+    def load_state_dict(self,
+        state:dict,  # from `state_dict`
+    ):
+        "Cut the file back to where it ended then, and continue from there."
+        self.close()
+        self._written = dict(state['written'])
+        if self._path.exists() and self._path.stat().st_size > state['size']: os.truncate(self._path, state['size'])
+
+# %% ../../nbs/02_utils/30_events.ipynb #09159cd0
 def _sync_rename(
     tmp:str,    # finished file
     path:Path,  # its new name, in the same folder
@@ -295,7 +311,7 @@ def truncate_jsonl(
     _sync_rename(f.name, path)
     return len(lines) - len(keep)
 
-# %% ../../nbs/02_utils/30_events.ipynb #c6cb741d
+# %% ../../nbs/02_utils/30_events.ipynb #eebd90fb
 class TensorboardXWriter(EventWriter):
     "Write scalars, images and histograms to TensorBoard."
     def __init__(self,
@@ -304,12 +320,13 @@ class TensorboardXWriter(EventWriter):
         **kwargs,              # for `torch.utils.tensorboard.SummaryWriter`
     ):
         from torch.utils.tensorboard import SummaryWriter
-        self._window, self._written = window_size, {}
-        self._writer = SummaryWriter(str(log_dir), **kwargs)
+        self._window, self._written, self._writer = window_size, {}, None
+        self._open = lambda: SummaryWriter(str(log_dir), **kwargs)
 
     def write(self):
         "Write new scalars; write and clear images and histograms."
         storage = get_event_storage()
+        if self._writer is None: self._writer = self._open()
         for i, scalars in _is_new(storage, self._written, self._window).items():
             for k, v in scalars.items(): self._writer.add_scalar(k, v, i)
         for name, img, i in storage._images: self._writer.add_image(name, img, i)
@@ -318,12 +335,23 @@ class TensorboardXWriter(EventWriter):
         storage.clear_histograms()
 
     def close(self):
-        "Flush and close the event files."
-        self._writer.close()
+        "Flush and close the event files; a later `write` opens new ones."
+        if self._writer is not None: self._writer.close()
+        self._writer = None
+
+    def state_dict(self) -> dict:  # plain containers
+        "What was written so far."
+        return dict(written=dict(self._written))
+
+    def load_state_dict(self,
+        state:dict,  # from `state_dict`
+    ):
+        "Go on after what was written. Event files cannot be cut; what was written twice is the same twice."
+        self._written = dict(state['written'])
 
 TensorboardWriter = TensorboardXWriter
 
-# %% ../../nbs/02_utils/30_events.ipynb #139504da
+# %% ../../nbs/02_utils/30_events.ipynb #632af48d
 class CommonMetricPrinter(EventWriter):
     "Log the usual training line."
     def __init__(self,
