@@ -7,6 +7,7 @@ import xmodaler_nb
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = {'.safetensors', '.npz', '.npy', '.png', '.jpg', '.pkl', '.gz', '.pt', '.pth'}
 PATHS = r'(?<![\w.}])/(' + '|'.join(['home/[a-z]', 'Users/[A-Za-z]', 'root/', 'wo' + 'rk/', 'fa' + 'rm/', 'opt/whe' + 'els']) + ')'
+MAY_LACK = 0.05         # share of public parameters that may lack a comment
 UNFINISHED = '|'.join(['TO' + 'DO', 'FIX' + 'ME', r'NotImpl' + r'ementedError', r'pass +# *stub'])
 
 
@@ -30,8 +31,19 @@ def hits(pattern, names, flags=0) -> list:
 def test_no_machine_paths(): assert not hits(PATHS, tracked())
 def test_no_hard_wired_device(): assert not hits(r'\.cuda\(', [f for f in tracked('xmodaler_nb', 'benchmarks', 'nbs') if f.endswith(('.py', '.ipynb'))])
 def test_nothing_unfinished(): assert not hits(UNFINISHED, [f for f in tracked('xmodaler_nb', 'tests', 'benchmarks') if f.endswith('.py')])
-def test_no_silent_excepts(): assert not hits(r'except( Exception| BaseException)?: *(pass)?$', [f for f in tracked('xmodaler_nb', 'tests', 'benchmarks') if f.endswith('.py')])
 def test_no_muted_warnings(): assert not hits(r'filterwarnings\(.{0,2}ignore', tracked('xmodaler_nb', 'nbs'))
+
+
+def test_no_silent_excepts():
+    "A handler that catches everything and does nothing hides the next bug."
+    silent = []
+    for f in tracked('xmodaler_nb', 'tests', 'benchmarks'):
+        if not f.endswith('.py'): continue
+        for node in ast.walk(ast.parse((ROOT/f).read_text())):
+            if isinstance(node, ast.ExceptHandler) and (node.type is None or getattr(node.type, 'id', '') in ('Exception', 'BaseException')) \
+               and all(isinstance(b, (ast.Pass, ast.Continue)) or isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant) for b in node.body):
+                silent.append(f'{f}:{node.lineno}')
+    assert not silent
 
 
 def test_never_imported():
@@ -69,3 +81,19 @@ def public(module) -> list:
 def test_every_public_name_has_a_docstring():
     mute = [n for m in modules() for n, obj in public(importlib.import_module(m)) if not (inspect.getdoc(obj) or '').strip()]
     assert not mute, f'{len(mute)} public names without a docstring: {mute[:40]}'
+
+
+def test_public_parameters_are_described():
+    "A comment on the line of nearly every public parameter (those that every class shares are exempt)."
+    from fastcore.docments import docments
+    share, bare = 0, []
+    for m in modules():
+        for n, obj in public(importlib.import_module(m)):
+            f = vars(obj).get('__init__') if inspect.isclass(obj) else obj
+            if not inspect.isfunction(f) or f.__code__.co_filename.startswith('<'): continue     # dataclasses write their own
+            for k, v in docments(f, full=True).items():
+                if k in ('self', 'cls', 'cfg', 'tmp_cfg', 'args', 'kwargs', 'return'): continue
+                share += 1
+                if not (v or {}).get('docment'): bare.append(f'{n}: {k}')
+    print(f'{share - len(bare)} of {share} public parameters are described')
+    assert len(bare) <= MAY_LACK*share, f'{len(bare)} of {share} parameters without a comment, e.g. {bare[:40]}'

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['UnsafePickleError', 'SafeUnpickler', 'safe_loads', 'safe_load']
 
-# %% ../../nbs/02_utils/80_safe_pickle.ipynb #171a51c2
+# %% ../../nbs/02_utils/80_safe_pickle.ipynb #b36f158d
 import builtins, collections, io, pickle
 from pathlib import Path
 import numpy as np
 
-# %% ../../nbs/02_utils/80_safe_pickle.ipynb #cfc54bef
+# %% ../../nbs/02_utils/80_safe_pickle.ipynb #78b6f7dc
 _BUILTINS = 'list dict set frozenset tuple str bytes bytearray int float complex bool slice range'.split()
 _NUMPY = {'numpy': ['ndarray', 'dtype'],
           'numpy.core.multiarray': ['scalar', '_reconstruct'], 'numpy._core.multiarray': ['scalar', '_reconstruct'],
@@ -46,7 +46,7 @@ def _allowed() -> dict:  # (module, name) → object
             else: out[module, n] = getattr(np if module == 'numpy' else core.multiarray, n)
     return out
 
-# %% ../../nbs/02_utils/80_safe_pickle.ipynb #4c305661
+# %% ../../nbs/02_utils/80_safe_pickle.ipynb #7691e001
 class SafeUnpickler(pickle.Unpickler):
     "Unpickler that knows plain containers, strings, numbers and numpy arrays, and nothing else."
     def __init__(self,
@@ -56,17 +56,22 @@ class SafeUnpickler(pickle.Unpickler):
         super().__init__(file, encoding='bytes')
         self.name, self.allowed = name, _allowed()
 
-    def find_class(self, module, name):
+    def find_class(self,
+        module:str,  # as the file says it
+        name:str,    # likewise
+    ):               # the object
         "The object called `module.name` if it is on the list; UnsafePickleError if not."
         if (module, name) in self.allowed: return self.allowed[module, name]
         raise UnsafePickleError(f"{self.name}: this pickle asks for {module}.{name}; only plain containers, strings, numbers and numpy arrays are read. "
                                 "Nothing was executed. If you made the file yourself, convert it to one of these")
 
-    def persistent_load(self, pid):
+    def persistent_load(self,
+        pid,  # how the file names the outside object
+    ):
         "References to outside objects are refused."
         raise UnsafePickleError(f"{self.name}: this pickle refers to an object outside itself ({pid!r})")
 
-# %% ../../nbs/02_utils/80_safe_pickle.ipynb #196218b6
+# %% ../../nbs/02_utils/80_safe_pickle.ipynb #17ab5cef
 def _text(
     x:bytes,  # a Python 2 string
 ) -> str:     # or `x` itself when it is not UTF-8
@@ -98,7 +103,7 @@ def _restore(
     else: memo[id(x)] = (x, t(_restore(v, old, memo, key) for v in x))
     return memo[id(x)][1]
 
-# %% ../../nbs/02_utils/80_safe_pickle.ipynb #18175538
+# %% ../../nbs/02_utils/80_safe_pickle.ipynb #0da27f9c
 def safe_loads(
     data:bytes,       # a pickle
     name:str='data',  # what error messages call it
