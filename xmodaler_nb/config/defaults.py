@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['OUR_KEYS', 'without_our_keys']
 
-# %% ../../nbs/03_config/10_defaults.ipynb #ce7964f4
+# %% ../../nbs/03_config/10_defaults.ipynb #c55a19df
 from .config import CfgNode as CN
 
-# %% ../../nbs/03_config/10_defaults.ipynb #e6898b21
+# %% ../../nbs/03_config/10_defaults.ipynb #95d451e7
 _C = CN()
 _C.VERSION = 1                                   # of this tree's key names
 
@@ -33,8 +33,20 @@ _C.DATALOADER.SAMPLE_PROB = 0.2                  # chance of replacing a semanti
 _C.DATALOADER.SAMPLE_IDS = []                    # ids of loose images to caption
 _C.DATALOADER.FILE_PATHS = []                    # their files
 
-# %% ../../nbs/03_config/10_defaults.ipynb #f6707106
-_C.ENGINE = CN(dict(NAME='DefaultTrainer'))
+# %% ../../nbs/03_config/10_defaults.ipynb #f8c07ad5
+_C.ENGINE = CN(dict(
+    NAME='DefaultTrainer',
+    # --- the rest is ours
+    AMP='',                                      # mixed precision: '', 'bf16' or 'fp16'
+    COMPILE=False,                               # torch.compile the model
+    ACCUMULATE=1,                                # batches per optimizer step
+    CHECKPOINT_ITERS=0,                          # further checkpoints every so many iterations; 0 = only by epochs
+    KEEP_LAST=0,                                 # periodic checkpoints to keep; 0 = all
+    KEEP_BEST='',                                # metric whose best checkpoint is kept, e.g. 'val/CIDEr'
+    EARLY_STOP='', EARLY_STOP_PATIENCE=3,        # metric to watch, evaluations without improvement
+    GLOBAL_TOKENS=False,                         # several processes: weigh by the number of target words
+    SHARD_EVAL=True,                             # several processes: each decodes a part of the images
+    PROGRESS=True))                              # progress bar on a terminal
 
 _C.SCHEDULED_SAMPLING = CN(dict(
     START_EPOCH=0,                               # no sampling before
@@ -62,7 +74,7 @@ _C.MODEL.BERT = CN(dict(HIDDEN_SIZE=512, HIDDEN_DROPOUT_PROB=0.1, HIDDEN_ACT='ge
     INTERMEDIATE_DROP=0.1, FFN_DROPOUT_PROB=0.1, ATTENTION_PROBS_DROPOUT_PROB=0.1, V_TARGET_SIZE=0, NUM_HIDDEN_LAYERS=12, LAYER_DROP=0.0,
     V_NUM_HIDDEN_LAYERS=6, V_LAYER_DROP=0.0, NUM_UNDERSTANDING_LAYERS=6, U_LAYER_DROP=0.0, NUM_GENERATION_LAYERS=6, G_LAYER_DROP=0.0))
 
-# %% ../../nbs/03_config/10_defaults.ipynb #c8c55706
+# %% ../../nbs/03_config/10_defaults.ipynb #f5496653
 _C.SOLVER = CN(dict(
     NAME='Adam', EPOCH=10,
     CHECKPOINT_PERIOD=1, EVAL_PERIOD=1,          # epochs
@@ -78,7 +90,7 @@ _C.LR_SCHEDULER = CN(dict(NAME='StepLR', STEP_SIZE=3, GAMMA=0.1, MODEL_SIZE=-1, 
 
 _C.LOSSES = CN(dict(NAMES=[''], LABELSMOOTHING=0.1, MARGIN=0.2, MAX_VIOLATION=True))
 
-# %% ../../nbs/03_config/10_defaults.ipynb #f5d4832a
+# %% ../../nbs/03_config/10_defaults.ipynb #0e5bd6af
 _C.SCORER = CN(dict(NAME='', TYPES=[''], WEIGHTS=[1.0], GT_PATH='coco_train_gts.pkl', CIDER_CACHED='coco_train_cider.pkl', EOS_ID=0))
 
 _C.DECODE_STRATEGY = CN(dict(NAME='BeamSearcher', BEAM_SIZE=1))
@@ -91,8 +103,8 @@ _C.OUTPUT_DIR = './output'
 _C.SEED = -1                                     # −1 = a new one each run
 _C.CUDNN_BENCHMARK = True
 
-# %% ../../nbs/03_config/10_defaults.ipynb #1df790ac
-OUR_KEYS = ('MODEL.EXPAND',)   # keys of the default tree that X-modaler does not know
+# %% ../../nbs/03_config/10_defaults.ipynb #0d085919
+OUR_KEYS = ('MODEL.EXPAND', *(f'ENGINE.{k}' for k in _C.ENGINE if k != 'NAME'))   # keys of the default tree that X-modaler does not know
 
 def without_our_keys(
     cfg:CN, # any config

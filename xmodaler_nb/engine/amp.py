@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['DTYPES', 'AMP']
 
-# %% ../../nbs/14_engine/45_amp.ipynb #dedfceaf
+# %% ../../nbs/14_engine/45_amp.ipynb #9ed601c7
 from functools import partial
 from contextlib import nullcontext
 import torch
 from fastai.callback.core import Callback
 
-# %% ../../nbs/14_engine/45_amp.ipynb #1558e7db
+# %% ../../nbs/14_engine/45_amp.ipynb #65ef3d81
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 class AMP(Callback):

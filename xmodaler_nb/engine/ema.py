@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['copy_model', 'ModelEma']
 
-# %% ../../nbs/14_engine/40_ema.ipynb #3b49712b
+# %% ../../nbs/14_engine/40_ema.ipynb #c8cf94ef
 import copy
 import torch
 from torch import nn
 from ..utils.comm import unwrap_model
 
-# %% ../../nbs/14_engine/40_ema.ipynb #6952f1ed
+# %% ../../nbs/14_engine/40_ema.ipynb #05d78b32
 def copy_model(
     model:nn.Module,  # anything, old-style weight norm included
 ) -> nn.Module:       # an independent copy
@@ -23,7 +23,7 @@ def copy_model(
     finally:
         for m,k,v in held: m.__dict__[k] = v
 
-# %% ../../nbs/14_engine/40_ema.ipynb #d418bbaf
+# %% ../../nbs/14_engine/40_ema.ipynb #b05216b9
 class ModelEma(nn.Module):
     "Exponential moving average of a model's state."
     def __init__(self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TARGETS', 'logger', 'Loaders', 'LossSum', 'TorchOptim', 'NoOptim', 'targets_of', 'floats', 'CaptionLearner']
 
-# %% ../../nbs/14_engine/10_learner.ipynb #2acd12ed
+# %% ../../nbs/14_engine/10_learner.ipynb #871898e9
 import logging, math, tempfile, time
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +20,7 @@ from .methods import TeacherForcing, as_losses, has_position, loss_sum, open_at
 from ..utils.comm import unwrap_model
 from ..utils.env import get_rng_state, set_rng_state
 
-# %% ../../nbs/14_engine/10_learner.ipynb #614a6e3e
+# %% ../../nbs/14_engine/10_learner.ipynb #a428d6d8
 class Loaders:
     "A training loader, perhaps a validation loader, and the device they feed."
     def __init__(self,
@@ -36,7 +36,7 @@ class Loaders:
     train_ds = property(lambda self: getattr(self.train, 'dataset', None))
     def one_batch(self): return next(iter(self.train))
 
-# %% ../../nbs/14_engine/10_learner.ipynb #688f6e76
+# %% ../../nbs/14_engine/10_learner.ipynb #f384fb1e
 class LossSum(nn.Module):
     "Several losses of the form `outputs -> {name: scalar}` as one."
     def __init__(self,
@@ -56,7 +56,7 @@ class LossSum(nn.Module):
 
     def forward(self, outputs, *targets): return loss_sum(self.entries(outputs))
 
-# %% ../../nbs/14_engine/10_learner.ipynb #5627bd45
+# %% ../../nbs/14_engine/10_learner.ipynb #fb7943d4
 class TorchOptim(OptimWrapper):
     "A ready torch optimizer as fastai sees it: groups and state untouched, only numbers shown."
     def __init__(self,
@@ -80,7 +80,7 @@ class NoOptim:
     def state_dict(self): return {}
     def load_state_dict(self, state): pass
 
-# %% ../../nbs/14_engine/10_learner.ipynb #eca6f759
+# %% ../../nbs/14_engine/10_learner.ipynb #bf0ab77e
 TARGETS = (kfg.G_TARGET_IDS, kfg.U_TARGET_IDS, kfg.V_TARGET_LABELS, kfg.ITM_NEG_LABEL)   # fields that hold what is to be predicted
 
 def targets_of(
@@ -101,7 +101,7 @@ def floats(
     if isinstance(x, (list, tuple)): return type(x)(floats(v) for v in x)
     return x
 
-# %% ../../nbs/14_engine/10_learner.ipynb #22282a59
+# %% ../../nbs/14_engine/10_learner.ipynb #16389f64
 logger = logging.getLogger(__name__)
 
 class CaptionLearner(Learner):
@@ -137,7 +137,7 @@ class CaptionLearner(Learner):
         self.add_cb(method)
         return self
 
-# %% ../../nbs/14_engine/10_learner.ipynb #e8eaf330
+# %% ../../nbs/14_engine/10_learner.ipynb #ebf017c9
 @patch
 def create_opt(self:CaptionLearner):
     "Make the optimizer, or take the ready one as it is: groups, rates and state."
@@ -146,7 +146,7 @@ def create_opt(self:CaptionLearner):
     elif not any(True for _ in self.model.parameters()): self.opt = NoOptim()
     else: Learner.create_opt(self)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #2eb7b625
+# %% ../../nbs/14_engine/10_learner.ipynb #5879133a
 @patch
 def prepare_batch(self:CaptionLearner,
     b,     # what a loader gave: a batch, or a list of items
@@ -171,7 +171,7 @@ def _split(self:CaptionLearner, b):
     elif isinstance(b, (tuple, list)): Learner._split(self, b)
     else: self.xb,self.yb = (b,),()
 
-# %% ../../nbs/14_engine/10_learner.ipynb #aabbe67c
+# %% ../../nbs/14_engine/10_learner.ipynb #ffc0bae6
 @patch
 def predict_batch(self:CaptionLearner,
     batch,   # a prepared batch
@@ -215,7 +215,7 @@ def _do_one_batch(self:CaptionLearner):
         with self.autocast(): self.loss = loss_sum(self.compute_losses(self.predict_batch(self.batch)))
         self('after_loss')
 
-# %% ../../nbs/14_engine/10_learner.ipynb #e77d1ba6
+# %% ../../nbs/14_engine/10_learner.ipynb #a99ac308
 @patch
 def _window(self:CaptionLearner):
     "Of the accumulation window of this batch: how many batches it has, and whether this is its last. The last window of an epoch may be shorter."
@@ -262,7 +262,7 @@ def _step(self:CaptionLearner):
     self.scaler.step(getattr(self.opt, 'opt', self.opt))
     self.scaler.update()
 
-# %% ../../nbs/14_engine/10_learner.ipynb #31b544f7
+# %% ../../nbs/14_engine/10_learner.ipynb #82ba6d81
 @patch
 def _open_train(self:CaptionLearner):
     "The training loader at this epoch's position, and how many batches were done before."
@@ -306,7 +306,7 @@ def fit_iters(self:CaptionLearner,
     try: self.fit(math.ceil(end/n), cbs=cbs, start_epoch=start//n)
     finally: self.first_iter,self.stop_at = 0,None
 
-# %% ../../nbs/14_engine/10_learner.ipynb #a159f24e
+# %% ../../nbs/14_engine/10_learner.ipynb #fa794a33
 @patch
 def fit(self:CaptionLearner,
     n_epoch:int,         # number of epochs
@@ -341,7 +341,7 @@ def _do_epoch_validate(self:CaptionLearner, ds_idx=1, dl=None):
     try: Learner._do_epoch_validate(self, ds_idx, dl)
     finally: set_rng_state(rng)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #4f8250d9
+# %% ../../nbs/14_engine/10_learner.ipynb #756f99d9
 from fastai.callback.core import CancelEpochException as _CancelEpoch
 
 @patch
@@ -365,7 +365,7 @@ def _close_after_failure(self:CaptionLearner):
         try: cb('after_fit')
         except Exception: logger.exception("while closing %s after an error", type(cb).__name__)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #8bd84796
+# %% ../../nbs/14_engine/10_learner.ipynb #fa2ca5b7
 @patch
 def lr_find(self:CaptionLearner,
     **kwargs,   # start_lr, end_lr, num_it, stop_div, show_plot, suggest_funcs: see fastai

@@ -6,14 +6,14 @@
 __all__ = ['logger', 'Tracked', 'KeepBest', 'EarlyStopping', 'ProgressBar', 'stop_requested', 'check_stop', 'Interrupts',
            'caption_report']
 
-# %% ../../nbs/14_engine/35_watch.ipynb #f31191b5
+# %% ../../nbs/14_engine/35_watch.ipynb #86c8a2c0
 import datetime, logging, signal, sys, threading, time
 from collections import Counter
 import math
 from fastcore.basics import patch
 from .train_loop import HookBase
 
-# %% ../../nbs/14_engine/35_watch.ipynb #d6115aa6
+# %% ../../nbs/14_engine/35_watch.ipynb #a700673a
 logger = logging.getLogger(__name__)
 
 class Tracked(HookBase):
@@ -55,7 +55,7 @@ class KeepBest(Tracked):
         self.checkpointer.save(self.dir_name, tag=False, iteration=self.trainer.iter, monitor=self.monitor, value=value)
         logger.info("best %s so far: %.4f, saved as %s", self.monitor, value, self.dir_name)
 
-# %% ../../nbs/14_engine/35_watch.ipynb #14a2fc1a
+# %% ../../nbs/14_engine/35_watch.ipynb #09d7afdd
 class EarlyStopping(Tracked):
     "Ends the training when the metric has not improved for some evaluations."
     def __init__(self, monitor, patience=3, mode='', min_delta=0.):
@@ -72,7 +72,7 @@ class EarlyStopping(Tracked):
     def state_dict(self): return {'best': self.best, 'wait': self.wait}
     def load_state_dict(self, state): self.best,self.wait = state['best'],state['wait']
 
-# %% ../../nbs/14_engine/35_watch.ipynb #6c6c45cc
+# %% ../../nbs/14_engine/35_watch.ipynb #3913433e
 class ProgressBar(HookBase):
     "One line: epoch, step, loss, time left."
     def __init__(self,
@@ -108,7 +108,7 @@ class ProgressBar(HookBase):
     def after_train(self):
         if self._show: self._stream.write('\n'); self._stream.flush()
 
-# %% ../../nbs/14_engine/35_watch.ipynb #a3042811
+# %% ../../nbs/14_engine/35_watch.ipynb #0eed067b
 _stop = {'signal': None}
 
 def stop_requested() -> bool:
@@ -145,7 +145,7 @@ class Interrupts(HookBase):
         for s,h in self._old.items(): signal.signal(s, h)
         self._old,_stop['signal'] = {},None
 
-# %% ../../nbs/14_engine/35_watch.ipynb #a839580a
+# %% ../../nbs/14_engine/35_watch.ipynb #ea47f2c0
 def caption_report(
     captions,            # list of strings, one per image
     n_samples:int=3,     # how many to show
