@@ -93,7 +93,15 @@ _C.LOSSES = CN(dict(NAMES=[''], LABELSMOOTHING=0.1, MARGIN=0.2, MAX_VIOLATION=Tr
 # %% ../../nbs/03_config/10_defaults.ipynb #0e5bd6af
 _C.SCORER = CN(dict(NAME='', TYPES=[''], WEIGHTS=[1.0], GT_PATH='coco_train_gts.pkl', CIDER_CACHED='coco_train_cider.pkl', EOS_ID=0))
 
-_C.DECODE_STRATEGY = CN(dict(NAME='BeamSearcher', BEAM_SIZE=1))
+_C.DECODE_STRATEGY = CN(dict(NAME='BeamSearcher', BEAM_SIZE=1,
+    TAIL='upstream',                             # greedy and sampling: 'drop' lets finished rows leave the batch
+    SYNC_EVERY=0,                                # steps between two looks at whether all is finished; 0 = 1 on the CPU, 4 elsewhere
+    TEMPERATURE=1.0, TOP_K=0, TOP_P=1.0,         # sampling: logits / temperature; the k likeliest words (0 = all); the likeliest words that hold share p
+    MIN_LENGTH=0, MAX_LENGTH=0,                  # words before the end mark, at least and at most; 0 = no rule
+    LENGTH_PENALTY=0.0,                          # beams compete by score / length**penalty
+    NO_REPEAT_NGRAM=0,                           # no n words twice in a row of words; 0 = no rule
+    BANNED_WORDS=[], REQUIRED_WORDS=[],          # words or ids
+    GROUPS=1, DIVERSITY=0.5))                    # DiverseBeamSearcher: groups of beams, and the price of a word that an earlier group said
 
 _C.INFERENCE = CN(dict(NAME='', VOCAB='coco_vocabulary.txt', ID_KEY='image_id', VALUE='caption',
     VAL_ANNFILE='captions_val5k.json', TEST_ANNFILE='captions_test5k.json', GENERATION_MODE=True,
