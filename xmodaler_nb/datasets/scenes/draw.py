@@ -7,12 +7,12 @@ __all__ = ['SIZE', 'COLOURS', 'RADII', 'MATERIALS', 'SHAPES', 'CATEGORIES', 'CON
            'MOTIONS', 'FRAMES', 'coverage', 'Thing', 'Scene', 'gaps', 'relation', 'pick', 'between', 'sample_thing',
            'sample_scene', 'render', 'clip_scenes', 'sample_clip', 'render_clip']
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #070e6c72
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #71e9281b
 from dataclasses import dataclass, field, replace, asdict
 from functools import lru_cache
 import numpy as np
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #b08c06ab
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #ce485143
 SIZE = 64                                                             # side of a scene in pixels
 COLOURS = dict(red=(205,40,40), orange=(240,135,25), yellow=(240,220,50), green=(35,140,55), blue=(45,80,205),
                purple=(130,50,160), pink=(245,140,185), brown=(120,72,38), white=(240,240,240), black=(35,35,40))
@@ -33,7 +33,7 @@ def _inside(u, v, corners):
         res ^= ((y1 > v) != (y2 > v)) & (u < (x2-x1)*(v-y1)/(y2-y1)+x1)
     return res
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #0bda3c05
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #311f8efc
 def _disc(u, v, x=0., y=0., r=1.): return (u-x)**2 + (v-y)**2 <= r*r
 def _boat(u, v):  return _inside(u, v, [(-1,.3),(1,.3),(.6,.95),(-.6,.95)]) | _inside(u, v, [(-.08,-1),(.1,-1),(.75,.12),(.1,.12),(.1,.4),(-.08,.4)])
 def _fish(u, v):  return ((u+.25)**2/.5625 + v**2/.36 <= 1) | _inside(u, v, [(.3,0),(1,-.65),(1,.65)])
@@ -69,7 +69,7 @@ def coverage(
     res.setflags(write=False)
     return res
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #c3cdc46e
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #9b831a04
 @dataclass(frozen=True)
 class Thing:
     "One object of a scene."
@@ -85,12 +85,15 @@ class Thing:
     @property
     def cover(self): return coverage(self.category, self.r, self.flip)
     @property
-    def area(self) -> float: return float(self.cover.sum())
+    def area(self) -> float: return _area(self.category, self.r)
     @property
     def box(self) -> tuple:
         "x1, y1, x2, y2 in pixels, the last two exclusive, around what is really covered."
         t,b,l,r = _extent(self.category, self.r, self.flip)
         return (self.x-self.r+l, self.y-self.r+t, self.x-self.r+r, self.y-self.r+b)
+
+@lru_cache(maxsize=None)
+def _area(category, r): return float(coverage(category, r).sum())
 
 @lru_cache(maxsize=None)
 def _extent(category, r, flip):
@@ -111,7 +114,7 @@ class Scene:
     @classmethod
     def from_dict(cls, d): return cls(**{**d, 'things': tuple(Thing(**t) for t in d['things'])})
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #d16a82e3
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #1b1c6217
 CONVERSE = dict(left='right', right='left', above='below', below='above', near='near', on='under', under='on', behind='front', front='behind')
 CONVERSE[''] = ''
 RELATIONS = tuple(k for k in CONVERSE if k)
@@ -137,7 +140,7 @@ def relation(
     if abs(dy) >= 1.4*abs(dx):    return 'above' if dy < 0 else 'below'
     return ''
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #bd5cce7b
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #5d47ed66
 def pick(
     rng:np.random.Generator, # where chance comes from
     options,                 # sequence of values, or dict value -> weight
@@ -159,7 +162,7 @@ def between(
     "Draw an integer, both ends included."
     return lo + int(rng.random()*(hi-lo+1))
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #05fac607
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #0eba4268
 PLACES = dict(grass=((112,172,86),(92,150,66)), sand=((232,208,154),(218,190,132)), water=((96,158,205),(66,128,182)), snow=((230,236,243),(214,222,234)),
               table=((186,138,88),(170,120,74)), night=((22,24,52),(38,40,82)), road=((128,128,133),(108,108,113)), carpet=((158,62,82),(138,46,66)))
 
@@ -177,7 +180,7 @@ def sample_thing(
     return Thing(category or pick(rng, CATEGORIES), pick(rng, ALLOWED[place]), size, pick(rng, dict(rubber=4,metal=3,wood=3,glass=2)),
                  0, 0, pick(rng, RADII[size]), rng.random() < .5)
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #ffacc9e7
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #d201f2a4
 _WANT = dict(left=5, right=5, above=3, below=3, near=3, on=2, behind=2, front=2)
 _COUNT = {1:2, 2:4, 3:3, 4:2, 5:1}
 
@@ -194,19 +197,20 @@ def _move(rng, t, **kw): return replace(t, x=between(rng, t.r, SIZE-1-t.r), y=be
 
 def _place_second(rng, first, t, want):
     "Put `t` next to `first` so that *first is `want` t*; None if this draw does not fit."
-    z = 1 if want == 'behind' else -1 if want == 'front' else 1
-    t = _move(rng, t, z=z)
-    if want in ('on','behind','front','near'):                        # these need aim, not luck
-        dx,dy = between(rng, -6, 6), first.r+t.r
-        if want == 'near': dx,dy = (pick(rng, (-1,1))*(first.r+t.r+between(rng, 2, 5)), between(rng, -5, 5))
-        elif want == 'on': dy += 2
-        else:              dx,dy = pick(rng, (-1,1))*(first.r+between(rng, 0, 3)), between(rng, -5, 5)
-        t = replace(t, x=first.x+dx, y=first.y+dy)
+    side,touch = pick(rng, (-1,1)),first.r+t.r
+    if want in ('left','right'):    dx,dy = between(rng, touch+5, SIZE-touch), between(rng, -20, 20)
+    elif want in ('above','below'): dx,dy = between(rng, -20, 20), between(rng, touch+5, SIZE-touch)
+    elif want == 'near':            dx,dy = side*(touch+between(rng, 2, 5)), between(rng, -5, 5)
+    elif want == 'on':              dx,dy = between(rng, -6, 6), touch+2
+    else:                           dx,dy = side*(touch-between(rng, 2, t.r if want == 'behind' else 5)), between(rng, -5, 5)
+    if want == 'right': dx = -dx                                      # first is right of t: t lies to the left
+    if want == 'below': dy = -dy
+    t = replace(t, x=first.x+dx, y=first.y+dy, z=-1 if want == 'front' else 1)
     if not _fits(t, (), 0) or relation(first, t) != want: return None
     if want in RELATIONS[:4] and max(gaps(first.box, t.box)) < 7: return None     # a clear distance for the directions
     return t
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #81782969
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #b12875f4
 def _hidden(a, b):
     "Share of the lower one's pixels that the upper one covers, of two overlapping things."
     lo,hi = (a,b) if a.z < b.z else (b,a)
@@ -218,7 +222,7 @@ def _hidden(a, b):
 
 def _ordered(things): return all(a.area >= 1.25*b.area for a,b in zip(things, things[1:3])) and (len(things) < 3 or all(things[1].area >= 1.25*t.area for t in things[2:]))
 
-def _try_scene(rng, n, place):
+def _try_scene(rng, n, place, want):
     "One attempt; None when it does not fit."
     sizes = _sizes(rng, n)
     same = pick(rng, CATEGORIES) if n > 1 and rng.random() < .25 else None        # sometimes two of a kind
@@ -229,8 +233,7 @@ def _try_scene(rng, n, place):
     if not _fits(first, (), 0): return None
     done = [first]
     if n > 1:
-        want = pick(rng, _WANT)
-        for _ in range(30):
+        for _ in range(10):
             t = _place_second(rng, first, things[1], want)
             if t and (want not in ('behind','front') or _hidden(first, t) <= .3): break
         else: return None
@@ -248,12 +251,12 @@ def sample_scene(
     place:str|None=None,     # a name in `PLACES`; None: drawn
 ) -> Scene:                  # every relation of the first two things holds by a margin
     "Draw a scene; attempts that do not fit are repeated."
-    n,place = n or pick(rng, _COUNT), place or pick(rng, tuple(PLACES))
+    n,place,want = n or pick(rng, _COUNT), place or pick(rng, tuple(PLACES)), pick(rng, _WANT)
     while True:
-        things = _try_scene(rng, n, place)
+        things = _try_scene(rng, n, place, want)
         if things: return Scene(place, things, int(rng.random()*2**31))
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #451010aa
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #4de06f89
 def _ground(place, rng):
     "Background of a place, (SIZE, SIZE, 3) float64."
     top,bottom = (np.array(c, float) for c in PLACES[place])
@@ -267,7 +270,7 @@ def _ground(place, rng):
                carpet=lambda: 6*noise + 8*(((x+shift)//4+y//4)%2))[place]()
     return top*(1-t) + bottom*t + tex[...,None]
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #e7f344c2
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #0940a54c
 def _material(t, rgb):
     "Colours of a thing's square, (2r+1, 2r+1, 3): flat rubber, a highlight on metal, grain on wood, a glint across glass."
     n = 2*t.r+1
@@ -311,7 +314,7 @@ def render(
         _blend(img, lambda a,b,c,d,*_: look[a:b,c:d], t.cover, top, left)
     return np.clip(np.floor(img+.5), 0, 255).astype(np.uint8)
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #36568038
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #e2edac37
 MOTIONS = dict(left=(-1,0), right=(1,0), up=(0,-1), down=(0,1), closer=(0,0), away=(0,0), still=(0,0))
 FRAMES = 8                                                            # frames of a clip
 _TRAVEL = dict(slow=1.5, fast=4.)                                     # pixels per frame; of a growing thing a third of it, in radius

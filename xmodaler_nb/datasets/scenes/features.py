@@ -7,11 +7,11 @@ __all__ = ['WORK', 'ROW', 'EXTRACTORS', 'as_rgb', 'fit', 'background', 'componen
            'neighbour_numbers', 'colour_numbers', 'shape_numbers', 'texture_numbers', 'describe', 'grid_boxes',
            'SceneFeatures', 'ClipFeatures', 'extractor_from_dict']
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #018c204e
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #75177a1f
 from functools import lru_cache
 import numpy as np
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #60497323
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #36a1ff89
 WORK = 64                                                             # longer side of the picture we look at, pixels
 
 def as_rgb(
@@ -42,7 +42,7 @@ def fit(
     size = max(8, int(w*k+.5)), max(8, int(h*k+.5))
     return np.asarray(Image.fromarray(image).resize(size, Image.BOX))
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #8d843f1c
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #7634e7f1
 def background(
     img:np.ndarray, # (h, w, 3) float64
     border:int=3,   # pixels from each side that count as border
@@ -72,7 +72,7 @@ def components(
         if (new == lab[1:-1,1:-1]).all(): return np.where(mask, new, 0)
         lab[1:-1,1:-1] = new
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #e5b6c962
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #d8b8f86c
 def find_regions(
     img:np.ndarray,       # (h, w, 3) uint8
     threshold:float=42.,  # distance in RGB from the background, 0 to 441, that makes a pixel foreground
@@ -95,7 +95,7 @@ def mask_box(
     y,x = np.flatnonzero(mask.any(1)),np.flatnonzero(mask.any(0))
     return int(x[0]),int(y[0]),int(x[-1])+1,int(y[-1])+1
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #7bb50d6b
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #6effabab
 def _cells(a, box, n, m=2):
     "Resample a[box] to (n, n): m × m nearest samples per cell, averaged."
     x1,y1,x2,y2 = box
@@ -121,15 +121,16 @@ def neighbour_numbers(
     other,  # of the region it is compared to, or None
     h:int,  # height of the picture
     w:int,  # width of the picture
-) -> list:  # 8 numbers, zero without a neighbour
+) -> list:  # 10 numbers, zero without a neighbour
     "How the region stands to another: offset of centres and empty space between the boxes."
-    if other is None: return [0.]*8
+    if other is None: return [0.]*10
     dx,dy = (box[0]+box[2]-other[0]-other[2])/w, (box[1]+box[3]-other[1]-other[3])/h
     gx,gy = max(box[0]-other[2], other[0]-box[2])/w, max(box[1]-other[3], other[1]-box[3])/h
-    g = 64*max(gx, gy, 0.)
-    return [1., dx, dy, abs(dx)-abs(dy), 2*gx, 2*gy, 2/(1+g/3), float(gx < 0 and gy < 0)]
+    g = 64*max(gx, gy)                                                # in 1/64 of the picture; negative: the boxes overlap
+    steps = [min(max((g-k)/2, -1.), 1.) for k in (0., 2.5, 5.5)]      # overlapping, touching, close
+    return [1., dx, dy, abs(dx)-abs(dy), 2*gx, 2*gy, *steps, float(gy > gx)]
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #a79c0c34
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #d1addde2
 _CENTRES = np.array([0., .5, 1.])
 
 def colour_numbers(
@@ -155,7 +156,7 @@ def shape_numbers(
     sxy = (c*np.outer(p-my, p-mx)).sum()/t
     return np.concatenate([2*c.ravel()-1, [2*t/64-1, 3*mx, 3*my, 3*sx, 3*sy, 6*sxy]])
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #1d748ebe
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #6c41a458
 def texture_numbers(
     light:np.ndarray, # (h, w) lightness in [0,1]
     mask:np.ndarray,  # (h, w) float 0/1
@@ -176,15 +177,15 @@ def texture_numbers(
     q = s[[len(s)*i//100 for i in (5,25,50,75,95)]] - mean
     return np.concatenate([6*c, [change(1,0), change(0,1), change(2,0), change(0,2), change(4,0), 2*mean-1], 4*q])
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #aff356f0
-ROW = 13+8+33+70+27                                                   # width of a row
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #ac47792a
+ROW = 13+10+33+70+27                                                   # width of a row
 
 def describe(
     img:np.ndarray,  # (h, w, 3) float64 in [0,1]
     mask:np.ndarray, # (h, w) bool, the pixels of the region
     box,             # x1 y1 x2 y2 in pixels
     other=None,      # box of the neighbour, or None
-) -> np.ndarray:     # (151,) float32
+) -> np.ndarray:     # (153,) float32
     "One row: box, neighbour, colour, shape, texture."
     h,w = mask.shape
     x1,y1,x2,y2 = box
@@ -197,7 +198,7 @@ def describe(
                           shape_numbers(m, box), texture_numbers(light, m, box)])
     return np.round(res, 4).astype(np.float32)
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #3df19ac5
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #cf92b0dc
 def grid_boxes(
     h:int, # height
     w:int, # width
@@ -233,7 +234,7 @@ class SceneFeatures:
         return cls(**{k:v for k,v in d.items() if k not in ('extractor','version')})
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in vars(self).items())})"
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #e438b847
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #b515d86b
 def _boxes_and_masks(self, img):
     "Boxes, masks and neighbours of all rows but the whole picture's; and the foreground."
     h,w = img.shape[:2]
@@ -263,7 +264,7 @@ def _extract(self,
     return dict(features=feats, boxes=boxes.astype(np.float32), image_h=H, image_w=W, n_regions=min(n, len(rows)) if self.kind != 'grid' else 0)
 SceneFeatures.__call__ = _extract
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #8cb8588b
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #52afd35f
 class ClipFeatures:
     "Clip -> one vector per frame, from the pixels alone."
     def __init__(self,
@@ -294,7 +295,7 @@ def _motion(a, b, h, w):
     d = np.array([(b[0]+b[2]-a[0]-a[2])/2/w, (b[1]+b[3]-a[1]-a[3])/2/h, (b[2]-b[0]-a[2]+a[0])/w, (b[3]-b[1]-a[3]+a[1])/h])*16
     return np.round(np.concatenate([d, abs(d)]), 4)
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #654dd117
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #ca6e6292
 EXTRACTORS = dict(SceneFeatures=SceneFeatures, ClipFeatures=ClipFeatures)
 
 def extractor_from_dict(
