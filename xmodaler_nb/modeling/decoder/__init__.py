@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', 'UpDownDecoder', 'SALSTMDecoder',
-           'MPLSTMDecoder', 'AttributeDecoder']
+           'MPLSTMDecoder', 'AttributeDecoder', 'XLANDecoder']
 
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #2b553163
 from .build import build_decoder, add_decoder_config, DECODER_REGISTRY
@@ -16,3 +16,7 @@ from .attribute_decoder import AttributeDecoder
 
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #72f2bf4c
 _all_ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', 'UpDownDecoder', 'SALSTMDecoder', 'MPLSTMDecoder', 'AttributeDecoder']
+
+# %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #3bc5efb0
+from .lowrank_bilinear_decoder import XLANDecoder
+_all_ = ['XLANDecoder']
