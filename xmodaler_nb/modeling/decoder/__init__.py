@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', 'UpDownDecoder', 'SALSTMDecoder',
-           'MPLSTMDecoder', 'AttributeDecoder', 'XLANDecoder']
+           'MPLSTMDecoder', 'AttributeDecoder', 'TransformerDecoder', 'XLANDecoder']
 
-# %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #2b553163
+# %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #1af83ca6
 from .build import build_decoder, add_decoder_config, DECODER_REGISTRY
 from .decoder import Decoder
 from .updown_decoder import UpDownDecoder
 from .salstm_decoder import SALSTMDecoder
 from .mplstm_decoder import MPLSTMDecoder
 from .attribute_decoder import AttributeDecoder
+from .transformer_decoder import TransformerDecoder
 
-# %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #72f2bf4c
-_all_ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', 'UpDownDecoder', 'SALSTMDecoder', 'MPLSTMDecoder', 'AttributeDecoder']
+# %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #a51e6732
+_all_ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', 'UpDownDecoder', 'SALSTMDecoder', 'MPLSTMDecoder', 'AttributeDecoder',
+         'TransformerDecoder']
 
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #3bc5efb0
 from .lowrank_bilinear_decoder import XLANDecoder

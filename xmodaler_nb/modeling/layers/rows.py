@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['rows_per_image', 'by_image', 'repeat_rows', 'source_rows']
 
-# %% ../../../nbs/07_modeling/00_layers/05_rows.ipynb #310486af
+# %% ../../../nbs/07_modeling/00_layers/05_rows.ipynb #d44bb093
 import torch
 from torch import Tensor
 
-# %% ../../../nbs/07_modeling/00_layers/05_rows.ipynb #03a5c866
+# %% ../../../nbs/07_modeling/00_layers/05_rows.ipynb #b74b5961
 def rows_per_image(
     rows:int,   # number of caption (or beam) rows
     images:int, # number of image rows
@@ -19,7 +19,7 @@ def rows_per_image(
     if rest or s == 0: raise ValueError(f"{rows} rows cannot be shared out evenly over {images} images")
     return s
 
-# %% ../../../nbs/07_modeling/00_layers/05_rows.ipynb #2e143f75
+# %% ../../../nbs/07_modeling/00_layers/05_rows.ipynb #f5157fdd
 def by_image(
     x:Tensor,   # (n·s, …), one entry per row
     images:int, # n
@@ -27,7 +27,7 @@ def by_image(
     "Rows grouped by the image they belong to."
     return x.view(images, rows_per_image(x.size(0), images), *x.shape[1:])
 
-# %% ../../../nbs/07_modeling/00_layers/05_rows.ipynb #cf7229ab
+# %% ../../../nbs/07_modeling/00_layers/05_rows.ipynb #8cb2ae1b
 def repeat_rows(
     x,               # tensor (n, …), or a list of such tensors, or None
     s:int,           # copies per row
@@ -36,7 +36,7 @@ def repeat_rows(
     "Every row `s` times."
     if x is None or s == 1: return x
     if isinstance(x, (list, tuple)): return [repeat_rows(o, s) for o in x]
-    y = x[:,None].expand(x.size(0), s, *x.shape[1:]).reshape(-1, *x.shape[1:])
+    y = x[:,None].expand(x.size(0), s, *x.shape[1:]).reshape(x.size(0)*s, *x.shape[1:])
     if note: y.source_rows = (x, s, y._version)
     return y
 
