@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', 'UpDownDecoder', 'SALSTMDecoder',
-           'MPLSTMDecoder', 'AttributeDecoder', 'TransformerDecoder', 'XLANDecoder']
+           'MPLSTMDecoder', 'AttributeDecoder', 'TransformerDecoder', 'MeshedDecoder', 'XLANDecoder']
 
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #1af83ca6
 from .build import build_decoder, add_decoder_config, DECODER_REGISTRY
@@ -14,10 +14,11 @@ from .salstm_decoder import SALSTMDecoder
 from .mplstm_decoder import MPLSTMDecoder
 from .attribute_decoder import AttributeDecoder
 from .transformer_decoder import TransformerDecoder
+from .meshed_decoder import MeshedDecoder
 
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #a51e6732
 _all_ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', 'UpDownDecoder', 'SALSTMDecoder', 'MPLSTMDecoder', 'AttributeDecoder',
-         'TransformerDecoder']
+         'TransformerDecoder', 'MeshedDecoder']
 
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #3bc5efb0
 from .lowrank_bilinear_decoder import XLANDecoder

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['build_encoder', 'add_encoder_config', 'ENCODER_REGISTRY', 'Encoder', 'UpDownEncoder', 'GCNEncoder',
-           'TransformerEncoder', 'LowRankBilinearEncoder']
+           'TransformerEncoder', 'MemoryAugmentedEncoder', 'LowRankBilinearEncoder']
 
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #e505021a
 from .build import build_encoder, add_encoder_config, ENCODER_REGISTRY
@@ -12,10 +12,11 @@ from .encoder import Encoder
 from .updown_encoder import UpDownEncoder
 from .gcn_encoder import GCNEncoder
 from .transformer_encoder import TransformerEncoder
+from .memory_augmented_encoder import MemoryAugmentedEncoder
 
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #dadb2b86
 _all_ = ['build_encoder', 'add_encoder_config', 'ENCODER_REGISTRY', 'Encoder', 'UpDownEncoder', 'GCNEncoder',
-         'TransformerEncoder']
+         'TransformerEncoder', 'MemoryAugmentedEncoder']
 
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #537ae2de
 from .lowrank_bilinear_encoder import LowRankBilinearEncoder

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['get_act_layer', 'get_activation', 'BaseAttention', 'UnrolledLSTM', 'BertSelfAttention', 'BertSelfOutput',
            'BertAttention', 'BertIntermediate', 'BertOutput', 'BertXAttention', 'BertCrossAttention', 'BertLayer',
-           'BertUnderstandingLayer', 'BertGenerationLayer', 'BertPooler', 'BertPredictionHeadTransform']
+           'BertUnderstandingLayer', 'BertGenerationLayer', 'BertPooler', 'BertPredictionHeadTransform',
+           'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward']
 
 # %% ../../../nbs/07_modeling/00_layers/99_layers.ipynb #6333c73f
 from .create_act import get_act_layer, get_activation
@@ -13,8 +14,10 @@ from .base_attention import BaseAttention
 from .unrolled_lstm import UnrolledLSTM
 from .bert import (BertSelfAttention, BertSelfOutput, BertAttention, BertIntermediate, BertOutput, BertXAttention,
     BertCrossAttention, BertLayer, BertUnderstandingLayer, BertGenerationLayer, BertPooler, BertPredictionHeadTransform)
+from .multihead_attention import MultiHeadAttention, MultiHeadAttentionMemory
+from .positionwise_feedforward import PositionWiseFeedForward
 
 # %% ../../../nbs/07_modeling/00_layers/99_layers.ipynb #8b524634
 _all_ = ['get_act_layer', 'get_activation', 'BaseAttention', 'UnrolledLSTM', 'BertSelfAttention', 'BertSelfOutput', 'BertAttention',
          'BertIntermediate', 'BertOutput', 'BertXAttention', 'BertCrossAttention', 'BertLayer', 'BertUnderstandingLayer', 'BertGenerationLayer', 'BertPooler',
-         'BertPredictionHeadTransform']
+         'BertPredictionHeadTransform', 'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward']
