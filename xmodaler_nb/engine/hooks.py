@@ -7,7 +7,7 @@ __all__ = ['logger', 'PeriodicCheckpoint', 'iters_per_epoch', 'CallbackHook', 'I
            'PeriodicCheckpointer', 'LRScheduler', 'reported_group', 'ScheduledSampling', 'flatten', 'stage_prefix',
            'EvalHook', 'ModelWeightsManipulating', 'AutogradProfiler', 'PreciseBN']
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #a5ed92d6
+# %% ../../nbs/14_engine/30_hooks.ipynb #2d5a235d
 import datetime, json, logging, math, os, sys, time
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ from .train_loop import HookBase
 from ..utils import comm
 from ..utils.env import get_rng_state, set_rng_state
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #c21ddf0b
+# %% ../../nbs/14_engine/30_hooks.ipynb #de490af3
 logger = logging.getLogger(__name__)
 
 def iters_per_epoch(
@@ -30,7 +30,7 @@ def iters_per_epoch(
     n = getattr(trainer, 'iters_per_epoch', None)
     return int(n) if n else max(1, len(trainer.learn.dls.train))
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #4d8e7021
+# %% ../../nbs/14_engine/30_hooks.ipynb #b38db642
 class CallbackHook(HookBase):
     "A hook assembled from functions; each is called with the trainer."
     def __init__(self, *,
@@ -51,7 +51,7 @@ class CallbackHook(HookBase):
         if self._after_train: self._after_train(self.trainer)
         del self._before_train, self._after_train, self._before_step, self._after_step
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #cf430fbf
+# %% ../../nbs/14_engine/30_hooks.ipynb #2c935bbe
 class IterationTimer(HookBase):
     "Seconds per step, and a summary at the end."
     def __init__(self,
@@ -76,7 +76,7 @@ class IterationTimer(HookBase):
 
 def _clock(seconds): return str(datetime.timedelta(seconds=int(seconds)))
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #a41954cc
+# %% ../../nbs/14_engine/30_hooks.ipynb #62e295c0
 class PeriodicWriter(HookBase):
     "Lets writers write every few steps, after the last one, and at the end."
     def __init__(self,
@@ -103,7 +103,7 @@ class PeriodicWriter(HookBase):
         for w,s in zip(self._writers, state['writers']):
             if s and hasattr(w, 'load_state_dict'): w.load_state_dict(s)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #d5917bd9
+# %% ../../nbs/14_engine/30_hooks.ipynb #ff3d2a4f
 class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
     "Checkpointing as a hook. The period is in steps; names carry the epoch."
     def before_train(self): self.max_iter,self._final = self.trainer.max_iter,None
@@ -122,7 +122,7 @@ class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
 
 PeriodicCheckpoint = PeriodicCheckpointer
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #ac26b665
+# %% ../../nbs/14_engine/30_hooks.ipynb #22ba83f1
 class LRScheduler(HookBase):
     "Steps the schedule after each step and records the rate."
     def __init__(self,
@@ -133,6 +133,7 @@ class LRScheduler(HookBase):
     def before_train(self):
         self._optimizer = self._optimizer or self.trainer.optimizer
         self._group = reported_group(self._optimizer)
+        self._optimizer._opt_called = True     # a skipped step (accumulation, fp16 overflow) is no mistake: no warning from torch
 
     @property
     def scheduler(self): return self._scheduler or self.trainer.scheduler
@@ -150,7 +151,7 @@ def reported_group(
     rates = [g.get('initial_lr', g['lr']) for g in optimizer.param_groups]
     return rates.index(Counter(rates).most_common(1)[0][0])
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #466b0924
+# %% ../../nbs/14_engine/30_hooks.ipynb #8928bf9d
 class ScheduledSampling(HookBase):
     "Raises `trainer.ss_prob` in steps."
     def __init__(self,
@@ -169,7 +170,7 @@ class ScheduledSampling(HookBase):
     def before_train(self): self.trainer.ss_prob = self.prob(self.trainer.start_iter)
     def after_step(self): self.trainer.ss_prob = self.prob(self.trainer.iter+1)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #d41cdaf3
+# %% ../../nbs/14_engine/30_hooks.ipynb #ee84c8be
 def flatten(
     d:dict,     # nested
     prefix='',  # what stands in front
@@ -196,7 +197,7 @@ class EvalHook(HookBase):
         multi_gpu_eval:bool=False, # do all processes take part? Otherwise the first one does it
     ):
         self._period,self._start,self._func,self._n = eval_period,eval_start,eval_function,iters_per_epoch
-        self.stage,self._multi,self.last_iter = stage,multi_gpu_eval,-1
+        self.stage,self._multi,self.last_iter,self.results = stage,multi_gpu_eval,-1,{}
 
     def due(self,
         done:int,  # steps done
@@ -217,7 +218,7 @@ class EvalHook(HookBase):
     def state_dict(self): return {'last_iter': self.last_iter}
     def load_state_dict(self, state): self.last_iter = state['last_iter']
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #f16543fe
+# %% ../../nbs/14_engine/30_hooks.ipynb #67c9baaa
 @patch
 def _do_eval(self:EvalHook,
     epoch:int,  # completed epochs
@@ -236,6 +237,7 @@ def _record(self:EvalHook, results, epoch, seconds):
     "Into the storage and the log."
     if not isinstance(results, dict): raise TypeError(f"the {self.stage} evaluation returned a {type(results).__name__}, expected a dict of numbers")
     prefix,storage,values = stage_prefix(self.stage),self.trainer.storage,{}
+    self.results = values
     for k,v in flatten(results).items():
         try: values[k] = float(v)
         except (TypeError, ValueError): raise ValueError(f"the {self.stage} evaluation returned {k}={v!r}, which is not a number") from None
@@ -246,7 +248,7 @@ def _record(self:EvalHook, results, epoch, seconds):
     text = '\n'.join(f'  {k}: {v:.4f}' for k,v in values.items())
     logger.info("%s\n%s, epoch %s\n%s\n%s", '#'*60, self.stage, epoch, text, '#'*60)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #bfff940e
+# %% ../../nbs/14_engine/30_hooks.ipynb #247942b6
 class ModelWeightsManipulating(HookBase):
     "Lets the model adjust its weights before the training (tie or fill some), if it has a say in it."
     def __init__(self): pass
@@ -276,7 +278,7 @@ class AutogradProfiler(HookBase):
         self._dir.mkdir(parents=True, exist_ok=True)
         prof.export_chrome_trace(str(self._dir/f'profiler-trace-iter{self.trainer.iter}.json'))
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #7da020f6
+# %% ../../nbs/14_engine/30_hooks.ipynb #aabdbcde
 class PreciseBN(HookBase):
     "Measures the statistics of batch normalisation anew, every few steps and at the end."
     def __init__(self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HookBase', 'Steps', 'TrainerBase', 'TrainerEvents']
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #2d7517cd
+# %% ../../nbs/14_engine/20_train_loop.ipynb #fa08f963
 import logging, weakref
 from torch import nn
 from fastai.callback.core import Callback, TrainEvalCallback
@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from .learner import CaptionLearner, Loaders, NoOptim
 from ..utils.events import EventStorage
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #2afb1e72
+# %% ../../nbs/14_engine/20_train_loop.ipynb #82b80029
 _MOMENTS = {'before_fit': 'before_train', 'before_batch': 'before_step', 'after_batch': 'after_step', 'after_fit': 'after_train'}
 
 class HookBase(Callback):
@@ -57,7 +57,7 @@ class HookBase(Callback):
         if event_name in _MOMENTS and self._trainer is None and (event_name.endswith('_fit') or self.training): getattr(self, _MOMENTS[event_name])()
         return super().__call__(event_name)
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #3ff6788c
+# %% ../../nbs/14_engine/20_train_loop.ipynb #c21adcc0
 class Steps:
     "A loader of nothing: as many batches as steps are wanted."
     def __init__(self, n): self.n,self.start = n,0
@@ -91,7 +91,7 @@ class TrainerBase:
             self._hooks.append(h)
             if self.learn is not None: self.learn.add_cb(h)
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #a4ed3cf7
+# %% ../../nbs/14_engine/20_train_loop.ipynb #2407cae7
 @patch
 def before_train(self:TrainerBase):
     "Called before the loop."
@@ -112,7 +112,15 @@ def after_step(self:TrainerBase):
 def _after_step_from(self:TrainerBase, first):
     try:
         for self._cursor in range(first, len(self._hooks)): self._hooks[self._cursor].after_step()
+    except KeyboardInterrupt:
+        self._cursor -= 1                       # the interrupted hook will have to run again
+        self.on_interrupt()
+        raise
     finally: self._cursor = None
+
+@patch
+def on_interrupt(self:TrainerBase):
+    "Called when a hook was interrupted in `after_step`, a moment at which saving is safe."
 
 @patch
 def stop(self:TrainerBase,
@@ -142,7 +150,7 @@ def catch_up(self:TrainerBase):
     self._after_step_from(first)
     self.iter = self.storage.iter = self.start_iter
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #d8ca57f6
+# %% ../../nbs/14_engine/20_train_loop.ipynb #7457393d
 class TrainerEvents(Callback):
     "Passes the learner's events on to the trainer, and sets its clock."
     order,always,run_valid = HookBase.order,True,False
@@ -201,7 +209,7 @@ class _Stepper:
         self._t.stepped = True
         self._t.run_step()
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #3e5008c5
+# %% ../../nbs/14_engine/20_train_loop.ipynb #1173d10b
 @patch
 def hook_names(self:TrainerBase) -> list:
     "One name per hook: its class, numbered from the second on."

@@ -6,14 +6,15 @@
 __all__ = ['logger', 'Tracked', 'KeepBest', 'EarlyStopping', 'ProgressBar', 'stop_requested', 'check_stop', 'Interrupts',
            'caption_report']
 
-# %% ../../nbs/14_engine/35_watch.ipynb #86c8a2c0
+# %% ../../nbs/14_engine/35_watch.ipynb #cf4350b7
 import datetime, logging, signal, sys, threading, time
 from collections import Counter
 import math
 from fastcore.basics import patch
 from .train_loop import HookBase
+from ..utils import comm
 
-# %% ../../nbs/14_engine/35_watch.ipynb #a700673a
+# %% ../../nbs/14_engine/35_watch.ipynb #76c83675
 logger = logging.getLogger(__name__)
 
 class Tracked(HookBase):
@@ -55,7 +56,7 @@ class KeepBest(Tracked):
         self.checkpointer.save(self.dir_name, tag=False, iteration=self.trainer.iter, monitor=self.monitor, value=value)
         logger.info("best %s so far: %.4f, saved as %s", self.monitor, value, self.dir_name)
 
-# %% ../../nbs/14_engine/35_watch.ipynb #09d7afdd
+# %% ../../nbs/14_engine/35_watch.ipynb #0cf96ddc
 class EarlyStopping(Tracked):
     "Ends the training when the metric has not improved for some evaluations."
     def __init__(self, monitor, patience=3, mode='', min_delta=0.):
@@ -72,7 +73,7 @@ class EarlyStopping(Tracked):
     def state_dict(self): return {'best': self.best, 'wait': self.wait}
     def load_state_dict(self, state): self.best,self.wait = state['best'],state['wait']
 
-# %% ../../nbs/14_engine/35_watch.ipynb #3913433e
+# %% ../../nbs/14_engine/35_watch.ipynb #d34e311a
 class ProgressBar(HookBase):
     "One line: epoch, step, loss, time left."
     def __init__(self,
@@ -108,8 +109,8 @@ class ProgressBar(HookBase):
     def after_train(self):
         if self._show: self._stream.write('\n'); self._stream.flush()
 
-# %% ../../nbs/14_engine/35_watch.ipynb #0eed067b
-_stop = {'signal': None}
+# %% ../../nbs/14_engine/35_watch.ipynb #d45f6d20
+_stop = {'signal': None, 'saved': False}
 
 def stop_requested() -> bool:
     "Was the process asked to end?"
@@ -117,7 +118,7 @@ def stop_requested() -> bool:
 
 def check_stop():
     "Raise the interrupt that was noted, if there is one. For places where stopping is safe."
-    if stop_requested(): raise KeyboardInterrupt(signal.Signals(_stop['signal']).name)
+    if stop_requested() and comm.get_world_size() == 1: raise KeyboardInterrupt(signal.Signals(_stop['signal']).name)
 
 class Interrupts(HookBase):
     "Turns SIGINT and SIGTERM into: finish the step, save, say where, end."
@@ -126,7 +127,7 @@ class Interrupts(HookBase):
     ): self._save,self._old = save,{}
 
     def before_train(self):
-        _stop['signal'] = None
+        _stop.update(signal=None, saved=False)
         if threading.current_thread() is not threading.main_thread(): return
         for s in (signal.SIGINT, signal.SIGTERM): self._old[s] = signal.signal(s, self._note)
 
@@ -136,16 +137,29 @@ class Interrupts(HookBase):
         logger.warning("%s: finishing this step and saving; once more to stop at once", signal.Signals(sig).name)
 
     def after_step(self):
-        if not stop_requested(): return
-        where = self._save() if self._save else None
-        logger.warning("stopped after iteration %d%s", self.trainer.iter, f", saved as {where}; continue with --resume" if where else '')
+        if not self._agreed(): return
+        self.save()
         raise KeyboardInterrupt(signal.Signals(_stop['signal']).name)
+
+    def _agreed(self):
+        "Several processes stop at the same step: they compare notes every 20 steps."
+        if comm.get_world_size() == 1: return stop_requested()
+        if (self.trainer.iter+1) % 20: return False
+        signals = [s for s in comm.all_gather(_stop['signal']) if s is not None]
+        if signals: _stop['signal'] = signals[0]
+        return bool(signals)
+
+    def save(self):
+        "Write the checkpoint, once."
+        if _stop['saved']: return
+        where,_stop['saved'] = self._save() if self._save else None,True
+        logger.warning("stopped after iteration %d%s", self.trainer.iter, f", saved as {where}; continue with --resume" if where else '')
 
     def after_train(self):
         for s,h in self._old.items(): signal.signal(s, h)
         self._old,_stop['signal'] = {},None
 
-# %% ../../nbs/14_engine/35_watch.ipynb #ea47f2c0
+# %% ../../nbs/14_engine/35_watch.ipynb #58b06026
 def caption_report(
     captions,            # list of strings, one per image
     n_samples:int=3,     # how many to show
