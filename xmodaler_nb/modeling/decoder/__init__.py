@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', 'UpDownDecoder', 'SALSTMDecoder',
-           'MPLSTMDecoder', 'AttributeDecoder', 'TransformerDecoder', 'MeshedDecoder', 'XLANDecoder']
+           'MPLSTMDecoder', 'AttributeDecoder', 'TransformerDecoder', 'MeshedDecoder', 'XLANDecoder', 'TDConvEDDecoder']
 
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #1af83ca6
 from .build import build_decoder, add_decoder_config, DECODER_REGISTRY
@@ -23,3 +23,7 @@ _all_ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', '
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #3bc5efb0
 from .lowrank_bilinear_decoder import XLANDecoder
 _all_ = ['XLANDecoder']
+
+# %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #f857223e
+from .tdconved_decoder import TDConvEDDecoder
+_all_ = ['TDConvEDDecoder']

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['build_embeddings', 'EMBEDDING_REGISTRY', 'POSITION_ENC_REGISTRY', 'build_position_encoding', 'SinusoidEncoding',
-           'NNEmbeddingEncoding', 'TokenBaseEmbedding', 'VisualBaseEmbedding', 'VisualIdentityEmbedding']
+           'NNEmbeddingEncoding', 'TokenBaseEmbedding', 'VisualBaseEmbedding', 'VisualIdentityEmbedding',
+           'TDConvEDVisualBaseEmbedding']
 
 # %% ../../../nbs/07_modeling/10_embedding/99_embedding.ipynb #3a62939d
 from .build import build_embeddings, EMBEDDING_REGISTRY
@@ -16,3 +17,7 @@ from .visual_embed import VisualBaseEmbedding, VisualIdentityEmbedding
 # %% ../../../nbs/07_modeling/10_embedding/99_embedding.ipynb #54be6cbb
 _all_ = ['build_embeddings', 'EMBEDDING_REGISTRY', 'POSITION_ENC_REGISTRY', 'build_position_encoding', 'SinusoidEncoding', 'NNEmbeddingEncoding',
          'TokenBaseEmbedding', 'VisualBaseEmbedding', 'VisualIdentityEmbedding']
+
+# %% ../../../nbs/07_modeling/10_embedding/99_embedding.ipynb #45efea3a
+from .visual_embed_conv import TDConvEDVisualBaseEmbedding
+_all_ = ['TDConvEDVisualBaseEmbedding']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['build_encoder', 'add_encoder_config', 'ENCODER_REGISTRY', 'Encoder', 'UpDownEncoder', 'GCNEncoder',
-           'TransformerEncoder', 'MemoryAugmentedEncoder', 'LowRankBilinearEncoder']
+           'TransformerEncoder', 'MemoryAugmentedEncoder', 'LowRankBilinearEncoder', 'TDConvEDEncoder']
 
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #e505021a
 from .build import build_encoder, add_encoder_config, ENCODER_REGISTRY
@@ -21,3 +21,7 @@ _all_ = ['build_encoder', 'add_encoder_config', 'ENCODER_REGISTRY', 'Encoder', '
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #537ae2de
 from .lowrank_bilinear_encoder import LowRankBilinearEncoder
 _all_ = ['LowRankBilinearEncoder']
+
+# %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #c997ca95
+from .tdconved_encoder import TDConvEDEncoder
+_all_ = ['TDConvEDEncoder']
