@@ -7,12 +7,12 @@ __all__ = ['SIZE', 'COLOURS', 'RADII', 'MATERIALS', 'SHAPES', 'CATEGORIES', 'CON
            'MOTIONS', 'FRAMES', 'coverage', 'Thing', 'Scene', 'gaps', 'relation', 'pick', 'between', 'sample_thing',
            'sample_scene', 'render', 'clip_scenes', 'sample_clip', 'render_clip']
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #71e9281b
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #1f8defb2
 from dataclasses import dataclass, field, replace, asdict
 from functools import lru_cache
 import numpy as np
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #ce485143
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #8fafe84b
 SIZE = 64                                                             # side of a scene in pixels
 COLOURS = dict(red=(205,40,40), orange=(240,135,25), yellow=(240,220,50), green=(35,140,55), blue=(45,80,205),
                purple=(130,50,160), pink=(245,140,185), brown=(120,72,38), white=(240,240,240), black=(35,35,40))
@@ -33,7 +33,7 @@ def _inside(u, v, corners):
         res ^= ((y1 > v) != (y2 > v)) & (u < (x2-x1)*(v-y1)/(y2-y1)+x1)
     return res
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #311f8efc
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #c2aab4e4
 def _disc(u, v, x=0., y=0., r=1.): return (u-x)**2 + (v-y)**2 <= r*r
 def _boat(u, v):  return _inside(u, v, [(-1,.3),(1,.3),(.6,.95),(-.6,.95)]) | _inside(u, v, [(-.08,-1),(.1,-1),(.75,.12),(.1,.12),(.1,.4),(-.08,.4)])
 def _fish(u, v):  return ((u+.25)**2/.5625 + v**2/.36 <= 1) | _inside(u, v, [(.3,0),(1,-.65),(1,.65)])
@@ -69,7 +69,7 @@ def coverage(
     res.setflags(write=False)
     return res
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #9b831a04
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #3c54fe94
 @dataclass(frozen=True)
 class Thing:
     "One object of a scene."
@@ -114,7 +114,7 @@ class Scene:
     @classmethod
     def from_dict(cls, d): return cls(**{**d, 'things': tuple(Thing(**t) for t in d['things'])})
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #1b1c6217
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #a154bdfa
 CONVERSE = dict(left='right', right='left', above='below', below='above', near='near', on='under', under='on', behind='front', front='behind')
 CONVERSE[''] = ''
 RELATIONS = tuple(k for k in CONVERSE if k)
@@ -140,7 +140,7 @@ def relation(
     if abs(dy) >= 1.4*abs(dx):    return 'above' if dy < 0 else 'below'
     return ''
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #5d47ed66
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #8ca3ebf7
 def pick(
     rng:np.random.Generator, # where chance comes from
     options,                 # sequence of values, or dict value -> weight
@@ -162,7 +162,7 @@ def between(
     "Draw an integer, both ends included."
     return lo + int(rng.random()*(hi-lo+1))
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #0eba4268
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #732a5737
 PLACES = dict(grass=((112,172,86),(92,150,66)), sand=((232,208,154),(218,190,132)), water=((96,158,205),(66,128,182)), snow=((230,236,243),(214,222,234)),
               table=((186,138,88),(170,120,74)), night=((22,24,52),(38,40,82)), road=((128,128,133),(108,108,113)), carpet=((158,62,82),(138,46,66)))
 
@@ -180,7 +180,7 @@ def sample_thing(
     return Thing(category or pick(rng, CATEGORIES), pick(rng, ALLOWED[place]), size, pick(rng, dict(rubber=4,metal=3,wood=3,glass=2)),
                  0, 0, pick(rng, RADII[size]), rng.random() < .5)
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #d201f2a4
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #b626a135
 _WANT = dict(left=5, right=5, above=3, below=3, near=3, on=2, behind=2, front=2)
 _COUNT = {1:2, 2:4, 3:3, 4:2, 5:1}
 
@@ -195,22 +195,31 @@ def _fits(t, others, gap):
 
 def _move(rng, t, **kw): return replace(t, x=between(rng, t.r, SIZE-1-t.r), y=between(rng, t.r, SIZE-1-t.r), **kw)
 
-def _place_second(rng, first, t, want):
-    "Put `t` next to `first` so that *first is `want` t*; None if this draw does not fit."
+def _offset(rng, first, t, want):
+    "Put `t` beside `first` so that *first is `want` t*, wherever that is; None if this draw does not come out right."
     side,touch = pick(rng, (-1,1)),first.r+t.r
-    if want in ('left','right'):    dx,dy = between(rng, touch+5, SIZE-touch), between(rng, -20, 20)
-    elif want in ('above','below'): dx,dy = between(rng, -20, 20), between(rng, touch+5, SIZE-touch)
+    if want in ('left','right'):    dx,dy = between(rng, touch+5, SIZE-8-touch), between(rng, -16, 16)
+    elif want in ('above','below'): dx,dy = between(rng, -16, 16), between(rng, touch+5, SIZE-8-touch)
     elif want == 'near':            dx,dy = side*(touch+between(rng, 2, 5)), between(rng, -5, 5)
     elif want == 'on':              dx,dy = between(rng, -6, 6), touch+2
     else:                           dx,dy = side*(touch-between(rng, 2, t.r if want == 'behind' else 5)), between(rng, -5, 5)
     if want == 'right': dx = -dx                                      # first is right of t: t lies to the left
     if want == 'below': dy = -dy
     t = replace(t, x=first.x+dx, y=first.y+dy, z=-1 if want == 'front' else 1)
-    if not _fits(t, (), 0) or relation(first, t) != want: return None
+    if relation(first, t) != want: return None
     if want in RELATIONS[:4] and max(gaps(first.box, t.box)) < 7: return None     # a clear distance for the directions
+    if want in ('behind','front') and _hidden(first, t) > .3: return None
     return t
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #b12875f4
+def _shift_inside(rng, things):
+    "Move a group together to somewhere inside the picture; None if it is too large."
+    b = [t.box for t in things]
+    (x1,y1),(x2,y2) = (min(o[i] for o in b) for i in (0,1)),(max(o[i] for o in b) for i in (2,3))
+    if x2-x1 > SIZE-6 or y2-y1 > SIZE-6: return None
+    dx,dy = between(rng, 3-x1, SIZE-3-x2),between(rng, 3-y1, SIZE-3-y2)
+    return [replace(t, x=t.x+dx, y=t.y+dy) for t in things]
+
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #713769f6
 def _hidden(a, b):
     "Share of the lower one's pixels that the upper one covers, of two overlapping things."
     lo,hi = (a,b) if a.z < b.z else (b,a)
@@ -220,24 +229,30 @@ def _hidden(a, b):
     y,x = lo.y-lo.r+SIZE, lo.x-lo.r+SIZE
     return float((m[y:y+2*lo.r+1, x:x+2*lo.r+1]*lo.cover).sum()/lo.area)
 
-def _ordered(things): return all(a.area >= 1.25*b.area for a,b in zip(things, things[1:3])) and (len(things) < 3 or all(things[1].area >= 1.25*t.area for t in things[2:]))
+def _draw_things(rng, n, place):
+    "Things by falling area: the second at least a fifth smaller than the first, all others at least a fifth smaller than the second. Sometimes two of a kind."
+    same = pick(rng, CATEGORIES) if n > 1 and rng.random() < .25 else None
+    while True:
+        things,limit = [],float('inf')
+        for i,s in enumerate(_sizes(rng, n)):
+            t = sample_thing(rng, place, (s,), same if i in (n-2,n-1) else None)
+            if t.area*(1.25 if i else 1.) > limit: break
+            things.append(t)
+            if i < 2: limit = t.area
+        else: return things
 
 def _try_scene(rng, n, place, want):
     "One attempt; None when it does not fit."
-    sizes = _sizes(rng, n)
-    same = pick(rng, CATEGORIES) if n > 1 and rng.random() < .25 else None        # sometimes two of a kind
-    things = [sample_thing(rng, place, (s,), same if i in (n-2,n-1) else None) for i,s in enumerate(sizes)]
-    things.sort(key=lambda t: -t.area)
-    if not _ordered(things): return None
-    first = _move(rng, things[0])
-    if not _fits(first, (), 0): return None
-    done = [first]
+    things = _draw_things(rng, n, place)
+    done = things[:1]
     if n > 1:
         for _ in range(10):
-            t = _place_second(rng, first, things[1], want)
-            if t and (want not in ('behind','front') or _hidden(first, t) <= .3): break
+            t = _offset(rng, things[0], things[1], want)
+            if t: break
         else: return None
-        done.append(t)
+        done = [things[0], t]
+    done = _shift_inside(rng, done)
+    if not done: return None
     for t in things[2:]:
         for _ in range(40):
             t = _move(rng, t, z=2)
@@ -256,7 +271,7 @@ def sample_scene(
         things = _try_scene(rng, n, place, want)
         if things: return Scene(place, things, int(rng.random()*2**31))
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #4de06f89
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #f6fc1098
 def _ground(place, rng):
     "Background of a place, (SIZE, SIZE, 3) float64."
     top,bottom = (np.array(c, float) for c in PLACES[place])
@@ -270,7 +285,7 @@ def _ground(place, rng):
                carpet=lambda: 6*noise + 8*(((x+shift)//4+y//4)%2))[place]()
     return top*(1-t) + bottom*t + tex[...,None]
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #0940a54c
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #2dd1911d
 def _material(t, rgb):
     "Colours of a thing's square, (2r+1, 2r+1, 3): flat rubber, a highlight on metal, grain on wood, a glint across glass."
     n = 2*t.r+1
@@ -314,7 +329,7 @@ def render(
         _blend(img, lambda a,b,c,d,*_: look[a:b,c:d], t.cover, top, left)
     return np.clip(np.floor(img+.5), 0, 255).astype(np.uint8)
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #e2edac37
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #36f69f7b
 MOTIONS = dict(left=(-1,0), right=(1,0), up=(0,-1), down=(0,1), closer=(0,0), away=(0,0), still=(0,0))
 FRAMES = 8                                                            # frames of a clip
 _TRAVEL = dict(slow=1.5, fast=4.)                                     # pixels per frame; of a growing thing a third of it, in radius

@@ -7,11 +7,11 @@ __all__ = ['WORK', 'ROW', 'EXTRACTORS', 'as_rgb', 'fit', 'background', 'componen
            'neighbour_numbers', 'colour_numbers', 'shape_numbers', 'texture_numbers', 'describe', 'grid_boxes',
            'SceneFeatures', 'ClipFeatures', 'extractor_from_dict']
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #75177a1f
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #964dbfee
 from functools import lru_cache
 import numpy as np
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #36a1ff89
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #ef8fde6f
 WORK = 64                                                             # longer side of the picture we look at, pixels
 
 def as_rgb(
@@ -42,7 +42,7 @@ def fit(
     size = max(8, int(w*k+.5)), max(8, int(h*k+.5))
     return np.asarray(Image.fromarray(image).resize(size, Image.BOX))
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #7634e7f1
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #36937361
 def background(
     img:np.ndarray, # (h, w, 3) float64
     border:int=3,   # pixels from each side that count as border
@@ -72,7 +72,7 @@ def components(
         if (new == lab[1:-1,1:-1]).all(): return np.where(mask, new, 0)
         lab[1:-1,1:-1] = new
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #d8b8f86c
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #46369d87
 def find_regions(
     img:np.ndarray,       # (h, w, 3) uint8
     threshold:float=42.,  # distance in RGB from the background, 0 to 441, that makes a pixel foreground
@@ -95,13 +95,12 @@ def mask_box(
     y,x = np.flatnonzero(mask.any(1)),np.flatnonzero(mask.any(0))
     return int(x[0]),int(y[0]),int(x[-1])+1,int(y[-1])+1
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #6effabab
-def _cells(a, box, n, m=2):
-    "Resample a[box] to (n, n): m × m nearest samples per cell, averaged."
-    x1,y1,x2,y2 = box
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #78ed3e81
+def _cells(a, n, m=2):
+    "Resample to (n, n): m × m nearest samples per cell, averaged."
+    h,w = a.shape
     i = np.arange(n*m)
-    s = a[np.ix_(y1+(i*(y2-y1))//(n*m), x1+(i*(x2-x1))//(n*m))]
-    return s.reshape(n,m,n,m).mean((1,3))
+    return a[((i*h)//(n*m))[:,None], (i*w)//(n*m)].reshape(n,m,n,m).mean((1,3))
 
 def box_numbers(
     box,         # x1 y1 x2 y2 in pixels of the picture
@@ -130,7 +129,7 @@ def neighbour_numbers(
     steps = [min(max((g-k)/2, -1.), 1.) for k in (0., 2.5, 5.5)]      # overlapping, touching, close
     return [1., dx, dy, abs(dx)-abs(dy), 2*gx, 2*gy, *steps, float(gy > gx)]
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #d1addde2
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #f910897f
 _CENTRES = np.array([0., .5, 1.])
 
 def colour_numbers(
@@ -144,11 +143,10 @@ def colour_numbers(
     return np.concatenate([2*mean-1, 3*np.sqrt(((p-mean[:,None])**2).mean(1)), 2*hist.ravel()])
 
 def shape_numbers(
-    mask:np.ndarray, # (h, w) float 0/1
-    box,             # x1 y1 x2 y2
+    mask:np.ndarray, # (h, w) float 0/1, the part inside the box
 ) -> np.ndarray:     # (70,)
     "The mask in 8 × 8 cells; how much of the box it fills, where its weight lies, how it is spread."
-    c = _cells(mask, box, 8)
+    c = _cells(mask, 8)
     t = c.sum() + 1e-9
     p = (np.arange(8)-3.5)/4
     mx,my = (c.sum(0)*p).sum()/t, (c.sum(1)*p).sum()/t
@@ -156,28 +154,26 @@ def shape_numbers(
     sxy = (c*np.outer(p-my, p-mx)).sum()/t
     return np.concatenate([2*c.ravel()-1, [2*t/64-1, 3*mx, 3*my, 3*sx, 3*sy, 6*sxy]])
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #6c41a458
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #1159fdfa
 def texture_numbers(
-    light:np.ndarray, # (h, w) lightness in [0,1]
-    mask:np.ndarray,  # (h, w) float 0/1
-    box,              # x1 y1 x2 y2
-) -> np.ndarray:      # (27,)
+    l:np.ndarray, # (h, w) lightness in [0,1], the part inside the box
+    m:np.ndarray, # (h, w) float 0/1, the part of the mask inside the box
+) -> np.ndarray:  # (27,)
     "Where the region is lighter or darker than its mean, and how much lightness changes across and along."
-    x1,y1,x2,y2 = box
-    l,m = light[y1:y2,x1:x2], mask[y1:y2,x1:x2]
     n = m.sum() + 1e-9
     mean = (l*m).sum()/n
     rel = (l-mean)*m
-    c = _cells(rel, (0,0,x2-x1,y2-y1), 4, 4).ravel()
+    c = _cells(rel, 4, 4).ravel()
     def change(dy, dx):
         if m.shape[0] <= dy or m.shape[1] <= dx: return 0.
-        b = m[dy:,dx:]*m[:m.shape[0]-dy,:m.shape[1]-dx]
-        return 8*(abs(l[dy:,dx:]-l[:l.shape[0]-dy,:l.shape[1]-dx])*b).sum()/(b.sum()+1e-9)
+        y,x = m.shape[0]-dy,m.shape[1]-dx
+        b = m[dy:,dx:]*m[:y,:x]
+        return 8*(abs(l[dy:,dx:]-l[:y,:x])*b).sum()/(b.sum()+1e-9)
     s = np.sort(l[m > 0])
     q = s[[len(s)*i//100 for i in (5,25,50,75,95)]] - mean
     return np.concatenate([6*c, [change(1,0), change(0,1), change(2,0), change(0,2), change(4,0), 2*mean-1], 4*q])
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #ac47792a
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #91ada972
 ROW = 13+10+33+70+27                                                   # width of a row
 
 def describe(
@@ -189,16 +185,14 @@ def describe(
     "One row: box, neighbour, colour, shape, texture."
     h,w = mask.shape
     x1,y1,x2,y2 = box
-    inside = np.zeros_like(mask)
-    inside[y1:y2,x1:x2] = mask[y1:y2,x1:x2]
-    if not inside.any(): inside[y1:y2,x1:x2] = True                   # nothing there: describe all of the box
+    px,inside = img[y1:y2,x1:x2],mask[y1:y2,x1:x2]
+    if not inside.any(): inside = np.ones_like(inside)                # nothing there: describe all of the box
     m = inside.astype(float)
-    light = img.mean(-1)
-    res = np.concatenate([box_numbers(box, h, w, m.sum()), neighbour_numbers(box, other, h, w), colour_numbers(img[inside]),
-                          shape_numbers(m, box), texture_numbers(light, m, box)])
+    res = np.concatenate([box_numbers(box, h, w, m.sum()), neighbour_numbers(box, other, h, w), colour_numbers(px[inside]),
+                          shape_numbers(m), texture_numbers((px[...,0]+px[...,1]+px[...,2])/3, m)])
     return np.round(res, 4).astype(np.float32)
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #cf92b0dc
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #37a89759
 def grid_boxes(
     h:int, # height
     w:int, # width
@@ -234,7 +228,7 @@ class SceneFeatures:
         return cls(**{k:v for k,v in d.items() if k not in ('extractor','version')})
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in vars(self).items())})"
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #b515d86b
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #735ecbde
 def _boxes_and_masks(self, img):
     "Boxes, masks and neighbours of all rows but the whole picture's; and the foreground."
     h,w = img.shape[:2]
@@ -264,7 +258,7 @@ def _extract(self,
     return dict(features=feats, boxes=boxes.astype(np.float32), image_h=H, image_w=W, n_regions=min(n, len(rows)) if self.kind != 'grid' else 0)
 SceneFeatures.__call__ = _extract
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #52afd35f
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #298d3c61
 class ClipFeatures:
     "Clip -> one vector per frame, from the pixels alone."
     def __init__(self,
@@ -295,7 +289,7 @@ def _motion(a, b, h, w):
     d = np.array([(b[0]+b[2]-a[0]-a[2])/2/w, (b[1]+b[3]-a[1]-a[3])/2/h, (b[2]-b[0]-a[2]+a[0])/w, (b[3]-b[1]-a[3]+a[1])/h])*16
     return np.round(np.concatenate([d, abs(d)]), 4)
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #ca6e6292
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #b1aeb27b
 EXTRACTORS = dict(SceneFeatures=SceneFeatures, ClipFeatures=ClipFeatures)
 
 def extractor_from_dict(
