@@ -7,12 +7,12 @@ __all__ = ['SIZE', 'COLOURS', 'RADII', 'MATERIALS', 'SHAPES', 'CATEGORIES', 'CON
            'MOTIONS', 'FRAMES', 'coverage', 'Thing', 'Scene', 'gaps', 'relation', 'pick', 'between', 'sample_thing',
            'sample_scene', 'render', 'clip_scenes', 'sample_clip', 'render_clip']
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #1f8defb2
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #662d04a5
 from dataclasses import dataclass, field, replace, asdict
 from functools import lru_cache
 import numpy as np
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #8fafe84b
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #6f1eb80f
 SIZE = 64                                                             # side of a scene in pixels
 COLOURS = dict(red=(205,40,40), orange=(240,135,25), yellow=(240,220,50), green=(35,140,55), blue=(45,80,205),
                purple=(130,50,160), pink=(245,140,185), brown=(120,72,38), white=(240,240,240), black=(35,35,40))
@@ -33,7 +33,7 @@ def _inside(u, v, corners):
         res ^= ((y1 > v) != (y2 > v)) & (u < (x2-x1)*(v-y1)/(y2-y1)+x1)
     return res
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #c2aab4e4
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #74f03b58
 def _disc(u, v, x=0., y=0., r=1.): return (u-x)**2 + (v-y)**2 <= r*r
 def _boat(u, v):  return _inside(u, v, [(-1,.3),(1,.3),(.6,.95),(-.6,.95)]) | _inside(u, v, [(-.08,-1),(.1,-1),(.75,.12),(.1,.12),(.1,.4),(-.08,.4)])
 def _fish(u, v):  return ((u+.25)**2/.5625 + v**2/.36 <= 1) | _inside(u, v, [(.3,0),(1,-.65),(1,.65)])
@@ -69,7 +69,7 @@ def coverage(
     res.setflags(write=False)
     return res
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #3c54fe94
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #f59d4a9a
 @dataclass(frozen=True)
 class Thing:
     "One object of a scene."
@@ -114,7 +114,7 @@ class Scene:
     @classmethod
     def from_dict(cls, d): return cls(**{**d, 'things': tuple(Thing(**t) for t in d['things'])})
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #a154bdfa
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #daaee1dd
 CONVERSE = dict(left='right', right='left', above='below', below='above', near='near', on='under', under='on', behind='front', front='behind')
 CONVERSE[''] = ''
 RELATIONS = tuple(k for k in CONVERSE if k)
@@ -140,7 +140,7 @@ def relation(
     if abs(dy) >= 1.4*abs(dx):    return 'above' if dy < 0 else 'below'
     return ''
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #8ca3ebf7
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #499e42ab
 def pick(
     rng:np.random.Generator, # where chance comes from
     options,                 # sequence of values, or dict value -> weight
@@ -162,7 +162,7 @@ def between(
     "Draw an integer, both ends included."
     return lo + int(rng.random()*(hi-lo+1))
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #732a5737
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #410407a0
 PLACES = dict(grass=((112,172,86),(92,150,66)), sand=((232,208,154),(218,190,132)), water=((96,158,205),(66,128,182)), snow=((230,236,243),(214,222,234)),
               table=((186,138,88),(170,120,74)), night=((22,24,52),(38,40,82)), road=((128,128,133),(108,108,113)), carpet=((158,62,82),(138,46,66)))
 
@@ -180,7 +180,7 @@ def sample_thing(
     return Thing(category or pick(rng, CATEGORIES), pick(rng, ALLOWED[place]), size, pick(rng, dict(rubber=4,metal=3,wood=3,glass=2)),
                  0, 0, pick(rng, RADII[size]), rng.random() < .5)
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #b626a135
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #ab892296
 _WANT = dict(left=5, right=5, above=3, below=3, near=3, on=2, behind=2, front=2)
 _COUNT = {1:2, 2:4, 3:3, 4:2, 5:1}
 
@@ -219,7 +219,7 @@ def _shift_inside(rng, things):
     dx,dy = between(rng, 3-x1, SIZE-3-x2),between(rng, 3-y1, SIZE-3-y2)
     return [replace(t, x=t.x+dx, y=t.y+dy) for t in things]
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #713769f6
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #3dfa3fa7
 def _hidden(a, b):
     "Share of the lower one's pixels that the upper one covers, of two overlapping things."
     lo,hi = (a,b) if a.z < b.z else (b,a)
@@ -271,7 +271,7 @@ def sample_scene(
         things = _try_scene(rng, n, place, want)
         if things: return Scene(place, things, int(rng.random()*2**31))
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #f6fc1098
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #b4f215d8
 def _ground(place, rng):
     "Background of a place, (SIZE, SIZE, 3) float64."
     top,bottom = (np.array(c, float) for c in PLACES[place])
@@ -285,7 +285,7 @@ def _ground(place, rng):
                carpet=lambda: 6*noise + 8*(((x+shift)//4+y//4)%2))[place]()
     return top*(1-t) + bottom*t + tex[...,None]
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #2dd1911d
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #13593e2f
 def _material(t, rgb):
     "Colours of a thing's square, (2r+1, 2r+1, 3): flat rubber, a highlight on metal, grain on wood, a glint across glass."
     n = 2*t.r+1
@@ -329,7 +329,7 @@ def render(
         _blend(img, lambda a,b,c,d,*_: look[a:b,c:d], t.cover, top, left)
     return np.clip(np.floor(img+.5), 0, 255).astype(np.uint8)
 
-# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #36f69f7b
+# %% ../../../nbs/06_datasets/60_scenes_draw.ipynb #bcb78d63
 MOTIONS = dict(left=(-1,0), right=(1,0), up=(0,-1), down=(0,1), closer=(0,0), away=(0,0), still=(0,0))
 FRAMES = 8                                                            # frames of a clip
 _TRAVEL = dict(slow=1.5, fast=4.)                                     # pixels per frame; of a growing thing a third of it, in radius
@@ -356,10 +356,12 @@ def sample_clip(
     place,n,motion = pick(rng, tuple(PLACES)), pick(rng, {1:2, 2:3}), pick(rng, tuple(MOTIONS))
     speed = '' if motion == 'still' else pick(rng, ('slow','fast'))
     while True:
-        first = _move(rng, sample_thing(rng, place, ('medium',) if motion in ('closer','away') else dict(large=1, medium=3)))
+        first = _move(rng, sample_thing(rng, place, dict(large=1) if motion in ('closer','away') else dict(large=1, medium=3)))
         rest = [_move(rng, sample_thing(rng, place, ('small',)), z=1) for _ in range(n-1)]
         scene = Scene(place, (first, *rest), int(rng.random()*2**31), motion, speed)
-        if all(_fits(s.things[0], rest, 3) for s in clip_scenes(scene)) and all(_fits(t, (), 0) for t in rest): return scene
+        moments = [s.things[0] for s in clip_scenes(scene)]
+        if not all(_fits(t, rest, 3) for t in moments) or not all(_fits(t, (), 0) for t in rest): continue
+        if all(m.area >= 1.25*t.area for m in moments for t in rest): return scene    # the mover is the largest, always
 
 def render_clip(
     scene:Scene, # with a motion
