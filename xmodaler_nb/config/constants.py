@@ -77,6 +77,7 @@ class kfg:
     SEMANTICS_PRED = 'SEMANTICS_PRED'           # (b, m, C+1) float32, logits
     SEMANTICS_FEATS = 'SEMANTICS_FEATS'         # (b, m, d) float32
     SEMANTICS_POS_PRED = 'SEMANTICS_POS_PRED'   # (b, m, p) float32, logits over positions
+    P_SEMANTICS_FEATS = 'P_SEMANTICS_FEATS'     # (b, m, d_att) float32, semantic words projected once for a decoder's attention
     # --- two constants that are paths
     COCO_PATH = '../coco_caption'               # path, X-modaler's home of the caption tools (not used here)
     TEMP_DIR = './data/temp'                    # path, X-modaler's scratch folder (not used here)

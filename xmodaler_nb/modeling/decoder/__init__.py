@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', 'UpDownDecoder', 'SALSTMDecoder',
-           'MPLSTMDecoder', 'AttributeDecoder', 'TransformerDecoder', 'MeshedDecoder', 'XLANDecoder', 'TDConvEDDecoder']
+           'MPLSTMDecoder', 'AttributeDecoder', 'TransformerDecoder', 'MeshedDecoder', 'COSNetDecoder', 'XLANDecoder',
+           'TDConvEDDecoder']
 
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #1af83ca6
 from .build import build_decoder, add_decoder_config, DECODER_REGISTRY
@@ -15,10 +16,11 @@ from .mplstm_decoder import MPLSTMDecoder
 from .attribute_decoder import AttributeDecoder
 from .transformer_decoder import TransformerDecoder
 from .meshed_decoder import MeshedDecoder
+from .cosnet_decoder import COSNetDecoder
 
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #a51e6732
 _all_ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', 'UpDownDecoder', 'SALSTMDecoder', 'MPLSTMDecoder', 'AttributeDecoder',
-         'TransformerDecoder', 'MeshedDecoder']
+         'TransformerDecoder', 'MeshedDecoder', 'COSNetDecoder']
 
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #3bc5efb0
 from .lowrank_bilinear_decoder import XLANDecoder

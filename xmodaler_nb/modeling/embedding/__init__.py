@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build_embeddings', 'EMBEDDING_REGISTRY', 'POSITION_ENC_REGISTRY', 'build_position_encoding', 'SinusoidEncoding',
            'NNEmbeddingEncoding', 'TokenBaseEmbedding', 'VisualBaseEmbedding', 'VisualIdentityEmbedding',
-           'TDConvEDVisualBaseEmbedding']
+           'VisualGridEmbedding', 'TDConvEDVisualBaseEmbedding']
 
 # %% ../../../nbs/07_modeling/10_embedding/99_embedding.ipynb #3a62939d
 from .build import build_embeddings, EMBEDDING_REGISTRY
@@ -13,10 +13,11 @@ from xmodaler_nb.modeling.embedding.position_embedding import (SinusoidEncoding,
     POSITION_ENC_REGISTRY)
 from .token_embed import TokenBaseEmbedding
 from .visual_embed import VisualBaseEmbedding, VisualIdentityEmbedding
+from .visual_grid_embed import VisualGridEmbedding
 
 # %% ../../../nbs/07_modeling/10_embedding/99_embedding.ipynb #54be6cbb
 _all_ = ['build_embeddings', 'EMBEDDING_REGISTRY', 'POSITION_ENC_REGISTRY', 'build_position_encoding', 'SinusoidEncoding', 'NNEmbeddingEncoding',
-         'TokenBaseEmbedding', 'VisualBaseEmbedding', 'VisualIdentityEmbedding']
+         'TokenBaseEmbedding', 'VisualBaseEmbedding', 'VisualIdentityEmbedding', 'VisualGridEmbedding']
 
 # %% ../../../nbs/07_modeling/10_embedding/99_embedding.ipynb #45efea3a
 from .visual_embed_conv import TDConvEDVisualBaseEmbedding

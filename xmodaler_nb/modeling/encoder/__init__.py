@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['build_encoder', 'add_encoder_config', 'ENCODER_REGISTRY', 'Encoder', 'UpDownEncoder', 'GCNEncoder',
-           'TransformerEncoder', 'MemoryAugmentedEncoder', 'LowRankBilinearEncoder', 'TDConvEDEncoder']
+           'TransformerEncoder', 'MemoryAugmentedEncoder', 'GTransformerEncoder', 'COSNetEncoder',
+           'LowRankBilinearEncoder', 'TDConvEDEncoder']
 
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #e505021a
 from .build import build_encoder, add_encoder_config, ENCODER_REGISTRY
@@ -13,10 +14,12 @@ from .updown_encoder import UpDownEncoder
 from .gcn_encoder import GCNEncoder
 from .transformer_encoder import TransformerEncoder
 from .memory_augmented_encoder import MemoryAugmentedEncoder
+from .gtransformer_encoder import GTransformerEncoder
+from .cosnet_encoder import COSNetEncoder
 
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #dadb2b86
 _all_ = ['build_encoder', 'add_encoder_config', 'ENCODER_REGISTRY', 'Encoder', 'UpDownEncoder', 'GCNEncoder',
-         'TransformerEncoder', 'MemoryAugmentedEncoder']
+         'TransformerEncoder', 'MemoryAugmentedEncoder', 'GTransformerEncoder', 'COSNetEncoder']
 
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #537ae2de
 from .lowrank_bilinear_encoder import LowRankBilinearEncoder

@@ -6,7 +6,8 @@
 __all__ = ['get_act_layer', 'get_activation', 'BaseAttention', 'UnrolledLSTM', 'BertSelfAttention', 'BertSelfOutput',
            'BertAttention', 'BertIntermediate', 'BertOutput', 'BertXAttention', 'BertCrossAttention', 'BertLayer',
            'BertUnderstandingLayer', 'BertGenerationLayer', 'BertPooler', 'BertPredictionHeadTransform',
-           'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward']
+           'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward', 'COSNetDecBlock',
+           'COSJointAttention']
 
 # %% ../../../nbs/07_modeling/00_layers/99_layers.ipynb #6333c73f
 from .create_act import get_act_layer, get_activation
@@ -16,8 +17,10 @@ from .bert import (BertSelfAttention, BertSelfOutput, BertAttention, BertInterme
     BertCrossAttention, BertLayer, BertUnderstandingLayer, BertGenerationLayer, BertPooler, BertPredictionHeadTransform)
 from .multihead_attention import MultiHeadAttention, MultiHeadAttentionMemory
 from .positionwise_feedforward import PositionWiseFeedForward
+from .cosnet_layer import COSNetDecBlock, COSJointAttention
 
 # %% ../../../nbs/07_modeling/00_layers/99_layers.ipynb #8b524634
 _all_ = ['get_act_layer', 'get_activation', 'BaseAttention', 'UnrolledLSTM', 'BertSelfAttention', 'BertSelfOutput', 'BertAttention',
          'BertIntermediate', 'BertOutput', 'BertXAttention', 'BertCrossAttention', 'BertLayer', 'BertUnderstandingLayer', 'BertGenerationLayer', 'BertPooler',
-         'BertPredictionHeadTransform', 'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward']
+         'BertPredictionHeadTransform', 'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward', 'COSNetDecBlock',
+         'COSJointAttention']

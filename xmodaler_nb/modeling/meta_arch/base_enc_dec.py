@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_KEYS', 'captions_per_image', 'expand_images', 'collapse_images', 'BaseEncoderDecoder']
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #04f0242c
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #2da8a188
 import numpy as np
 import torch
 from torch import nn, Tensor
@@ -18,7 +18,7 @@ from ..decoder import build_decoder, add_decoder_config
 from ..decoder.decoder import Decoder
 from ..predictor import build_predictor, add_predictor_config
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #5f4b8042
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #47166aff
 IMAGE_KEYS = (kfg.ATT_FEATS, kfg.ATT_MASKS, kfg.ATT_FEATS_LOC, kfg.RELATION, kfg.ATTRIBUTE, kfg.GLOBAL_FEATS)
 
 def captions_per_image(
@@ -54,7 +54,7 @@ def collapse_images(
     sources = {k: source_rows(batch[k], s) for k in keys}
     return (batch, 1) if s == 1 or any(v is None for v in sources.values()) else (batch.merge(sources), s)
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #7f870f31
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #e1dd7e37
 class BaseEncoderDecoder(nn.Module):
     "Embeddings, encoder, decoder and predictor, and the order in which they are called."
     @configurable
@@ -104,7 +104,7 @@ class BaseEncoderDecoder(nn.Module):
         if use_beam_search and self.beam_searcher.beam_size > 1: return self.decode_beam_search(batched_inputs, output_sents)
         return self.greedy_decode(batched_inputs, output_sents)
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #2af18de5
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #8531c729
 @patch
 def greedy_decode(self:BaseEncoderDecoder,
     batched_inputs,     # Batch
@@ -132,7 +132,7 @@ def get_extended_attention_mask(self:BaseEncoderDecoder,
 def bind_or_init_weights(self:BaseEncoderDecoder):
     "Tie or initialise weights before training; nothing by default."
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #fb93b4f1
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #079aa758
 @patch
 def preprocess_batch(self:BaseEncoderDecoder,
     batched_inputs, # list of items as a data set returns them, or a collated Batch
@@ -144,7 +144,7 @@ def preprocess_batch(self:BaseEncoderDecoder,
     batch = Batch(batched_inputs).to(next(self.parameters()).device, non_blocking=True)
     return expand_images(batch, captions_per_image(batch))
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #e734ee67
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #0cab2ef1
 @patch
 def encode(self:BaseEncoderDecoder,
     batch, # Batch; rows as they come
@@ -162,9 +162,10 @@ def prepare(self:BaseEncoderDecoder,
     captions:bool=True, # one row of state per caption; False: per image row of the batch
 ) -> Batch:             # encoded and prepared by the decoder
     "Everything before the first word."
-    if self.expand == 'late': images, s = collapse_images(batch)
-    else: images, s = (expand_images(batch, captions_per_image(batch)), 1) if captions else (batch, 1)
-    if not captions and len(images[kfg.ATT_FEATS]) == len(batch[kfg.ATT_FEATS]): s = 1
+    if not captions: batch = _without_words(batch)
+    per_caption = kfg.SEMANTICS_IDS in batch and not captions                     # word lists of their own: decode one image per list
+    if self.expand == 'late' and not per_caption: images, s = collapse_images(batch)
+    else: images, s = expand_images(batch, captions_per_image(batch)), 1
     images = self.encode(images)
     images = images.merge(self.decoder.preprocess(images))
     return self.spread(images, s)
@@ -185,13 +186,17 @@ def decoder_memory_keys(self:BaseEncoderDecoder) -> tuple:
     "What the decoder looks at, as it declares it."
     return getattr(self.decoder, 'memory_keys', Decoder.memory_keys)
 
+def _without_words(batch):
+    "Decoding starts without the captions that a training batch brings along."
+    return Batch({k: v for k, v in batch.items() if k not in (kfg.G_TOKENS_IDS, kfg.TOKENS_MASKS)})
+
 def _per_image(batch, key):
     "Whether a field holds one row per image (and not per caption)."
     x = batch.get(key)
     x = x[-1] if isinstance(x, list) and x else x
     return isinstance(x, Tensor) and x.size(0) == batch[kfg.ATT_FEATS].size(0)
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #726fa32e
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #2fbd2248
 @patch
 def init_state(self:BaseEncoderDecoder,
     batch, # Batch, one row per image; or expanded, one row per caption
