@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'DEAD', 'ENDED_WORD', 'best_of', 'BeamSearcher', 'overrides']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #425cb1e1
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #c2098e13
 from types import SimpleNamespace
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .build import DECODE_STRATEGY_REGISTRY
 from .decode_strategy import DecodeStrategy, Transcript
 from .trace import TraceStep
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #1b71881d
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #7275cc7c
 SMALL = 128       # columns up to which a stable sort is used
 DEAD = -999.0     # X-modaler's score for what an ended sentence cannot say
 ENDED_WORD = 0    # X-modaler's word after the end
@@ -30,7 +30,7 @@ def best_of(
     values, order = torch.sort(x, dim=-1, descending=True, stable=True)
     return values[..., :k], order[..., :k]
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #cee99140
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #8f973ef8
 @DECODE_STRATEGY_REGISTRY.register()
 class BeamSearcher(DecodeStrategy):
     "Beam search decoding."
@@ -63,7 +63,7 @@ class BeamSearcher(DecodeStrategy):
         rows = torch.arange(batch_size, device=selected_beam.device)[:,None]*cur_beam_size + selected_beam
         states[:] = [s.index_select(0, rows.flatten()) for s in states]
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #c0cde48a
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #dea50036
 @patch
 def begin(self:BeamSearcher, batched_inputs, state):
     "One beam per row, alive, with score 0."
@@ -89,7 +89,7 @@ def choose(self:BeamSearcher, run, t, log_probs, state):
     if run.trace is not None: self._record(run, words, lp, ids, offers, state)
     return self._next(run, t, words, k)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #b5cdefd3
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #deaa820f
 @patch
 def _first(self:BeamSearcher, run, log_probs):
     "The beginning: one beam per row."
@@ -124,7 +124,7 @@ def overrides(
     "Whether a subclass brings its own version of a method."
     return getattr(type(strategy), name) is not getattr(BeamSearcher, name)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #d57227ec
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #4d5f0517
 @patch
 def _pick(self:BeamSearcher, run, t, ids, scores):
     "The new beams: flat indices (g, k') into the table and their scores."
@@ -144,20 +144,21 @@ def _rank(self:BeamSearcher, scores, lengths):
 
 @patch
 def _next(self:BeamSearcher, run, t, words, k):
-    "Words of the next step, rows of the state for them, and which pictures go on."
+    "Words of the next step, rows of the state for them, and whether all pictures go on."
     g, kept = words.shape
     if self.rules.needs_history: run.said = self._history(run, words, k)
     rows = torch.arange(g, device=words.device)[:,None]*k + run.parents
-    if t+1 == self.max_seq_len: return words.flatten(), None, None
-    if not self.look(t, words.device): return words.flatten(), rows, None
+    if t+1 == self.max_seq_len: return words.flatten(), None, True
+    if not self.look(t, words.device): return words.flatten(), rows, True
     go_on = (~self._settled(run)).nonzero()[:,0]
     if len(go_on) == 0: run.done = True
-    if len(go_on) in (0, g): return words.flatten(), rows, None
+    if len(go_on) in (0, g): return words.flatten(), rows, True
     self._leave(run)
     run.rows = go_on if run.rows is None else run.rows[go_on]
     run.said = None if run.said is None else run.said.view(g, kept, -1)[go_on].flatten(0, 1)
     run.alive, run.scores, run.lengths = run.alive[go_on], run.scores[go_on], run.lengths[go_on]
-    return words[go_on].flatten(), rows[go_on], go_on
+    run.stay = go_on
+    return words[go_on].flatten(), rows[go_on], False
 
 @patch
 def _history(self:BeamSearcher, run, words, k):
@@ -167,7 +168,7 @@ def _history(self:BeamSearcher, run, words, k):
     rows = (torch.arange(g, device=words.device)[:,None]*k + run.parents).flatten()
     return torch.cat([run.said[rows], words.flatten()[:,None]], 1)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #3529e5a7
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #453a700b
 @patch
 def _settled(self:BeamSearcher, run):
     "(g,) bool: the result for this picture is certain."
@@ -199,11 +200,11 @@ def finish(self:BeamSearcher, run, batched_inputs, state):
     if run.trace is not None: out[kfg.TRACE] = run.trace.close(order)
     return out
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #c1a431bb
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #5ac72b05
 @patch
-def move(self:BeamSearcher, run, state, idx, images):
+def move(self:BeamSearcher, run, state, idx, whole):
     "Let the state follow the beams, through `_expand_state` where that is what a decoder or a subclass expects."
-    if not (getattr(state, 'foreign', False) or overrides(self, '_expand_state')): return state.reorder(idx, images)
+    if not (getattr(state, 'foreign', False) or overrides(self, '_expand_state')): return state.reorder(idx, whole)
     g, k = run.parents.shape
     def by_parents(x):
         states = list(x) if isinstance(x, (list, tuple)) else [x]
@@ -211,7 +212,7 @@ def move(self:BeamSearcher, run, state, idx, images):
         return states if isinstance(x, (list, tuple)) else states[0]
     all_rows = torch.arange(g, device=idx.device)[:,None]*(state.rows//g) + run.parents
     state = state.reorder(all_rows, move=by_parents)
-    return state if images is None else state.reorder(torch.arange(g*k, device=idx.device).view(g, k)[images], images)
+    return state if whole else state.reorder(torch.arange(g*k, device=idx.device).view(g, k)[run.stay], whole=False)
 
 @patch
 def _record(self:BeamSearcher, run, words, lp, ids, offers, state):
@@ -223,7 +224,7 @@ def _record(self:BeamSearcher, run, words, lp, ids, offers, state):
     run.trace.add(TraceStep(rows=rows, parents=run.parents, words=words, log_probs=lp, scores=run.scores, alive=run.alive,
                             candidates=ids.gather(2, at), candidate_log_probs=top, attention=None if att is None else att.view(g, k, -1)))
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #2c9f4fcd
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #ac67c0c1
 @patch
 def _pick_required(self:BeamSearcher, run, ids, ranks, keep):
     "The best of every bank in turns, then sorted best first."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['mix_log_probs', 'EnsembleState', 'EnsembleModel', 'EnsembleBeamSearcher']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/50_ensemble_beam_searcher.ipynb #633cf085
+# %% ../../../nbs/07_modeling/50_decode_strategy/50_ensemble_beam_searcher.ipynb #7ee44dc5
 import torch
 from torch import Tensor
 from fastcore.basics import patch
@@ -14,7 +14,7 @@ from .build import DECODE_STRATEGY_REGISTRY
 from .beam_searcher import BeamSearcher
 from .state import as_stepper
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/50_ensemble_beam_searcher.ipynb #23819100
+# %% ../../../nbs/07_modeling/50_decode_strategy/50_ensemble_beam_searcher.ipynb #4a396928
 def mix_log_probs(
     log_probs:list, # of m tensors (r, v)
     weights:list,   # m or more numbers ≥ 0; the first m count
@@ -25,7 +25,7 @@ def mix_log_probs(
     if (bad := [x for x in weights[:len(log_probs)] if x < 0]) or sum(weights[:len(log_probs)]) == 0: raise ValueError(f"MODEL.MODEL_WEIGHTS is {weights}, but weights must be 0 or more and not all 0")
     return (torch.stack(log_probs, -1) + w.log()).logsumexp(-1) - w.sum().log()
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/50_ensemble_beam_searcher.ipynb #6b336286
+# %% ../../../nbs/07_modeling/50_decode_strategy/50_ensemble_beam_searcher.ipynb #86581e76
 class EnsembleState:
     "The states of several models, reordered together."
     def __init__(self,
@@ -38,9 +38,9 @@ class EnsembleState:
     foreign = property(lambda self: any(getattr(s, 'foreign', False) for s in self.states))
     record = property(lambda self: self.states[0].record)
 
-    def reorder(self, idx, images=None, move=None):
+    def reorder(self, idx, whole=True, move=None):
         "The one verb, for all members."
-        return EnsembleState([s.reorder(idx, images, move) for s in self.states])
+        return EnsembleState([s.reorder(idx, whole, move) for s in self.states])
     def watch(self, record=True):
         "Ask all members for their attention."
         return EnsembleState([s.watch(record) for s in self.states])
@@ -69,7 +69,7 @@ class EnsembleModel:
         steps = [m.step(tokens, s) for m, s in zip(self.models, state.states)]
         return mix_log_probs([x.float().log_softmax(-1) for x, _ in steps], self.weights), EnsembleState([s for _, s in steps])
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/50_ensemble_beam_searcher.ipynb #9082bc35
+# %% ../../../nbs/07_modeling/50_decode_strategy/50_ensemble_beam_searcher.ipynb #e7f695a0
 @DECODE_STRATEGY_REGISTRY.register()
 class EnsembleBeamSearcher(BeamSearcher):
     "Beam search with the mean probability of several models."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['narrow', 'draw', 'GreedyDecoder']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #24e5b743
+# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #2387350d
 from types import SimpleNamespace
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .build import DECODE_STRATEGY_REGISTRY
 from .decode_strategy import DecodeStrategy, Transcript
 from .trace import TraceStep
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #93d056c8
+# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #2d4f05c8
 def narrow(
     log_probs:Tensor,      # (r, v)
     temperature:float=1.0, # > 0
@@ -32,7 +32,7 @@ def narrow(
         x = x.masked_fill(~keep, -float('inf'))
     return x if x is log_probs else x.log_softmax(-1)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #b4f32bfa
+# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #08e07d2f
 def draw(
     log_probs:Tensor, # (r, v)
 ) -> Tensor:          # (r,) int64
@@ -41,7 +41,7 @@ def draw(
     if p.device.type == 'cpu': return torch.multinomial(p, 1)[:,0]
     return (p/torch.empty_like(p).exponential_()).argmax(-1)        # the same draw without `multinomial`'s checks, which wait for the device
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #4a11b9cb
+# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #a61f72f2
 @DECODE_STRATEGY_REGISTRY.register()
 class GreedyDecoder(DecodeStrategy):
     "The likeliest word, or a drawn one, again and again."
@@ -70,7 +70,7 @@ class GreedyDecoder(DecodeStrategy):
         "Decode: the whole working batch plus IDS, G_SENTS_IDS and G_LOGP."
         return super()._forward(batched_inputs, model)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #54a38043
+# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #cc625f4d
 @patch
 def begin(self:GreedyDecoder, batched_inputs, state):
     "All rows alive; which result row each is (None: all of them)."
@@ -92,22 +92,22 @@ def choose(self:GreedyDecoder, run, t, log_probs, state):
     run.transcript.add(words[:,None], lp[:,None], rows=run.rows)
     if run.trace is not None: self._record(run, words, torch.where(alive, lp, 0.), allowed, state)
     if self.rules.needs_history: run.said = words[:,None] if run.said is None else torch.cat([run.said, words[:,None]], 1)
-    return (words, None, None) if not self.look(t, words.device) else self._look(run, words)
+    return (words, None, True) if not self.look(t, words.device) else self._look(run, words)
 
 @patch
 def _look(self:GreedyDecoder, run, words):
     "Ask the device which rows are alive; stop, or let the others leave."
     if self.tail == 'upstream':
         run.done = not run.alive.any()
-        return words, None, None
+        return words, None, True
     keep = run.alive.nonzero()[:,0]
     run.done = len(keep) == 0
-    if run.done or len(keep) == len(words): return words, None, None
+    if run.done or len(keep) == len(words): return words, None, True
     run.rows = keep if run.rows is None else run.rows[keep]
     run.alive = run.alive[keep]
     if run.said is not None: run.said = run.said[keep]
     if torch.is_tensor(run.score): run.score = run.score[keep]
-    return words[keep], keep, None
+    return words[keep], keep, False
 
 @patch
 def finish(self:GreedyDecoder, run, batched_inputs, state):
@@ -120,7 +120,7 @@ def finish(self:GreedyDecoder, run, batched_inputs, state):
     if run.trace is not None: out[kfg.TRACE] = run.trace.close()
     return out
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #39fd66f2
+# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #04aecc25
 @patch
 def _record(self:GreedyDecoder, run, words, lp, allowed, state):
     "One step for the trace: a single beam that offers its five likeliest words."

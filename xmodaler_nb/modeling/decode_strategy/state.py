@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['HISTORY_KEYS', 'RECURRENT_KEYS', 'IMAGE_MEMORY_KEYS', 'take_rows', 'DictState', 'DictModel', 'as_stepper']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #a1e735e6
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #5acf79ec
 import copy
 import torch
 from torch import Tensor
 from fastcore.basics import patch
 from ...config import Batch, kfg
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #58ab4dc4
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #2d29d603
 def take_rows(
     x,          # tensor (r, …), or a list of such tensors
     idx:Tensor, # (r',) int64, which rows; may repeat, leave out and permute
@@ -21,7 +21,7 @@ def take_rows(
     if isinstance(x, (list, tuple)): return [take_rows(o, idx) for o in x]
     return x.index_select(0, idx)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #fafe908d
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #bec1b223
 HISTORY_KEYS = (kfg.HISTORY_STATES, kfg.ENC_HISTORY_STATES)
 RECURRENT_KEYS = (kfg.G_HIDDEN_STATES, kfg.G_CELL_STATES)
 IMAGE_MEMORY_KEYS = (kfg.ATT_FEATS, kfg.GLOBAL_FEATS, kfg.ATT_MASKS, kfg.EXT_ATT_MASKS, kfg.P_ATT_FEATS, kfg.EXT_G_TOKENS_MASKS,
@@ -32,7 +32,7 @@ def _rows(x):
     x = x[-1] if isinstance(x, (list, tuple)) and x else x
     return x.size(0) if isinstance(x, Tensor) and x.dim() else None
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #315a97ab
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #fd4fe895
 class DictState:
     "A working batch whose rows can be reordered."
     def __init__(self,
@@ -62,7 +62,7 @@ class DictState:
 
     def __repr__(self): return f'DictState(t={self.t}, {self.rows} rows over {self.images} images, moves {", ".join(self.moving())})'
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #b004e005
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #b86cfdb5
 @patch
 def moving(self:DictState) -> tuple: # keys present in the batch
     "The keys that have one row per sentence."
@@ -88,48 +88,36 @@ def replace(self:DictState,
     new.batch = self.batch.merge(updates)
     return new
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #203a0004
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #a4675521
 @patch
 def reorder(self:DictState,
-    idx:Tensor,           # (r',) or (g, k) int64: old rows; in the second form each line stays within one picture
-    images:Tensor=None,   # (g,) int64, with the second form: which old groups (lines of the reorder before) the new ones are; None: all, in order
-    move=None,            # function (list of tensors) → list of tensors that replaces `take_rows`, for strategies that move states themselves
-):                        # DictState with the new rows
+    idx:Tensor,      # (r',) or (g, k) int64: old rows; in the second form each line stays within one picture
+    whole:bool=True, # second form: the lines are all the lines of the reorder before, in order; False: some have left or moved
+    move=None,       # function tensor(s) → tensor(s) that replaces `take_rows`, for strategies that move states themselves
+):                   # DictState with the new rows
     "New row j is old row `idx[j]`, for everything the model remembers."
-    flat = idx.reshape(-1)
+    flat, whole = idx.reshape(-1), whole and idx.dim() == 2
     new, b = copy.copy(self), self.batch
     updates = {k: move(b[k]) if move else take_rows(b[k], flat) for k in self.moving()}
     if kfg.ATT_WEIGHTS in b and kfg.ATT_WEIGHTS not in updates: updates[kfg.ATT_WEIGHTS] = take_rows(b[kfg.ATT_WEIGHTS], flat)
     new.rows, new.groups = flat.numel(), idx.size(0)
-    whole = idx.dim() == 2 and images is None             # the same pictures in the same order
-    if whole: new.images = self.images
-    else: new.images = new.groups
-    if not (whole and (self.shares_images or new.rows == self.rows)): updates.update(self._move_memory(idx, images, new))
+    if not whole: new.images = new.groups
+    if not (whole and (self.shares_images or new.rows == self.rows)):
+        updates.update({k: self._move_memory(b[k], idx, whole) for k in self.memory_keys if _rows(b.get(k)) is not None})
     new.batch = b.merge(updates)
     return new
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #a63e461d
 @patch
-def _move_memory(self:DictState, idx, images, new):
-    "The image memory for new rows: pictures picked once, then repeated only for decoders that want a row per sentence."
-    single = idx.dim() == 1
-    if single: picture = idx // (self.rows // self.images)
-    else: picture = None if images is None else images // (self.groups // self.images)    # None: all, in order
-    repeat = 1 if self.shares_images or single else new.rows // new.images
-    return {k: self._gather(self.batch[k], idx if single else None, picture, repeat) for k in self.memory_keys if _rows(self.batch.get(k)) is not None}
+def _move_memory(self:DictState, x, idx, whole):
+    "One field of the memory for new rows: one entry per line, repeated only for decoders that want a row per sentence."
+    if isinstance(x, (list, tuple)): return [self._move_memory(x[-1], idx, whole)]     # of several layers, decoders look at the last
+    n = x.size(0)
+    if n not in (self.rows, self.groups, self.images): return x                        # a table for all rows, e.g. (1, 1, t, t)
+    lines, k = (idx, 1) if idx.dim() == 1 else (idx[:,0], 1 if self.shares_images else idx.size(1))
+    if not (whole and n == self.groups): x = x.index_select(0, lines // (self.rows//n))  # entry of the line's picture
+    return x.repeat_interleave(k, 0) if k > 1 else x
 
-@patch
-def _gather(self:DictState, x, rows, picture, repeat):
-    "One field of the memory: `rows` of it where it is stored per sentence, else its pictures, each `repeat` times."
-    if isinstance(x, (list, tuple)): return [self._gather(x[-1], rows, picture, repeat)]    # of several layers, decoders look at the last
-    if x.size(0) not in (self.rows, self.images): return x                                 # a table for all rows, e.g. (1, 1, t, t)
-    if x.size(0) != self.images:                                                           # stored per sentence
-        if rows is not None: return x.index_select(0, rows)
-        x = x.view(self.images, -1, *x.shape[1:])[:,0]
-    if picture is not None: x = x.index_select(0, picture)
-    return x.repeat_interleave(repeat, 0) if repeat > 1 else x
-
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #c4ec480d
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #fb8d6cc5
 @patch
 def watch(self:DictState,
     record:bool=True, # ask decoders for `ATT_WEIGHTS`
@@ -147,7 +135,7 @@ def attention(self:DictState): # (rows, n) or None
     "Where the model looked when it predicted this step."
     return self.batch.get(kfg.ATT_WEIGHTS)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #f3c2cadc
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #40bcf048
 class DictModel:
     "Any model with X-modaler's parts, as a model that steps."
     def __init__(self,
