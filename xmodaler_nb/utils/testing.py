@@ -6,16 +6,16 @@
 __all__ = ['tolerance', 'test_near', 'set_seed', 'run_ranks', 'pick_images', 'check_learns', 'check_decodes', 'check_saves',
            'check_neighbours', 'check_model', 'expect_fail']
 
-# %% ../../nbs/02_utils/90_testing.ipynb #cb1c84da
+# %% ../../nbs/02_utils/90_testing.ipynb #61195d58
 import os, random, subprocess, sys, tempfile, textwrap
 from pathlib import Path
 import numpy as np, torch
 from fastcore.test import expect_fail
 
-# %% ../../nbs/02_utils/90_testing.ipynb #89ba0468
+# %% ../../nbs/02_utils/90_testing.ipynb #a5910e4c
 _all_ = ['expect_fail']
 
-# %% ../../nbs/02_utils/90_testing.ipynb #47bcb3af
+# %% ../../nbs/02_utils/90_testing.ipynb #4f0603f6
 def tolerance(
     reference,             # tensor, array or number
     noise:float|None=None, # largest |float32 - float64| of the reference run, if it was measured
@@ -45,7 +45,7 @@ def test_near(
     raise AssertionError(f"{int(bad.sum())} of {a.numel()} values differ by more than {tol:.1e}; largest at {at}: "
                          f"{a.flatten()[i]:.8g} against {r.flatten()[i]:.8g}")
 
-# %% ../../nbs/02_utils/90_testing.ipynb #f5683415
+# %% ../../nbs/02_utils/90_testing.ipynb #45b94513
 def set_seed(
     seed:int,                 # in [0, 2**32)
     reproducible:bool=False,  # also ask torch for algorithms that give the same numbers every time
@@ -57,7 +57,7 @@ def set_seed(
     if reproducible:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
-# %% ../../nbs/02_utils/90_testing.ipynb #2d316e49
+# %% ../../nbs/02_utils/90_testing.ipynb #c3a7a2cd
 _RANK = """
 import datetime, sys
 import torch, torch.distributed as dist
@@ -87,7 +87,7 @@ def run_ranks(
     if failed: raise RuntimeError('\n'.join(f"rank {r}:\n{err[-2000:]}" for r, err in failed))
     return [out for out, _ in outs]
 
-# %% ../../nbs/02_utils/90_testing.ipynb #7d514a21
+# %% ../../nbs/02_utils/90_testing.ipynb #1378ca8a
 def _rows(
     x,           # field of a batch with n·k rows: tensor, array or list; anything else comes back as it is
     n:int,       # images in the batch
@@ -109,7 +109,7 @@ def pick_images(
 
 def _image_key(batch): return 'IDS' if 'IDS' in batch else 'ATT_FEATS'
 
-# %% ../../nbs/02_utils/90_testing.ipynb #b59ab751
+# %% ../../nbs/02_utils/90_testing.ipynb #d7392d97
 def check_learns(
     model,            # in any mode; is left trained, in its mode
     losses:list,      # callables: outputs → {name: scalar}
@@ -149,16 +149,24 @@ def check_decodes(
     model.train(was)
     return out
 
-# %% ../../nbs/02_utils/90_testing.ipynb #95989942
+# %% ../../nbs/02_utils/90_testing.ipynb #c5e4afef
 def _logits(
     model,        # in evaluation mode
     batch:dict,   # any batch
 ) -> dict:        # name → tensor
-    "The floating-point outputs that are scores."
+    "The outputs that are scores, where a target asks for them."
     with torch.no_grad(): out = model(batch)
     found = {k: v for k, v in out.items() if k.endswith('LOGITS') and isinstance(v, torch.Tensor)}
     assert found, f"the model returned no …LOGITS, only {', '.join(map(str, out))}"
-    return found
+    return {k: _where_asked(v, batch.get(k.replace('LOGITS', 'TARGET_IDS'))) for k, v in found.items()}
+
+def _where_asked(
+    scores:torch.Tensor,  # (rows, t, v)
+    target,               # (rows, t) with -1 where nothing is asked; or something else
+) -> torch.Tensor:        # (rows, t, v), 0 where nothing is asked
+    "Scores at the positions that have a target."
+    fits = isinstance(target, torch.Tensor) and target.shape == scores.shape[:-1]
+    return scores*(target >= 0)[...,None] if fits else scores
 
 def check_saves(
     build,        # () → fresh model
@@ -190,7 +198,7 @@ def check_neighbours(
             test_near(got, ref, atol=atol*max(1., ref.abs().max().item()))
     model.train(was)
 
-# %% ../../nbs/02_utils/90_testing.ipynb #34af71ca
+# %% ../../nbs/02_utils/90_testing.ipynb #52f64888
 def check_model(
     cfg,                 # CfgNode of a small model; or a function () → fresh model
     batch:dict,          # a collated training batch of at least two images

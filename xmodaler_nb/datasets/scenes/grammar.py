@@ -94,11 +94,18 @@ class Say:
     def np_b(self): return self.np(self.b)
     def place(self): return [('place', self.c(PLACE_WORDS[self.scene.place]))]
     def maybe_place(self, p=.5): return self.place() if self.c.flip(p) else []
-    def relation(self, rel=None):
+    def relation(self,
+        rel=None, # a relation; None: the scene's own
+    ):
+        "Words for a relation, or only 'and' where none is clear."
         rel = self.rel if rel is None else rel
         return [('relation', self.c(RELATION_WORDS[rel]) if rel else 'and')]   # no clear relation: only "and"
 
-def w(text): return [('word', o) for o in text.split()]
+def w(
+    text, # fixed words, separated by spaces
+):        # list of pairs ('word', word)
+    "Words that are said as they stand."
+    return [('word', o) for o in text.split()]
 
 def _alone(s):  return s.np_a() + s.place()
 def _there1(s): return w('there is') + s.np_a() + s.place()
