@@ -34,7 +34,7 @@ setup(
     include_package_data=False,
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
-    entry_points={'console_scripts': [s for s in cfg['console_scripts'].split('\n') if s.strip()],
+    entry_points={'console_scripts': [s.strip() for s in cfg['console_scripts'].split('\n') if s.strip()],
                   'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
 )
