@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['render_readme', 'project_root', 'main']
 
-# %% ../../nbs/02_utils/95_docs.ipynb #40275e74
+# %% ../../nbs/02_utils/95_docs.ipynb #b5c90e87
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-# %% ../../nbs/02_utils/95_docs.ipynb #64c2c45e
+# %% ../../nbs/02_utils/95_docs.ipynb #a7afd687
 _LINK = re.compile(r'(\]\(|src=")(?!https?://|#|/|data:|mailto:)([^)"\s]+)')
 
 def _visible(cell):
@@ -40,7 +40,7 @@ def render_readme(
     note = '<!-- Rendered from nbs/index.ipynb by `make readme`; edit the notebook. -->\n\n'
     return note + re.sub(r'\n{3,}', '\n\n', _LINK.sub(fix, body)).strip() + '\n'
 
-# %% ../../nbs/02_utils/95_docs.ipynb #ba744f2a
+# %% ../../nbs/02_utils/95_docs.ipynb #8a4680f3
 def project_root() -> Path: # the folder that holds settings.ini
     "The root of the source checkout, searched upwards from the working directory."
     here = Path.cwd().resolve()
@@ -63,6 +63,6 @@ def main(
     print('README.md is not what nbs/index.ipynb renders to: run `make readme`', file=sys.stderr)
     return 1
 
-# %% ../../nbs/02_utils/95_docs.ipynb #307d7abd
+# %% ../../nbs/02_utils/95_docs.ipynb #f920b13c
 #| eval: false
 if __name__ == '__main__': sys.exit(main())
