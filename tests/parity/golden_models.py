@@ -1,5 +1,6 @@
 "Reading the golden model files: a config, weights, inputs, and what X-modaler answered."
-import json
+import json, tempfile
+from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 from conftest import golden_dir
@@ -18,8 +19,16 @@ class Golden:
         self.name, self.meta, self.tensors = name, json.loads(path.with_suffix('.json').read_text()), load_file(path.with_suffix('.safetensors'))
 
     def opts(self):
-        "Overrides as a flat list."
-        return [x for kv in {**self.meta['overrides'], 'MODEL.DEVICE': 'cpu'}.items() for x in kv]
+        "Overrides as a flat list; a made-up WordPiece vocabulary in the file stands for the published one."
+        more = {'MODEL.DEVICE': 'cpu', **({'MODEL.PRETRAINING.MODEL_NAME': self.vocab_file(), 'SCORER.EOS_ID': self.meta['eos_id']} if 'bert_vocab' in self.meta else {})}
+        return [x for kv in {**self.meta['overrides'], **more}.items() for x in kv]
+
+    def vocab_file(self):
+        "The file's own WordPiece vocabulary, written out."
+        if not hasattr(self, 'folder'): self.folder = tempfile.TemporaryDirectory()
+        path = Path(self.folder.name)/'vocab.txt'
+        path.write_text('\n'.join(self.meta['bert_vocab']), encoding='utf-8')
+        return str(path)
 
     def cfg(self, *more): return load_cfg_file(config_file(self.meta['config'].removeprefix('configs/')), [*self.opts(), *more])
 

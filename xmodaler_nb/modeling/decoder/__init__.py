@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build_decoder', 'add_decoder_config', 'DECODER_REGISTRY', 'Decoder', 'UpDownDecoder', 'SALSTMDecoder',
            'MPLSTMDecoder', 'AttributeDecoder', 'TransformerDecoder', 'MeshedDecoder', 'COSNetDecoder', 'XLANDecoder',
-           'TDConvEDDecoder']
+           'TDConvEDDecoder', 'DecoupleBertDecoder']
 
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #1af83ca6
 from .build import build_decoder, add_decoder_config, DECODER_REGISTRY
@@ -29,3 +29,7 @@ _all_ = ['XLANDecoder']
 # %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #f857223e
 from .tdconved_decoder import TDConvEDDecoder
 _all_ = ['TDConvEDDecoder']
+
+# %% ../../../nbs/07_modeling/30_decoder/99_decoder.ipynb #74530c27
+from .decouple_bert_decoder import DecoupleBertDecoder
+_all_ = ['DecoupleBertDecoder']

@@ -10,6 +10,7 @@ import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg
 from ..layers.create_act import act_module
+from ..layers.rows import repeat_rows
 from .build import EMBEDDING_REGISTRY
 from .position_embedding import build_position_encoding
 
@@ -71,13 +72,13 @@ class TokenBaseEmbedding(nn.Module):
 
     def _forward(self,
         input_ids:Tensor,           # (b, t) ids; (b,) with a time step
-        token_type_ids=None,        # (b, t) kind of each word, or None; the whole row also with a time step
+        token_type_ids=None,        # (b, t) kind of each word, or None; with a time step the whole row, of each sentence or of each image
         time_step:int|None=None,    # position of the single word; None = the whole sentence
     ) -> Tensor:                    # (b, t, dim) or (b, dim)
         "Embed one id tensor."
         x = self.embeddings(input_ids)
         if self.embeddings_pos is not None: x = x + self.embeddings_pos(x if time_step is None else int(time_step))
         if self.embeddings_token_type is not None and token_type_ids is not None:
-            kind = token_type_ids if time_step is None else token_type_ids[:,time_step]
+            kind = token_type_ids if time_step is None else repeat_rows(token_type_ids[:,time_step], input_ids.size(0)//token_type_ids.size(0))
             x = x + self.embeddings_token_type(kind)
         return chain(x, self.embeddings_act, self.embeddings_norm, self.embeddings_dropout)

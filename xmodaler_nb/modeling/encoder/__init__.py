@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build_encoder', 'add_encoder_config', 'ENCODER_REGISTRY', 'Encoder', 'UpDownEncoder', 'GCNEncoder',
            'TransformerEncoder', 'MemoryAugmentedEncoder', 'GTransformerEncoder', 'COSNetEncoder',
-           'LowRankBilinearEncoder', 'TDConvEDEncoder']
+           'LowRankBilinearEncoder', 'TDConvEDEncoder', 'TwoStreamBertEncoder']
 
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #e505021a
 from .build import build_encoder, add_encoder_config, ENCODER_REGISTRY
@@ -28,3 +28,7 @@ _all_ = ['LowRankBilinearEncoder']
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #c997ca95
 from .tdconved_encoder import TDConvEDEncoder
 _all_ = ['TDConvEDEncoder']
+
+# %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #72b2ffe9
+from .two_stream_bert_encoder import TwoStreamBertEncoder
+_all_ = ['TwoStreamBertEncoder']

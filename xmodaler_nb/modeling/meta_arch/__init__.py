@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['build_model', 'add_config', 'META_ARCH_REGISTRY', 'BaseEncoderDecoder', 'RnnAttEncoderDecoder',
-           'TransformerEncoderDecoder']
+           'TransformerEncoderDecoder', 'TDENCaptioner']
 
 # %% ../../../nbs/07_modeling/60_meta_arch/99_meta_arch.ipynb #4d49e305
 from .build import build_model, add_config, META_ARCH_REGISTRY
@@ -14,3 +14,7 @@ from .transformer_enc_dec import TransformerEncoderDecoder
 
 # %% ../../../nbs/07_modeling/60_meta_arch/99_meta_arch.ipynb #112f6b13
 _all_ = ['build_model', 'add_config', 'META_ARCH_REGISTRY', 'BaseEncoderDecoder', 'RnnAttEncoderDecoder', 'TransformerEncoderDecoder']
+
+# %% ../../../nbs/07_modeling/60_meta_arch/99_meta_arch.ipynb #20c29f58
+from .tden import TDENCaptioner
+_all_ = ['TDENCaptioner']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['build_predictor', 'build_v_predictor', 'build_predictor_with_name', 'add_predictor_config', 'PREDICTOR_REGISTRY',
-           'BasePredictor']
+           'BasePredictor', 'BertPredictionHead']
 
 # %% ../../../nbs/07_modeling/40_predictor/99_predictor.ipynb #749138aa
 from xmodaler_nb.modeling.predictor.build import (build_predictor, build_v_predictor, build_predictor_with_name, add_predictor_config,
@@ -13,3 +13,7 @@ from .base_predictor import BasePredictor
 
 # %% ../../../nbs/07_modeling/40_predictor/99_predictor.ipynb #e0d2d099
 _all_ = ['build_predictor', 'build_v_predictor', 'build_predictor_with_name', 'add_predictor_config', 'PREDICTOR_REGISTRY', 'BasePredictor']
+
+# %% ../../../nbs/07_modeling/40_predictor/99_predictor.ipynb #5c3f7719
+from .bert_predictor import BertPredictionHead
+_all_ = ['BertPredictionHead']
