@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'plain', 'untie', 'save_weights', 'load_weights', 'CheckpointError', 'load_pth', 'fsync', 'write_text',
            'replace_dir', 'recover', 'write_checkpoint', 'check_name', 'read_meta', 'read_checkpoint']
 
-# %% ../../nbs/13_checkpoint/00_files.ipynb #a96b567b
+# %% ../../nbs/13_checkpoint/00_files.ipynb #31942a4d
 import io, json, os, pickle, re, shutil
 from pathlib import Path
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 
-# %% ../../nbs/13_checkpoint/00_files.ipynb #615af7ed
+# %% ../../nbs/13_checkpoint/00_files.ipynb #834c3e4d
 def plain(
     x,              # anything a `state_dict()` returned
     where='state',  # how to call it in a message
@@ -35,7 +35,7 @@ def _base_value(x):
     for t in (bool, int, float, str):
         if isinstance(x, t): return t(x)
 
-# %% ../../nbs/13_checkpoint/00_files.ipynb #b2ad6885
+# %% ../../nbs/13_checkpoint/00_files.ipynb #7ff266fc
 def _same_memory(t):
     "Key of the memory a tensor looks at; equal keys mean one and the same tensor."
     return (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape), t.stride(), t.dtype) if t.numel() else None
@@ -54,11 +54,11 @@ def untie(
             if key is not None: first[key] = name
     return kept,tied
 
-# %% ../../nbs/13_checkpoint/00_files.ipynb #32e33bb3
+# %% ../../nbs/13_checkpoint/00_files.ipynb #5e46a390
 def save_weights(
     weights:dict,  # name -> tensor, any device
     path,          # file to write
-    **meta,        # further strings for the header
+    **meta,        # name=string, further entries of the header
 ):
     "Write weights as safetensors; further names of one tensor go into the header."
     kept,tied = untie(weights)
@@ -81,7 +81,7 @@ def load_weights(
 
 class CheckpointError(ValueError): "A checkpoint that cannot be read, or must not be."
 
-# %% ../../nbs/13_checkpoint/00_files.ipynb #c29aacb1
+# %% ../../nbs/13_checkpoint/00_files.ipynb #130a5e76
 def _numpy_globals():
     "What pickled numpy arrays and numbers need, under numpy's old and new module names."
     core = getattr(np, '_core', None) or np.core
@@ -109,7 +109,7 @@ def load_pth(
         if isinstance(e, FileNotFoundError): raise
         raise CheckpointError(f"{path} is not a readable torch file ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no details'})") from e
 
-# %% ../../nbs/13_checkpoint/00_files.ipynb #62cc340f
+# %% ../../nbs/13_checkpoint/00_files.ipynb #b54623d3
 def fsync(
     path,  # file or directory
 ):
@@ -153,7 +153,7 @@ def recover(
         else: os.rename(old, home)
     for p in Path(folder).glob('.tmp-*'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
-# %% ../../nbs/13_checkpoint/00_files.ipynb #3baaec53
+# %% ../../nbs/13_checkpoint/00_files.ipynb #b59308bf
 FORMAT = 'xmodaler_nb.checkpoint/1'
 
 def _write_parts(d, weights, state, meta, files):
@@ -195,7 +195,7 @@ def check_name(
         raise CheckpointError(f"{name!r} is not a plain name for a checkpoint file")
     return name
 
-# %% ../../nbs/13_checkpoint/00_files.ipynb #b5615cbf
+# %% ../../nbs/13_checkpoint/00_files.ipynb #697bd4f3
 def read_meta(
     path,    # checkpoint directory
 ) -> dict:   # content of meta.json

@@ -6,7 +6,7 @@
 __all__ = ['XmodalerCheckpoint', 'PeriodicEpochCheckpoint', 'XmodalerCheckpointer', 'os_writable', 'IncompatibleKeys',
            'strip_prefix', 'group_names', 'PeriodicEpochCheckpointer']
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #b1e0cd3e
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #e8f19887
 import logging, os, pickle, re, shutil
 from collections import defaultdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from .files import (CheckpointError, check_name, load_pth, load_weights, read_ch
                                           write_text)
 from ..utils.comm import is_main_process, unwrap_model
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #e4b8d001
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #4fdf264e
 class XmodalerCheckpointer:
     "Saves and restores a model together with whatever else has a `state_dict`."
     def __init__(self,
@@ -26,7 +26,7 @@ class XmodalerCheckpointer:
         save_dir='',          # folder of this training's checkpoints; '' = do not save
         *,
         save_to_disk=None,    # does this process write? default: only the first one
-        **checkpointables     # name=object with `state_dict()` and `load_state_dict(state)`
+        **checkpointables,    # name=object with `state_dict()` and `load_state_dict(state)`
     ):
         self.model,self.save_dir = unwrap_model(model),str(save_dir)
         self.save_to_disk = is_main_process() if save_to_disk is None else save_to_disk
@@ -51,14 +51,14 @@ class XmodalerCheckpointer:
         "Put a file into every checkpoint from now on."
         self.files[check_name(name)] = content
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #d4b05b7c
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #548d7197
 def os_writable(
     folder,   # a directory
 ) -> bool:
     "May this process create files there?"
     return os.access(folder, os.W_OK | os.X_OK)
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #1a62e71b
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #38c1f67d
 @patch
 def _is_complete(self:XmodalerCheckpointer, path):
     "Is there a checkpoint directory whose files have their announced sizes, or an X-modaler file?"
@@ -88,7 +88,7 @@ def tag_last_checkpoint(self:XmodalerCheckpointer,
     "Write the name of the newest checkpoint to `last_checkpoint`."
     write_text(Path(self.save_dir)/'last_checkpoint', check_name(last_filename_basename))
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #476c1f37
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #9666aee7
 @patch
 def get_checkpoint_file(self:XmodalerCheckpointer) -> str:  # path, '' if there is none
     "The checkpoint to resume from: the tagged one, or the newest complete one if that is damaged."
@@ -109,7 +109,7 @@ def has_checkpoint(self:XmodalerCheckpointer) -> bool:
     "Is there a checkpoint to resume from?"
     return self.get_checkpoint_file() != ''
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #82bad305
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #f9b00b28
 @patch
 def save(self:XmodalerCheckpointer,
     name:str,        # directory name of the checkpoint
@@ -130,14 +130,14 @@ def save(self:XmodalerCheckpointer,
     self.logger.info("saved checkpoint %s", path)
     if tag: self.tag_last_checkpoint(name)
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #0062ebe7
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #30c55756
 class IncompatibleKeys(tuple):
     "What did not fit: `missing_keys`, `unexpected_keys`, `incorrect_shapes` [(name, shape in the file, shape in the model)]."
     def __new__(cls, missing_keys=(), unexpected_keys=(), incorrect_shapes=()):
         return super().__new__(cls, (list(missing_keys), list(unexpected_keys), list(incorrect_shapes)))
-    missing_keys = property(lambda self: self[0])
-    unexpected_keys = property(lambda self: self[1])
-    incorrect_shapes = property(lambda self: self[2])
+    missing_keys = property(lambda self: self[0], doc="Names of the model that the file lacks.")
+    unexpected_keys = property(lambda self: self[1], doc="Names of the file that the model lacks.")
+    incorrect_shapes = property(lambda self: self[2], doc="(name, shape in the file, shape in the model).")
 
 def _load_pickled(path):
     "Numpy weights from a `.pkl`, through the unpickler that knows plain containers and arrays only."
@@ -169,7 +169,7 @@ def _convert_ndarray_to_tensor(self:XmodalerCheckpointer,
         if isinstance(v, np.ndarray): state_dict[k] = torch.from_numpy(v.copy())
         elif not isinstance(v, Tensor): raise CheckpointError(f"weight {k!r} is a {type(v).__name__}, expected a tensor or an array")
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #ffd57004
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #6a3e0b85
 def strip_prefix(
     state_dict:dict,   # name -> anything
     prefix='module.',  # what data-parallel wrappers put in front
@@ -191,7 +191,7 @@ def _load_model(self:XmodalerCheckpointer,
     shape_names = {k for k,_,_ in wrong}
     return IncompatibleKeys([k for k in res.missing_keys if k not in shape_names], res.unexpected_keys, wrong)
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #40edfb7b
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #2c02fdc1
 def group_names(
     names,          # parameter names
 ) -> list[str]:     # one line per module: 'decoder.lstm: weight_ih, weight_hh'
@@ -210,7 +210,7 @@ def _log_incompatible_keys(self:XmodalerCheckpointer,
     for what,names in (('not in the file, left as they are', incompatible.missing_keys), ('in the file but not in the model', incompatible.unexpected_keys)):
         if names: self.logger.warning("weights %s:\n  %s", what, '\n  '.join(group_names(names)))
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #a5f47a24
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #5ddcbfd9
 @patch
 def load(self:XmodalerCheckpointer,
     path:str,                  # '' = nothing to load
@@ -247,7 +247,7 @@ def resume_or_load(self:XmodalerCheckpointer,
     if resume and self.has_checkpoint(): return self.load(self.get_checkpoint_file(), strict=True)
     return self.load(path, checkpointables=[])
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #4d970f50
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #679d4b65
 class PeriodicEpochCheckpointer:
     "Saves checkpoints every given number of iterations, names them by epoch, and prunes old ones."
     def __init__(self,
@@ -281,7 +281,7 @@ class PeriodicEpochCheckpointer:
         "Write a checkpoint."
         self.checkpointer.save(name, **kwargs)
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #bd83d33a
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #04f87b33
 @patch
 def step(self:PeriodicEpochCheckpointer,
     iteration:int,   # 0-based, the one just done
@@ -304,6 +304,6 @@ def prune(self:PeriodicEpochCheckpointer):
     ours = [p for p in Path(self.checkpointer.save_dir).iterdir() if p.is_dir() and pattern.match(p.name)]
     for p in sorted(ours, key=lambda p: int(pattern.match(p.name)[1]))[:-self.max_to_keep]: shutil.rmtree(p)
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #ec812c47
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #d7a63e9a
 XmodalerCheckpoint = XmodalerCheckpointer
 PeriodicEpochCheckpoint = PeriodicEpochCheckpointer

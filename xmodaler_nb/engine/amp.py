@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['DTYPES', 'AMP']
 
-# %% ../../nbs/14_engine/45_amp.ipynb #9ed601c7
+# %% ../../nbs/14_engine/45_amp.ipynb #0eff2cf9
 from functools import partial
 from contextlib import nullcontext
 import torch
 from fastai.callback.core import Callback
 
-# %% ../../nbs/14_engine/45_amp.ipynb #65ef3d81
+# %% ../../nbs/14_engine/45_amp.ipynb #d0d6dfe6
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 class AMP(Callback):
@@ -25,6 +25,7 @@ class AMP(Callback):
         self.mode,self.kwargs,self.grad_scaler,self._state = mode,kwargs,None,None
 
     def before_fit(self):
+        "Prepare autocast and scaler for the model's device."
         if not self.mode: return
         device = next(self.model.parameters()).device.type
         if self.mode=='bf16' and device=='cuda' and not torch.cuda.is_bf16_supported(): raise ValueError("this GPU has no bfloat16; use mode 'fp16'")
@@ -35,9 +36,12 @@ class AMP(Callback):
         self.learn.scaler = self.grad_scaler
 
     def before_backward(self):
+        "Scale the loss, if there is a scaler."
         if self.learn.scaler is not None: self.learn.loss_grad = self.learn.scaler.scale(self.learn.loss_grad)
 
-    def after_fit(self): self.learn.autocast,self.learn.scaler = nullcontext,None
+    def after_fit(self):
+        "Leave the learner as it was."
+        self.learn.autocast,self.learn.scaler = nullcontext,None
 
     def state_dict(self) -> dict:
         "The scale and its history; empty without a scaler."

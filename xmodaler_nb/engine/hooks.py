@@ -7,7 +7,7 @@ __all__ = ['logger', 'PeriodicCheckpoint', 'iters_per_epoch', 'CallbackHook', 'I
            'PeriodicCheckpointer', 'LRScheduler', 'reported_group', 'ScheduledSampling', 'flatten', 'stage_prefix',
            'EvalHook', 'ModelWeightsManipulating', 'AutogradProfiler', 'PreciseBN']
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #2d5a235d
+# %% ../../nbs/14_engine/30_hooks.ipynb #a88edc2e
 import datetime, json, logging, math, os, sys, time
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ from .train_loop import HookBase
 from ..utils import comm
 from ..utils.env import get_rng_state, set_rng_state
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #de490af3
+# %% ../../nbs/14_engine/30_hooks.ipynb #16ac5a3e
 logger = logging.getLogger(__name__)
 
 def iters_per_epoch(
@@ -30,7 +30,7 @@ def iters_per_epoch(
     n = getattr(trainer, 'iters_per_epoch', None)
     return int(n) if n else max(1, len(trainer.learn.dls.train))
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #b38db642
+# %% ../../nbs/14_engine/30_hooks.ipynb #5bb20397
 class CallbackHook(HookBase):
     "A hook assembled from functions; each is called with the trainer."
     def __init__(self, *,
@@ -51,7 +51,7 @@ class CallbackHook(HookBase):
         if self._after_train: self._after_train(self.trainer)
         del self._before_train, self._after_train, self._before_step, self._after_step
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #2c935bbe
+# %% ../../nbs/14_engine/30_hooks.ipynb #2e36a5cc
 class IterationTimer(HookBase):
     "Seconds per step, and a summary at the end."
     def __init__(self,
@@ -76,7 +76,7 @@ class IterationTimer(HookBase):
 
 def _clock(seconds): return str(datetime.timedelta(seconds=int(seconds)))
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #62e295c0
+# %% ../../nbs/14_engine/30_hooks.ipynb #120b6dfd
 class PeriodicWriter(HookBase):
     "Lets writers write every few steps, after the last one, and at the end."
     def __init__(self,
@@ -99,13 +99,23 @@ class PeriodicWriter(HookBase):
         states = [w.state_dict() if hasattr(w, 'state_dict') else {} for w in self._writers]
         return {'writers': states} if any(states) else {}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self,
+        state,   # from `state_dict`
+    ):
         for w,s in zip(self._writers, state['writers']):
             if s and hasattr(w, 'load_state_dict'): w.load_state_dict(s)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #ff3d2a4f
+# %% ../../nbs/14_engine/30_hooks.ipynb #f714004a
 class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
     "Checkpointing as a hook. The period is in steps; names carry the epoch."
+    def __init__(self,
+        checkpointer,             # an `XmodalerCheckpointer`
+        period:int,               # steps between two checkpoints
+        max_iter:int=None,        # length of the training; taken from the trainer when it starts
+        max_to_keep:int=None,     # periodic checkpoints to keep; None = all
+        file_prefix:str='model',  # start of the names
+    ): PeriodicEpochCheckpointer.__init__(self, checkpointer, period, max_iter, max_to_keep, file_prefix)
+
     def before_train(self): self.max_iter,self._final = self.trainer.max_iter,None
 
     def after_step(self):
@@ -122,7 +132,7 @@ class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
 
 PeriodicCheckpoint = PeriodicCheckpointer
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #22ba83f1
+# %% ../../nbs/14_engine/30_hooks.ipynb #ccf186b2
 class LRScheduler(HookBase):
     "Steps the schedule after each step and records the rate."
     def __init__(self,
@@ -136,7 +146,9 @@ class LRScheduler(HookBase):
         self._optimizer._opt_called = True     # a skipped step (accumulation, fp16 overflow) is no mistake: no warning from torch
 
     @property
-    def scheduler(self): return self._scheduler or self.trainer.scheduler
+    def scheduler(self):
+        "The schedule: the given one, or the trainer's."
+        return self._scheduler or self.trainer.scheduler
 
     def after_step(self):
         self.trainer.storage.put_scalar('lr', self._optimizer.param_groups[self._group]['lr'], smoothing_hint=False)
@@ -151,7 +163,7 @@ def reported_group(
     rates = [g.get('initial_lr', g['lr']) for g in optimizer.param_groups]
     return rates.index(Counter(rates).most_common(1)[0][0])
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #8928bf9d
+# %% ../../nbs/14_engine/30_hooks.ipynb #2cd40814
 class ScheduledSampling(HookBase):
     "Raises `trainer.ss_prob` in steps."
     def __init__(self,
@@ -170,7 +182,7 @@ class ScheduledSampling(HookBase):
     def before_train(self): self.trainer.ss_prob = self.prob(self.trainer.start_iter)
     def after_step(self): self.trainer.ss_prob = self.prob(self.trainer.iter+1)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #ee84c8be
+# %% ../../nbs/14_engine/30_hooks.ipynb #6706809c
 def flatten(
     d:dict,     # nested
     prefix='',  # what stands in front
@@ -216,9 +228,11 @@ class EvalHook(HookBase):
         self._do_eval(t.iter//self._n); self.last_iter = t.iter-1
 
     def state_dict(self): return {'last_iter': self.last_iter}
-    def load_state_dict(self, state): self.last_iter = state['last_iter']
+    def load_state_dict(self,
+        state,   # from `state_dict`
+    ): self.last_iter = state['last_iter']
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #67c9baaa
+# %% ../../nbs/14_engine/30_hooks.ipynb #3eee9391
 @patch
 def _do_eval(self:EvalHook,
     epoch:int,  # completed epochs
@@ -248,7 +262,7 @@ def _record(self:EvalHook, results, epoch, seconds):
     text = '\n'.join(f'  {k}: {v:.4f}' for k,v in values.items())
     logger.info("%s\n%s, epoch %s\n%s\n%s", '#'*60, self.stage, epoch, text, '#'*60)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #247942b6
+# %% ../../nbs/14_engine/30_hooks.ipynb #0c2f1db4
 class ModelWeightsManipulating(HookBase):
     "Lets the model adjust its weights before the training (tie or fill some), if it has a say in it."
     def __init__(self): pass
@@ -278,7 +292,7 @@ class AutogradProfiler(HookBase):
         self._dir.mkdir(parents=True, exist_ok=True)
         prof.export_chrome_trace(str(self._dir/f'profiler-trace-iter{self.trainer.iter}.json'))
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #aabdbcde
+# %% ../../nbs/14_engine/30_hooks.ipynb #727f3414
 class PreciseBN(HookBase):
     "Measures the statistics of batch normalisation anew, every few steps and at the end."
     def __init__(self,
@@ -297,7 +311,9 @@ class PreciseBN(HookBase):
         if done >= self.trainer.max_iter or (self._period and done % self._period == 0): self.update_stats()
 
     def state_dict(self): return self._loader.state_dict()
-    def load_state_dict(self, state): self._loader.load_state_dict(state)
+    def load_state_dict(self,
+        state,   # from `state_dict`
+    ): self._loader.load_state_dict(state)
 
     @torch.no_grad()
     def update_stats(self):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT_TIMEOUT', 'free_port', 'backend_for', 'launch', 'count_targets', 'GlobalTokens']
 
-# %% ../../nbs/14_engine/70_launch.ipynb #b7a4bdb5
+# %% ../../nbs/14_engine/70_launch.ipynb #69820d4b
 import datetime, logging, os, socket
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from fastai.callback.core import Callback
 from ..config.constants import kfg
 from ..utils import comm
 
-# %% ../../nbs/14_engine/70_launch.ipynb #3d17de65
+# %% ../../nbs/14_engine/70_launch.ipynb #4e47120f
 DEFAULT_TIMEOUT = datetime.timedelta(minutes=30)
 
 def free_port() -> int:
@@ -47,7 +47,7 @@ def _worker(local, main_func, world, n_local, machine_rank, dist_url, args, time
     comm.synchronize()
     _leave()
 
-# %% ../../nbs/14_engine/70_launch.ipynb #950130ac
+# %% ../../nbs/14_engine/70_launch.ipynb #2c37f91a
 def launch(
     main_func,                      # function to run in each process; importable, since processes are started anew
     num_gpus_per_machine:int,       # processes on this machine
@@ -78,7 +78,7 @@ def _under_torchrun(main_func, args, timeout):
     comm.synchronize()
     _leave()
 
-# %% ../../nbs/14_engine/70_launch.ipynb #df2fdc4b
+# %% ../../nbs/14_engine/70_launch.ipynb #49774e4c
 def count_targets(
     batch:dict,   # a batch
 ) -> int:         # words that count in the loss

@@ -6,7 +6,7 @@
 __all__ = ['TARGETS', 'logger', 'Loaders', 'LossSum', 'TorchOptim', 'NoOptim', 'targets_of', 'floats', 'CaptionLearner',
            'device_of', 'move_batch']
 
-# %% ../../nbs/14_engine/10_learner.ipynb #39a0f9fb
+# %% ../../nbs/14_engine/10_learner.ipynb #53a68a5b
 import logging, math, tempfile, time
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +21,7 @@ from .methods import TeacherForcing, as_losses, has_position, loss_sum, open_at
 from ..utils.comm import unwrap_model
 from ..utils.env import get_rng_state, set_rng_state
 
-# %% ../../nbs/14_engine/10_learner.ipynb #a1ba1cec
+# %% ../../nbs/14_engine/10_learner.ipynb #6e95c670
 class Loaders:
     "A training loader, perhaps a validation loader, and the device they feed."
     def __init__(self,
@@ -32,12 +32,14 @@ class Loaders:
 
     def __getitem__(self, i): return self.loaders[i]
     def __len__(self): return len(self.loaders)
-    train = property(lambda self: self.loaders[0])
-    valid = property(lambda self: self.loaders[1])
-    train_ds = property(lambda self: getattr(self.train, 'dataset', None))
-    def one_batch(self): return next(iter(self.train))
+    train = property(lambda self: self.loaders[0], doc="The training loader.")
+    valid = property(lambda self: self.loaders[1], doc="The validation loader.")
+    train_ds = property(lambda self: getattr(self.train, 'dataset', None), doc="The training loader's data set, if it has one.")
+    def one_batch(self):
+        "The first training batch."
+        return next(iter(self.train))
 
-# %% ../../nbs/14_engine/10_learner.ipynb #ec82c5a6
+# %% ../../nbs/14_engine/10_learner.ipynb #7d8cfca6
 class LossSum(nn.Module):
     "Several losses of the form `outputs -> {name: scalar}` as one."
     def __init__(self,
@@ -55,9 +57,12 @@ class LossSum(nn.Module):
         for l in self.losses: found.update(l(outputs))
         return found
 
-    def forward(self, outputs, *targets): return loss_sum(self.entries(outputs))
+    def forward(self,
+        outputs,   # what the model returned
+        *targets,  # fastai's way; the outputs hold them already
+    ): return loss_sum(self.entries(outputs))
 
-# %% ../../nbs/14_engine/10_learner.ipynb #90d34d99
+# %% ../../nbs/14_engine/10_learner.ipynb #b3aa1017
 class TorchOptim(OptimWrapper):
     "A ready torch optimizer as fastai sees it: groups and state untouched, only numbers shown."
     def __init__(self,
@@ -74,14 +79,18 @@ class NoOptim:
     "Stands for the optimizer where nothing is optimised."
     hypers,param_lists,param_groups = [{'lr': 0.}],[],[]
     def __init__(self, *args, **kwargs): pass
-    def step(self): pass
-    def zero_grad(self): pass
-    def clear_state(self): pass
-    def set_hypers(self, **kwargs): pass
-    def state_dict(self): return {}
-    def load_state_dict(self, state): pass
+    def step(self): "Nothing to step."
+    def zero_grad(self): "No gradients."
+    def clear_state(self): "No state."
+    def set_hypers(self, **kwargs): "No rates."
+    def state_dict(self):
+        "No state."
+        return {}
+    def load_state_dict(self,
+        state,  # an empty dict
+    ): "Nothing to load."
 
-# %% ../../nbs/14_engine/10_learner.ipynb #45e7b213
+# %% ../../nbs/14_engine/10_learner.ipynb #c32b69c7
 TARGETS = (kfg.G_TARGET_IDS, kfg.U_TARGET_IDS, kfg.V_TARGET_LABELS, kfg.ITM_NEG_LABEL)   # fields that hold what is to be predicted
 
 def targets_of(
@@ -102,7 +111,7 @@ def floats(
     if isinstance(x, (list, tuple)): return type(x)(floats(v) for v in x)
     return x
 
-# %% ../../nbs/14_engine/10_learner.ipynb #f54755a4
+# %% ../../nbs/14_engine/10_learner.ipynb #10dd77fa
 logger = logging.getLogger(__name__)
 
 class CaptionLearner(Learner):
@@ -138,7 +147,7 @@ class CaptionLearner(Learner):
         self.add_cb(method)
         return self
 
-# %% ../../nbs/14_engine/10_learner.ipynb #9adf1090
+# %% ../../nbs/14_engine/10_learner.ipynb #99fe9519
 @patch
 def create_opt(self:CaptionLearner):
     "Make the optimizer, or take the ready one as it is: groups, rates and state."
@@ -147,7 +156,7 @@ def create_opt(self:CaptionLearner):
     elif not any(True for _ in self.model.parameters()): self.opt = NoOptim()
     else: Learner.create_opt(self)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #a8c68539
+# %% ../../nbs/14_engine/10_learner.ipynb #0a0640ab
 def device_of(
     model:nn.Module,  # any module
 ) -> torch.device:
@@ -184,7 +193,7 @@ def _split(self:CaptionLearner, b):
     elif isinstance(b, (tuple, list)): Learner._split(self, b)
     else: self.xb,self.yb = (b,),()
 
-# %% ../../nbs/14_engine/10_learner.ipynb #4bc63dbb
+# %% ../../nbs/14_engine/10_learner.ipynb #0495d900
 @patch
 def predict_batch(self:CaptionLearner,
     batch,   # a prepared batch
@@ -228,7 +237,7 @@ def _do_one_batch(self:CaptionLearner):
         with self.autocast(): self.loss = loss_sum(self.compute_losses(self.predict_batch(self.batch)))
         self('after_loss')
 
-# %% ../../nbs/14_engine/10_learner.ipynb #8c689279
+# %% ../../nbs/14_engine/10_learner.ipynb #51757f63
 @patch
 def _window(self:CaptionLearner):
     "Of the accumulation window of this batch: how many batches it has, and whether this is its last. The last window of an epoch may be shorter."
@@ -252,7 +261,10 @@ def note_losses(self:CaptionLearner,
     return found
 
 @patch
-def nan_report(self:CaptionLearner, bad, found):
+def nan_report(self:CaptionLearner,
+    bad:list,     # names of the losses that are not finite
+    found:dict,   # all of them with their values
+) -> str:
     "What to say about losses that are not finite."
     from xmodaler_nb.engine.diagnose import first_bad_module
     at = self.trainer.iter if self.trainer is not None else self.train_iter
@@ -275,7 +287,7 @@ def _step(self:CaptionLearner):
     self.scaler.step(getattr(self.opt, 'opt', self.opt))
     self.scaler.update()
 
-# %% ../../nbs/14_engine/10_learner.ipynb #19cad2fe
+# %% ../../nbs/14_engine/10_learner.ipynb #33eb6e86
 @patch
 def _open_train(self:CaptionLearner):
     "The training loader at this epoch's position, and how many batches were done before."
@@ -319,7 +331,7 @@ def fit_iters(self:CaptionLearner,
     try: self.fit(math.ceil(end/n), cbs=cbs, start_epoch=start//n)
     finally: self.first_iter,self.stop_at = 0,None
 
-# %% ../../nbs/14_engine/10_learner.ipynb #17bef6ea
+# %% ../../nbs/14_engine/10_learner.ipynb #4c8bd125
 @patch
 def fit(self:CaptionLearner,
     n_epoch:int,         # number of epochs
@@ -354,7 +366,7 @@ def _do_epoch_validate(self:CaptionLearner, ds_idx=1, dl=None):
     try: Learner._do_epoch_validate(self, ds_idx, dl)
     finally: set_rng_state(rng)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #ab7a9fe6
+# %% ../../nbs/14_engine/10_learner.ipynb #649a9d00
 from fastai.callback.core import CancelEpochException as _CancelEpoch
 
 @patch
@@ -378,7 +390,7 @@ def _close_after_failure(self:CaptionLearner):
         try: cb('after_fit')
         except Exception: logger.exception("while closing %s after an error", type(cb).__name__)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #689e23e6
+# %% ../../nbs/14_engine/10_learner.ipynb #5a0f14cb
 @patch
 def lr_find(self:CaptionLearner,
     **kwargs,   # start_lr, end_lr, num_it, stop_div, show_plot, suggest_funcs: see fastai

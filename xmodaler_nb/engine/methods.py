@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TrainingMethod', 'as_losses', 'loss_sum', 'TeacherForcing', 'has_position', 'open_at', 'EndlessLoader', 'MultiLoader']
 
-# %% ../../nbs/14_engine/00_methods.ipynb #3f29af6f
+# %% ../../nbs/14_engine/00_methods.ipynb #c8d7232e
 import math
 import torch
 from torch import Tensor
 from fastai.callback.core import Callback
 from ..utils.env import get_rng_state, set_rng_state
 
-# %% ../../nbs/14_engine/00_methods.ipynb #b9443a86
+# %% ../../nbs/14_engine/00_methods.ipynb #1a265728
 class TrainingMethod(Callback):
     "How one batch becomes losses. `self.learn` is the learner; subclasses define `losses`."
     run_valid = False
@@ -47,13 +47,16 @@ def loss_sum(
     if not parts: raise ValueError(f"nothing to minimise: losses are {list(losses) or 'empty'}")
     return sum(parts[1:], parts[0])
 
-# %% ../../nbs/14_engine/00_methods.ipynb #c45ca6dd
+# %% ../../nbs/14_engine/00_methods.ipynb #ad287e69
 class TeacherForcing(TrainingMethod):
     "One forward pass on the true words, one loss."
-    def losses(self, batch):
+    def losses(self,
+        batch,   # a prepared batch
+    ):
+        "The losses of the model's output."
         yield self.learn.compute_losses(self.learn.predict_batch(batch))
 
-# %% ../../nbs/14_engine/00_methods.ipynb #50813f43
+# %% ../../nbs/14_engine/00_methods.ipynb #68b1726d
 def has_position(
     loader,   # any loader
 ) -> bool:    # can it start in the middle by itself?
@@ -76,7 +79,7 @@ def open_at(
     for _ in range(start): next(it)
     return it
 
-# %% ../../nbs/14_engine/00_methods.ipynb #acc794e2
+# %% ../../nbs/14_engine/00_methods.ipynb #93cd7196
 class EndlessLoader:
     "A loader that starts over when it is exhausted, and can continue where it was."
     def __init__(self,
@@ -112,16 +115,19 @@ class EndlessLoader:
         "Continue where an earlier one was."
         self.drawn,self._it = int(state['drawn']),None
 
-# %% ../../nbs/14_engine/00_methods.ipynb #8db0f8cb
+# %% ../../nbs/14_engine/00_methods.ipynb #26f1a677
 class MultiLoader(TrainingMethod):
     "Teacher forcing on several loaders in turn: one loss and one step for each."
     def __init__(self,
-        **loaders  # name=further loader; the learner's own is called 'main'
+        **loaders, # name=further loader; the learner's own is called 'main'
     ):
         super().__init__()
         self.loaders = {k: EndlessLoader(l) for k,l in loaders.items()}
 
-    def losses(self, batch):
+    def losses(self,
+        batch,   # of the main loader
+    ):
+        "One dict of losses per loader, its name in front of theirs."
         for name,b in self.batches(batch):
             found = self.learn.compute_losses(self.learn.predict_batch(b))
             yield {f'{name}/{k}': v for k,v in found.items()}
@@ -134,5 +140,7 @@ class MultiLoader(TrainingMethod):
         for name,loader in self.loaders.items(): yield name,self.learn.prepare_batch(next(loader))
 
     def state_dict(self): return {k: l.state_dict() for k,l in self.loaders.items()}
-    def load_state_dict(self, state):
+    def load_state_dict(self,
+        state,   # from `state_dict`
+    ):
         for k,l in self.loaders.items(): l.load_state_dict(state[k])

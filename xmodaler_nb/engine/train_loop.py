@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HookBase', 'Steps', 'TrainerBase', 'TrainerEvents']
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #fa08f963
+# %% ../../nbs/14_engine/20_train_loop.ipynb #3f4eb7f6
 import logging, weakref
 from torch import nn
 from fastai.callback.core import Callback, TrainEvalCallback
@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from .learner import CaptionLearner, Loaders, NoOptim
 from ..utils.events import EventStorage
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #82b80029
+# %% ../../nbs/14_engine/20_train_loop.ipynb #53491b2f
 _MOMENTS = {'before_fit': 'before_train', 'before_batch': 'before_step', 'after_batch': 'after_step', 'after_fit': 'after_train'}
 
 class HookBase(Callback):
@@ -57,12 +57,19 @@ class HookBase(Callback):
         if event_name in _MOMENTS and self._trainer is None and (event_name.endswith('_fit') or self.training): getattr(self, _MOMENTS[event_name])()
         return super().__call__(event_name)
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #c21adcc0
+# %% ../../nbs/14_engine/20_train_loop.ipynb #ccab25be
 class Steps:
     "A loader of nothing: as many batches as steps are wanted."
-    def __init__(self, n): self.n,self.start = n,0
+    def __init__(self,
+        n:int,  # how many
+    ): self.n,self.start = n,0
     def __len__(self): return self.n
-    def set_position(self, epoch, batch): self.start = batch
+    def set_position(self,
+        epoch:int,  # there is only one
+        batch:int,  # where to start
+    ):
+        "Start in the middle."
+        self.start = batch
     def __iter__(self): return iter(range(self.start, self.n))
 
 class TrainerBase:
@@ -91,7 +98,7 @@ class TrainerBase:
             self._hooks.append(h)
             if self.learn is not None: self.learn.add_cb(h)
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #2407cae7
+# %% ../../nbs/14_engine/20_train_loop.ipynb #afe73c13
 @patch
 def before_train(self:TrainerBase):
     "Called before the loop."
@@ -150,11 +157,13 @@ def catch_up(self:TrainerBase):
     self._after_step_from(first)
     self.iter = self.storage.iter = self.start_iter
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #7457393d
+# %% ../../nbs/14_engine/20_train_loop.ipynb #d6309650
 class TrainerEvents(Callback):
     "Passes the learner's events on to the trainer, and sets its clock."
     order,always,run_valid = HookBase.order,True,False
-    def __init__(self, trainer): self.boss = trainer
+    def __init__(self,
+        trainer,  # who gets the events
+    ): self.boss = trainer
     def __call__(self, event_name):
         if event_name == 'before_fit': self.boss.before_train(); self.boss.catch_up()
         elif event_name == 'after_fit': self._end()
@@ -209,7 +218,7 @@ class _Stepper:
         self._t.stepped = True
         self._t.run_step()
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #1173d10b
+# %% ../../nbs/14_engine/20_train_loop.ipynb #34b5110e
 @patch
 def hook_names(self:TrainerBase) -> list:
     "One name per hook: its class, numbered from the second on."

@@ -6,7 +6,7 @@
 __all__ = ['logger', 'Tracked', 'KeepBest', 'EarlyStopping', 'ProgressBar', 'stop_requested', 'check_stop', 'Interrupts',
            'caption_report']
 
-# %% ../../nbs/14_engine/35_watch.ipynb #cf4350b7
+# %% ../../nbs/14_engine/35_watch.ipynb #1220dd05
 import datetime, logging, signal, sys, threading, time
 from collections import Counter
 import math
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from .train_loop import HookBase
 from ..utils import comm
 
-# %% ../../nbs/14_engine/35_watch.ipynb #76c83675
+# %% ../../nbs/14_engine/35_watch.ipynb #aba7bc8e
 logger = logging.getLogger(__name__)
 
 class Tracked(HookBase):
@@ -42,11 +42,19 @@ class Tracked(HookBase):
         return True
 
     def state_dict(self): return {'best': self.best}
-    def load_state_dict(self, state): self.best = state['best']
+    def load_state_dict(self,
+        state,   # from `state_dict`
+    ): self.best = state['best']
 
 class KeepBest(Tracked):
     "Saves a checkpoint whenever the metric is better than ever. It is never pruned and never resumed from."
-    def __init__(self, monitor, checkpointer, name='model_best', mode='', min_delta=0.):
+    def __init__(self,
+        monitor:str,         # name in the storage, e.g. 'val/CIDEr'
+        checkpointer,        # an `XmodalerCheckpointer`
+        name='model_best',   # directory of the best one
+        mode='',             # 'max' or 'min'; '' = by the name
+        min_delta=0.,        # smaller improvements do not count
+    ):
         super().__init__(monitor, mode, min_delta)
         self.checkpointer,self.dir_name = checkpointer,name
 
@@ -56,10 +64,15 @@ class KeepBest(Tracked):
         self.checkpointer.save(self.dir_name, tag=False, iteration=self.trainer.iter, monitor=self.monitor, value=value)
         logger.info("best %s so far: %.4f, saved as %s", self.monitor, value, self.dir_name)
 
-# %% ../../nbs/14_engine/35_watch.ipynb #0cf96ddc
+# %% ../../nbs/14_engine/35_watch.ipynb #a05abfcd
 class EarlyStopping(Tracked):
     "Ends the training when the metric has not improved for some evaluations."
-    def __init__(self, monitor, patience=3, mode='', min_delta=0.):
+    def __init__(self,
+        monitor:str,    # name in the storage
+        patience=3,     # evaluations without improvement
+        mode='',        # 'max' or 'min'; '' = by the name
+        min_delta=0.,   # smaller improvements do not count
+    ):
         super().__init__(monitor, mode, min_delta)
         if patience < 1: raise ValueError(f"patience is {patience}; it must be at least 1")
         self.patience,self.wait = patience,0
@@ -71,9 +84,11 @@ class EarlyStopping(Tracked):
         if self.wait >= self.patience: self.trainer.stop(f"{self.monitor} has not improved on {self.best:.4f} for {self.wait} evaluations")
 
     def state_dict(self): return {'best': self.best, 'wait': self.wait}
-    def load_state_dict(self, state): self.best,self.wait = state['best'],state['wait']
+    def load_state_dict(self,
+        state,   # from `state_dict`
+    ): self.best,self.wait = state['best'],state['wait']
 
-# %% ../../nbs/14_engine/35_watch.ipynb #d34e311a
+# %% ../../nbs/14_engine/35_watch.ipynb #4c626caa
 class ProgressBar(HookBase):
     "One line: epoch, step, loss, time left."
     def __init__(self,
@@ -109,7 +124,7 @@ class ProgressBar(HookBase):
     def after_train(self):
         if self._show: self._stream.write('\n'); self._stream.flush()
 
-# %% ../../nbs/14_engine/35_watch.ipynb #d45f6d20
+# %% ../../nbs/14_engine/35_watch.ipynb #b6b4b36a
 _stop = {'signal': None, 'saved': False}
 
 def stop_requested() -> bool:
@@ -159,7 +174,7 @@ class Interrupts(HookBase):
         for s,h in self._old.items(): signal.signal(s, h)
         self._old,_stop['signal'] = {},None
 
-# %% ../../nbs/14_engine/35_watch.ipynb #58b06026
+# %% ../../nbs/14_engine/35_watch.ipynb #6979676a
 def caption_report(
     captions,            # list of strings, one per image
     n_samples:int=3,     # how many to show
