@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['cut_regions', 'region_fields', 'MSCoCoDataset', 'MSCoCoSampleByTxtDataset']
 
-# %% ../../../nbs/06_datasets/50_mscoco.ipynb #8ad5b382
+# %% ../../../nbs/06_datasets/50_mscoco.ipynb #74272741
+import os
 import random
 import warnings
-from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from ..annotations import attach_table, caption_fields, decode_fields, load_anno
 from ..build import DATASETS_REGISTRY
 from ...functional import boxes_to_locfeats, read_np
 
-# %% ../../../nbs/06_datasets/50_mscoco.ipynb #7f750fe6
+# %% ../../../nbs/06_datasets/50_mscoco.ipynb #c73499d8
 def cut_regions(
     feats,            # (n, …) array
     max_feat_num:int, # how many; 0: all; negative: as a slice does
@@ -46,7 +46,7 @@ def region_fields(
 
 def _float(a): return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
 
-# %% ../../../nbs/06_datasets/50_mscoco.ipynb #70f4a43c
+# %% ../../../nbs/06_datasets/50_mscoco.ipynb #22128596
 def _warn_about_slice(n):
     if n < 0: warnings.warn(f"DATALOADER.MAX_FEAT_NUM is {n}: as in X-modaler this drops the last region of every image; 0 keeps all", stacklevel=4)
 
@@ -87,9 +87,9 @@ class MSCoCoDataset:
 
     def feature_path(self,
         entry:dict, # of the annotation list
-    ):              # Path, or None if there is no feature folder
+    ):              # text, or None if there is no feature folder
         "The file with the features of an entry."
-        return Path(self.feats_folder)/f"{entry['image_id']}.npz" if self.feats_folder else None
+        return os.path.join(self.feats_folder, f"{entry['image_id']}.npz") if self.feats_folder else None
 
     def __call__(self,
         dataset_dict:dict, # one entry
@@ -98,7 +98,7 @@ class MSCoCoDataset:
         "Read one image's features and choose its sentences."
         return {kfg.IDS: dataset_dict['image_id'], **self.visual(dataset_dict), **self.words(dataset_dict, rng)}
 
-# %% ../../../nbs/06_datasets/50_mscoco.ipynb #e7890049
+# %% ../../../nbs/06_datasets/50_mscoco.ipynb #94f6c725
 _TABLES = {'relation': (kfg.RELATION, np.int64), 'attribute': (kfg.ATTRIBUTE, np.float32), 'gv_feat': (kfg.GLOBAL_FEATS, np.float32)}
 
 @patch
@@ -120,7 +120,7 @@ def words(self:MSCoCoDataset,
     "The chosen sentences in training, else how long a caption may become."
     return caption_fields(dataset_dict, self.seq_per_img, rng, dataset_dict['image_id']) if self.stage == 'train' else decode_fields(self.max_seq_len)
 
-# %% ../../../nbs/06_datasets/50_mscoco.ipynb #7b28726e
+# %% ../../../nbs/06_datasets/50_mscoco.ipynb #ddffbe57
 @DATASETS_REGISTRY.register()
 class MSCoCoSampleByTxtDataset(MSCoCoDataset):
     "The same data, one training entry per sentence."

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['spread_frames', 'MSVDDataset']
 
-# %% ../../../nbs/06_datasets/55_msvd.ipynb #a4ac9492
+# %% ../../../nbs/06_datasets/55_msvd.ipynb #04b46fc6
+import os
 import random
-from pathlib import Path
 import numpy as np
 import torch
 from ...config import configurable, kfg
@@ -15,7 +15,7 @@ from ..annotations import caption_fields, decode_fields, load_annotations, one_p
 from ..build import DATASETS_REGISTRY
 from ...functional import read_np
 
-# %% ../../../nbs/06_datasets/55_msvd.ipynb #941361b1
+# %% ../../../nbs/06_datasets/55_msvd.ipynb #fa2f7c57
 def spread_frames(
     n:int, # frames there are
     m:int, # frames wanted; ≤ 0: all
@@ -23,7 +23,7 @@ def spread_frames(
     "Every n/m-th frame, from the first on."
     return [i*n//m for i in range(m)] if 0 < m < n else list(range(n))
 
-# %% ../../../nbs/06_datasets/55_msvd.ipynb #2d41880b
+# %% ../../../nbs/06_datasets/55_msvd.ipynb #ecc6f484
 @DATASETS_REGISTRY.register()
 class MSVDDataset:
     "Frame features and captions, in the layout of X-modaler's MSVD."
@@ -56,9 +56,9 @@ class MSVDDataset:
 
     def feature_path(self,
         entry:dict, # of the annotation list
-    ) -> Path:      # .npy
+    ) -> str:       # .npy
         "The file with the frames of an entry."
-        return Path(self.feats_folder)/f"{entry['video_id']}.npy"
+        return os.path.join(self.feats_folder, f"{entry['video_id']}.npy")
 
     def pick_frames(self,
         n:int, # frames there are
