@@ -7,7 +7,8 @@ __all__ = ['get_act_layer', 'get_activation', 'BaseAttention', 'UnrolledLSTM', '
            'BertAttention', 'BertIntermediate', 'BertOutput', 'BertXAttention', 'BertCrossAttention', 'BertLayer',
            'BertUnderstandingLayer', 'BertGenerationLayer', 'BertPooler', 'BertPredictionHeadTransform',
            'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward', 'COSNetDecBlock',
-           'COSJointAttention']
+           'COSJointAttention', 'SCAttention', 'LowRankBilinearAttention', 'LowRankBilinearLayer', 'NormedConv1d',
+           'NormedLinear', 'ShiftedConvLayer', 'SoftAttention', 'TemporalDeformableBlock', 'TemporalDeformableLayer']
 
 # %% ../../../nbs/07_modeling/00_layers/99_layers.ipynb #6333c73f
 from .create_act import get_act_layer, get_activation
@@ -24,3 +25,10 @@ _all_ = ['get_act_layer', 'get_activation', 'BaseAttention', 'UnrolledLSTM', 'Be
          'BertIntermediate', 'BertOutput', 'BertXAttention', 'BertCrossAttention', 'BertLayer', 'BertUnderstandingLayer', 'BertGenerationLayer', 'BertPooler',
          'BertPredictionHeadTransform', 'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward', 'COSNetDecBlock',
          'COSJointAttention']
+
+# %% ../../../nbs/07_modeling/00_layers/99_layers.ipynb #bb217f0c
+from .scattention import SCAttention
+from .lowrank_bilinear_layers import LowRankBilinearAttention, LowRankBilinearLayer
+from .weight_norm import NormedConv1d, NormedLinear
+from .tdconved_layers import ShiftedConvLayer, SoftAttention, TemporalDeformableBlock, TemporalDeformableLayer
+_all_ = ['SCAttention', 'LowRankBilinearAttention', 'LowRankBilinearLayer', 'NormedConv1d', 'NormedLinear', 'ShiftedConvLayer', 'SoftAttention', 'TemporalDeformableBlock', 'TemporalDeformableLayer']
