@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'MAX_RETRIES', 'DatasetFromList', 'Draw', 'item_rng', 'global_rng', 'takes_rng', 'MapDataset']
 
-# %% ../../nbs/06_datasets/10_common.ipynb #29817bd0
+# %% ../../nbs/06_datasets/10_common.ipynb #d554faf7
 import copy
 import inspect
 import logging
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-# %% ../../nbs/06_datasets/10_common.ipynb #a3850387
+# %% ../../nbs/06_datasets/10_common.ipynb #e29f9615
 logger = logging.getLogger(__name__)
 
 class DatasetFromList:
@@ -41,7 +41,7 @@ class DatasetFromList:
         idx = idx % n
         return pickle.loads(memoryview(self._bytes[self._ends[idx-1] if idx else 0:self._ends[idx]]))
 
-# %% ../../nbs/06_datasets/10_common.ipynb #95f11da9
+# %% ../../nbs/06_datasets/10_common.ipynb #2baf45ba
 class Draw(NamedTuple):
     "One entry to be drawn in one epoch."
     index:int    # which entry
@@ -55,7 +55,7 @@ def item_rng(
     "The random generator that belongs to one entry in one epoch."
     return random.Random(f'{int(draw.seed)}/{int(draw.epoch)}/{int(draw.index)}')
 
-# %% ../../nbs/06_datasets/10_common.ipynb #0420cdac
+# %% ../../nbs/06_datasets/10_common.ipynb #2532b5f8
 @contextmanager
 def global_rng(
     rng:random.Random, # where the seeds come from
@@ -75,7 +75,7 @@ def takes_rng(
     try: return 'rng' in inspect.signature(f).parameters
     except (TypeError, ValueError): return False
 
-# %% ../../nbs/06_datasets/10_common.ipynb #954a3676
+# %% ../../nbs/06_datasets/10_common.ipynb #91db4a83
 MAX_RETRIES = 1000
 
 class MapDataset:
