@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ngrams', 'PairCider', 'candidates', 'expected_best_caption', 'bound_table', 'bounds']
 
-# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #85d90ec5
+# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #609c23fb
 import json, os
 from collections import Counter
 import numpy as np
 from .grammar import captions
 
-# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #caf23f7b
+# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #0ba37696
 def ngrams(
     words:list, # of str
     n:int=4,    # longest
@@ -56,7 +56,7 @@ class PairCider:
         norm = np.where(norm > 0, norm, 1.)
         return num/norm[:c,None]/norm[None,c:]
 
-# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #f36ac5b5
+# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #f713b3ef
 def candidates(
     scene,                   # a `Scene` or a clip
     rng:np.random.Generator, # where chance comes from
@@ -78,7 +78,7 @@ def expected_best_caption(
     best = int(scores.argmax())
     return hyps[best], float(scores[best])
 
-# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #4056fe8a
+# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #aee8f331
 def bound_table(
     scenes:list,         # the truth, one per image
     references:list,     # per image a list of at least two captions
@@ -108,7 +108,7 @@ def bound_table(
         said.append(every[best])
     return {**{k:round(float(np.mean(v)), 4) for k,v in rows.items()}, 'captions': dict(bound=said, most_frequent=common)}
 
-# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #fc3df723
+# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #c0391e9b
 def bounds(
     data,              # a `ScenesData`
     split:str='test',  # train | val | test

@@ -7,11 +7,11 @@ __all__ = ['WORK', 'ROW', 'EXTRACTORS', 'as_rgb', 'fit', 'background', 'componen
            'neighbour_numbers', 'colour_numbers', 'shape_numbers', 'texture_numbers', 'describe', 'grid_boxes',
            'SceneFeatures', 'ClipFeatures', 'extractor_from_dict']
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #964dbfee
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #4e8303c8
 from functools import lru_cache
 import numpy as np
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #ef8fde6f
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #02899009
 WORK = 64                                                             # longer side of the picture we look at, pixels
 
 def as_rgb(
@@ -42,7 +42,7 @@ def fit(
     size = max(8, int(w*k+.5)), max(8, int(h*k+.5))
     return np.asarray(Image.fromarray(image).resize(size, Image.BOX))
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #36937361
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #61cf645e
 def background(
     img:np.ndarray, # (h, w, 3) float64
     border:int=3,   # pixels from each side that count as border
@@ -72,7 +72,7 @@ def components(
         if (new == lab[1:-1,1:-1]).all(): return np.where(mask, new, 0)
         lab[1:-1,1:-1] = new
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #46369d87
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #521c8afe
 def find_regions(
     img:np.ndarray,       # (h, w, 3) uint8
     threshold:float=42.,  # distance in RGB from the background, 0 to 441, that makes a pixel foreground
@@ -95,7 +95,7 @@ def mask_box(
     y,x = np.flatnonzero(mask.any(1)),np.flatnonzero(mask.any(0))
     return int(x[0]),int(y[0]),int(x[-1])+1,int(y[-1])+1
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #78ed3e81
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #921c7655
 def _cells(a, n, m=2):
     "Resample to (n, n): m × m nearest samples per cell, averaged."
     h,w = a.shape
@@ -107,13 +107,14 @@ def box_numbers(
     h:int,       # height of the picture
     w:int,       # width of the picture
     area:float,  # pixels of the mask
-) -> list:       # 13 numbers
+    rank:int=-1, # 0 for the largest region, 1 for the second, ...; -1 for the whole picture and for cells
+) -> list:       # 16 numbers
     "Where the region is and how large."
     x1,y1,x2,y2 = box[0]/w, box[1]/h, box[2]/w, box[3]/h
     bw,bh = x2-x1, y2-y1
     whole = float(bw*bh >= 1)
     return [x1, y1, x2, y2, (x1+x2)-1, (y1+y2)-1, 2*bw, 2*bh, 4*bw*bh, 8*area/(h*w) if not whole else area/(h*w), whole,
-            min((bw*w)/(bh*h), 3.)-1, 6*max(bw, bh)-1.6 if not whole else 0.]
+            min((bw*w)/(bh*h), 3.)-1, 6*max(bw, bh)-1.6 if not whole else 0., 2.*(rank == 0), 2.*(rank == 1), 2.*(rank >= 2)]
 
 def neighbour_numbers(
     box,    # of the region
@@ -129,7 +130,7 @@ def neighbour_numbers(
     steps = [min(max((g-k)/2, -1.), 1.) for k in (0., 2.5, 5.5)]      # overlapping, touching, close
     return [1., dx, dy, abs(dx)-abs(dy), 2*gx, 2*gy, *steps, float(gy > gx)]
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #f910897f
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #89fc27cb
 _CENTRES = np.array([0., .5, 1.])
 
 def colour_numbers(
@@ -154,7 +155,7 @@ def shape_numbers(
     sxy = (c*np.outer(p-my, p-mx)).sum()/t
     return np.concatenate([2*c.ravel()-1, [2*t/64-1, 3*mx, 3*my, 3*sx, 3*sy, 6*sxy]])
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #1159fdfa
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #423dc9d7
 def texture_numbers(
     l:np.ndarray, # (h, w) lightness in [0,1], the part inside the box
     m:np.ndarray, # (h, w) float 0/1, the part of the mask inside the box
@@ -173,26 +174,27 @@ def texture_numbers(
     q = s[[len(s)*i//100 for i in (5,25,50,75,95)]] - mean
     return np.concatenate([6*c, [change(1,0), change(0,1), change(2,0), change(0,2), change(4,0), 2*mean-1], 4*q])
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #91ada972
-ROW = 13+10+33+70+27                                                   # width of a row
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #d5fbaa8d
+ROW = 16+10+33+70+27                                                   # width of a row
 
 def describe(
     img:np.ndarray,  # (h, w, 3) float64 in [0,1]
     mask:np.ndarray, # (h, w) bool, the pixels of the region
     box,             # x1 y1 x2 y2 in pixels
     other=None,      # box of the neighbour, or None
-) -> np.ndarray:     # (153,) float32
+    rank:int=-1,     # place among the regions by size, see `box_numbers`
+) -> np.ndarray:     # (156,) float32
     "One row: box, neighbour, colour, shape, texture."
     h,w = mask.shape
     x1,y1,x2,y2 = box
     px,inside = img[y1:y2,x1:x2],mask[y1:y2,x1:x2]
     if not inside.any(): inside = np.ones_like(inside)                # nothing there: describe all of the box
     m = inside.astype(float)
-    res = np.concatenate([box_numbers(box, h, w, m.sum()), neighbour_numbers(box, other, h, w), colour_numbers(px[inside]),
+    res = np.concatenate([box_numbers(box, h, w, m.sum(), rank), neighbour_numbers(box, other, h, w), colour_numbers(px[inside]),
                           shape_numbers(m), texture_numbers((px[...,0]+px[...,1]+px[...,2])/3, m)])
     return np.round(res, 4).astype(np.float32)
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #37a89759
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #5e52d984
 def grid_boxes(
     h:int, # height
     w:int, # width
@@ -228,19 +230,19 @@ class SceneFeatures:
         return cls(**{k:v for k,v in d.items() if k not in ('extractor','version')})
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in vars(self).items())})"
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #735ecbde
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #181115d9
 def _boxes_and_masks(self, img):
     "Boxes, masks and neighbours of all rows but the whole picture's; and the foreground."
     h,w = img.shape[:2]
     fg,masks = find_regions(img, self.threshold, self.min_area, self.max_regions)
     boxes = [mask_box(m) for m in masks]
     near = [boxes[0] if i else (boxes[1] if len(boxes) > 1 else None) for i in range(len(boxes))]
-    rows = list(zip(boxes, masks, near)) if self.kind != 'grid' else []
+    rows = list(zip(boxes, masks, near, range(len(boxes)))) if self.kind != 'grid' else []
     cells = grid_boxes(h, w, self.grid) if self.kind != 'regions' else []
     if self.exactly:
         fill = grid_boxes(h, w, 5) + grid_boxes(h, w, 3) + grid_boxes(h, w, 2) + grid_boxes(h, w, 6)
         cells = (cells + [o for o in fill if o not in cells])[:max(0, self.exactly-1-len(rows))]
-    return (rows + [(b, fg, None) for b in cells])[:self.exactly-1 if self.exactly else None], fg, len(masks)
+    return (rows + [(b, fg, None, -1) for b in cells])[:self.exactly-1 if self.exactly else None], fg, len(masks)
 
 def _extract(self,
     image, # any picture, see `as_rgb`
@@ -253,12 +255,12 @@ def _extract(self,
     rows,fg,n = _boxes_and_masks(self, img)
     x = img/255.
     first = describe(x, ~fg, (0,0,w,h), None)
-    feats = np.stack([first] + [describe(x, m, b, o) for b,m,o in rows])
-    boxes = np.array([(0,0,w,h)] + [b for b,_,_ in rows], np.float32)*np.array([W/w, H/h, W/w, H/h], np.float32)
+    feats = np.stack([first] + [describe(x, m, b, o, k) for b,m,o,k in rows])
+    boxes = np.array([(0,0,w,h)] + [b for b,*_ in rows], np.float32)*np.array([W/w, H/h, W/w, H/h], np.float32)
     return dict(features=feats, boxes=boxes.astype(np.float32), image_h=H, image_w=W, n_regions=min(n, len(rows)) if self.kind != 'grid' else 0)
 SceneFeatures.__call__ = _extract
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #298d3c61
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #6ed56a80
 class ClipFeatures:
     "Clip -> one vector per frame, from the pixels alone."
     def __init__(self,
@@ -289,7 +291,7 @@ def _motion(a, b, h, w):
     d = np.array([(b[0]+b[2]-a[0]-a[2])/2/w, (b[1]+b[3]-a[1]-a[3])/2/h, (b[2]-b[0]-a[2]+a[0])/w, (b[3]-b[1]-a[3]+a[1])/h])*16
     return np.round(np.concatenate([d, abs(d)]), 4)
 
-# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #b1aeb27b
+# %% ../../../nbs/06_datasets/62_scenes_features.ipynb #a09bcdaf
 EXTRACTORS = dict(SceneFeatures=SceneFeatures, ClipFeatures=ClipFeatures)
 
 def extractor_from_dict(

@@ -6,13 +6,13 @@
 __all__ = ['RELATION_CLASSES', 'REGION_CLASSES', 'QUESTION_KINDS', 'relation_matrix', 'attribute_words', 'AttributePredictor',
            'class_probabilities', 'answer_words', 'questions']
 
-# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #6a71bac5
+# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #739d0ea8
 import numpy as np
 from .draw import CATEGORIES, COLOURS, RELATIONS, relation, pick
 from .grammar import NOUNS, COLOUR_WORDS, SIZE_WORDS, MATERIAL_WORDS, PLACE_WORDS, NUMBERS, plural
 from .features import ROW
 
-# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #7cf0bab9
+# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #30c9b9bb
 RELATION_CLASSES = 12                                                 # 0 = none, 1 ... 11
 
 def relation_matrix(
@@ -36,7 +36,7 @@ def relation_matrix(
     np.fill_diagonal(res, 0)
     return res.astype(np.uint8)
 
-# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #c5e8d75d
+# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #77aa8c47
 def attribute_words() -> tuple: # of words
     "Content words of the grammar: what a caption can be about."
     tables = [*NOUNS.values(), *COLOUR_WORDS.values(), *SIZE_WORDS.values(), *MATERIAL_WORDS.values(), *PLACE_WORDS.values()]
@@ -77,20 +77,20 @@ class AttributePredictor:
         "Probabilities of the words; rounded, so that they are the same everywhere."
         return np.clip(np.round(self.pool(features) @ self.weights, 3), 0, 1).astype(np.float32)
 
-# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #a076c0ec
+# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #5216d67f
 REGION_CLASSES = tuple(COLOURS)
 
 def class_probabilities(
     features:np.ndarray, # (n, ROW)
 ) -> np.ndarray:         # (n, 10) float32, rows sum to 1
     "How much each region looks like each colour."
-    i = 13+10                                                         # the colour group starts with the mean, scaled to [-1,1]
+    i = 16+10                                                         # the colour group starts with the mean, scaled to [-1,1]
     mean = (features[:,i:i+3].astype(float)+1)/2
     d = ((mean[:,None]-np.array(list(COLOURS.values()))[None]/255)**2).sum(-1)
     p = np.exp(-(d-d.min(1, keepdims=True))/.03)
     return (p/p.sum(1, keepdims=True)).astype(np.float32)
 
-# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #8d3f7614
+# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #35918b0a
 def _unique(scene):
     "Things whose category occurs once."
     names = [t.category for t in scene.things]
