@@ -7,7 +7,7 @@ __all__ = ['build_beam_searcher', 'build_greedy_decoder', 'DECODE_STRATEGY_REGIS
            'DecodeTrace', 'Hypothesis', 'TraceStep', 'Rules', 'DecodeStrategy', 'GreedyDecoder', 'BeamSearcher',
            'DiverseBeamSearcher', 'EnsembleBeamSearcher', 'EnsembleModel']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/99_decode_strategy.ipynb #3bac79b5
+# %% ../../../nbs/07_modeling/50_decode_strategy/99_decode_strategy.ipynb #51abe532
 from .build import build_beam_searcher, build_greedy_decoder, DECODE_STRATEGY_REGISTRY
 from .state import DictState, DictModel, as_stepper
 from .trace import DecodeTrace, Hypothesis, TraceStep
@@ -18,6 +18,6 @@ from .beam_searcher import BeamSearcher
 from .diverse_beam_searcher import DiverseBeamSearcher
 from .ensemble_beam_searcher import EnsembleBeamSearcher, EnsembleModel
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/99_decode_strategy.ipynb #4647b1a4
+# %% ../../../nbs/07_modeling/50_decode_strategy/99_decode_strategy.ipynb #7064412d
 _all_ = ['build_beam_searcher', 'build_greedy_decoder', 'DECODE_STRATEGY_REGISTRY', 'DictState', 'DictModel', 'as_stepper', 'DecodeTrace', 'Hypothesis', 'TraceStep', 'Rules',
          'DecodeStrategy', 'GreedyDecoder', 'BeamSearcher', 'DiverseBeamSearcher', 'EnsembleBeamSearcher', 'EnsembleModel']

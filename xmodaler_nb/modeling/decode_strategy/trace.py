@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TraceStep', 'DecodeTrace', 'Hypothesis']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #7dd68067
+# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #2906bbbc
 import json
 from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from fastcore.basics import patch
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #c4c77f48
+# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #f4c5c4b0
 @dataclass
 class TraceStep:
     "What one step of a search chose, and from what. Beams are sorted best first."
@@ -30,7 +30,7 @@ class TraceStep:
         "The same step on the CPU, detached."
         return TraceStep(*(None if v is None else v.detach().cpu() for v in vars(self).values()))
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #fc055b18
+# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #0059f1f9
 class DecodeTrace:
     "Everything a search considered, for a batch of pictures."
     def __init__(self,
@@ -65,7 +65,7 @@ class DecodeTrace:
         return self.vocab(i) if callable(self.vocab) else self.vocab[i] if 0 <= i < len(self.vocab) else f'<{i}>'
     def __repr__(self): return f'DecodeTrace of {self.kind or "a search"}: {self.n} pictures, {len(self.steps)} steps'
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #71c584bf
+# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #b7059bbc
 @dataclass
 class Hypothesis:
     "One sentence of a search."
@@ -107,7 +107,7 @@ def hypothesis(self:DecodeTrace,
     end = ids.index(self.eos)+1 if ended and self.eos in ids else len(ids)
     return Hypothesis(ids[:end], [self.word(i) for i in ids[:end - ended]], lps[:end], score, ended, path, torch.stack(att[:end]) if att else None)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #ea245efc
+# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #a37ab655
 @patch
 def nbest(self:DecodeTrace,
     n:int=None,  # how many; None: all that the search returned or kept
@@ -134,7 +134,7 @@ def attention(self:DecodeTrace,
     "Where the model looked, word by word, along the path of a sentence."
     return self.nbest(rank+1, image)[rank].attention
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #aa2d6c99
+# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #3f8292f2
 def _number(x): return round(x, 4) if x > -1e30 else None       # JSON has no infinity: a forbidden word costs null
 
 def _beams(trace, s, g):
@@ -147,7 +147,7 @@ def _offers(trace, s, g):
     return [[dict(id=i, word=trace.word(i), log_prob=_number(lp)) for i, lp in zip(ids, lps)]
             for ids, lps in zip(s.candidates[g].tolist(), s.candidate_log_probs[g].tolist())]
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #b5309c75
+# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #507c212a
 @patch
 def to_dict(self:DecodeTrace,
     image:int=0, # which picture
@@ -170,7 +170,7 @@ def to_json(self:DecodeTrace,
     what = [self.to_dict(i) for i in range(self.n)] if image is None else self.to_dict(image)
     return json.dumps(what, default=str, ensure_ascii=False, **kwargs)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #69547a02
+# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #5eecad55
 @patch
 def to_html(self:DecodeTrace,
     image:int=0, # which picture
