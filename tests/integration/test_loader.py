@@ -45,6 +45,19 @@ def test_workers_and_resume(cfg, mapper):
         assert same(take(again, 15 - done), whole[done:])
 
 
+def test_a_running_loader_can_be_moved(cfg):
+    "Also one whose workers live on and have fetched ahead."
+    cfg.DATALOADER.NUM_WORKERS = 2
+    loader = build_xmodaler_train_loader(cfg)
+    whole = take(loader, 12)
+    loader.set_position(0, 4); it = iter(loader)
+    assert same([next(it)], whole[4:5]) and loader.position == (0, 5)
+    loader.set_position(1, 1)
+    assert same(take(loader, 5), whole[7:])
+    loader.set_position(0); take(loader, 3)              # left early: the epoch begins again
+    assert same(take(loader, 6), whole[:6])
+
+
 def test_global_generators_are_left_alone(cfg):
     random.seed(1); np.random.seed(1); torch.manual_seed(1)
     take(build_xmodaler_train_loader(cfg, dataset_mapper=Foreign(cfg, 'train')), 8)
