@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COSNetDecoder']
 
-# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #589868a3
+# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #f859ff53
 import random
 import torch
 from torch import nn, Tensor
@@ -15,8 +15,9 @@ from ...config import configurable, kfg
 from ..layers.cosnet_layer import COSNetDecBlock
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
+from .transformer_decoder import words_mask
 
-# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #d256cd34
+# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #44902efc
 @DECODER_REGISTRY.register()
 class COSNetDecoder(Decoder):
     "A stack of blocks over words, grid cells and semantic words."
@@ -49,7 +50,7 @@ class COSNetDecoder(Decoder):
         return {kfg.P_ATT_FEATS: project(v, [l.attn.v_attn for l in self.g_layers]), kfg.P_SEMANTICS_FEATS: project(o, [l.attn.o_attn for l in self.g_layers]),
                 kfg.HISTORY_STATES: [v.new_zeros(v.size(0), 0, 2*v.size(-1)) for _ in self.g_layers]}
 
-# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #e465083f
+# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #526ea51d
 @patch
 def forward(self:COSNetDecoder,
     batched_inputs:dict, # words (b, t, d), or (b, d) with TIME_STEP; memory with b rows or one per image
@@ -60,13 +61,13 @@ def forward(self:COSNetDecoder,
     stepping, n = kfg.TIME_STEP in b, len(self.g_layers)
     b = b if kfg.P_ATT_FEATS in b else {**b, **self.preprocess(b)}
     regions, words = b[kfg.P_ATT_FEATS].chunk(n, -1), b[kfg.P_SEMANTICS_FEATS].chunk(n, -1)
-    masks = (None if stepping else b[kfg.EXT_G_TOKENS_MASKS], b.get(kfg.EXT_ATT_MASKS), b.get(kfg.EXT_SEMANTICS_MASKS))
+    masks = (words_mask(b, len(x)), b.get(kfg.EXT_ATT_MASKS), b.get(kfg.EXT_SEMANTICS_MASKS))
     history, weights = [], None
     for i, layer in enumerate(self.g_layers):
         kv = layer.attn.keys_values(x)
         if stepping: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
         history.append(kv)
         skip = random.uniform(0, 1) < self.layer_drop*(i + 1)/n and self.training
-        if not skip: x, weights = layer.step(x, kv, regions[i], words[i], masks, probs=stepping and i == n - 1)
+        if not skip: x, weights = layer.step(x, kv, regions[i], words[i], masks, probs=i == n - 1 and stepping and b.get(kfg.RECORD, False))
     if not stepping: return {kfg.G_HIDDEN_STATES: x}
     return {kfg.G_HIDDEN_STATES: x, kfg.HISTORY_STATES: history, **({} if weights is None else {kfg.ATT_WEIGHTS: weights.mean(1)[:,0]})}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HIDDEN', 'MeshedDecoderLayer', 'MeshedDecoder']
 
-# %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #b095195d
+# %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #cb04ebca
 import math
 import torch
 from torch import nn, Tensor
@@ -16,8 +16,9 @@ from ..layers.multihead_attention import MultiHeadAttention
 from ..layers.positionwise_feedforward import PositionWiseFeedForward
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
+from .transformer_decoder import words_mask
 
-# %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #42baef11
+# %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #b2120ada
 class MeshedDecoderLayer(nn.Module):
     "Self-attention, gated cross-attention to every encoder level, feed-forward network."
     def __init__(self, *,
@@ -60,7 +61,7 @@ class MeshedDecoderLayer(nn.Module):
         e = [y.reshape(b, t, d) for y in e]
         return self.pwff(sum(a*y for a, y in zip(self.gates(s, e), e))/math.sqrt(L))
 
-# %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #6b85e2e0
+# %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #e97f1242
 @DECODER_REGISTRY.register()
 class MeshedDecoder(Decoder):
     "A stack of layers that look at every encoder level through gates."
@@ -102,7 +103,7 @@ class MeshedDecoder(Decoder):
         return {kfg.P_ATT_FEATS: F.linear(feats, torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps])),
                 kfg.HISTORY_STATES: [feats.new_zeros(feats.size(0), 0, 2*self.d_model) for _ in self.layers]}
 
-# %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #b3f71c60
+# %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #aad0fa5b
 HIDDEN = -10000.   # what `EXT_G_TOKENS_MASKS` holds where a word must not be seen
 
 @patch
@@ -115,7 +116,8 @@ def forward(self:MeshedDecoder,
     stepping = kfg.TIME_STEP in b
     regions = b[kfg.P_ATT_FEATS] if kfg.P_ATT_FEATS in b else self.preprocess(b)[kfg.P_ATT_FEATS]
     regions = regions.split(self.d_model, -1)
-    text_mask = None if stepping else b[kfg.EXT_G_TOKENS_MASKS] == HIDDEN
+    mask = words_mask(b, len(x))
+    text_mask = None if mask is None else mask == HIDDEN
     states, history = [], []
     for i, layer in enumerate(self.layers):
         kv = torch.cat(layer.self_att.attention.keys_values(x, x), -1)

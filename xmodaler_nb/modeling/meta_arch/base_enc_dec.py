@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_KEYS', 'captions_per_image', 'expand_images', 'collapse_images', 'BaseEncoderDecoder']
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #2da8a188
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #b09efd5f
 import numpy as np
 import torch
 from torch import nn, Tensor
@@ -17,8 +17,10 @@ from ..encoder import build_encoder, add_encoder_config
 from ..decoder import build_decoder, add_decoder_config
 from ..decoder.decoder import Decoder
 from ..predictor import build_predictor, add_predictor_config
+from ..decode_strategy import build_beam_searcher, build_greedy_decoder
+from ..decode_strategy.state import DictState
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #47166aff
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #b5e385d2
 IMAGE_KEYS = (kfg.ATT_FEATS, kfg.ATT_MASKS, kfg.ATT_FEATS_LOC, kfg.RELATION, kfg.ATTRIBUTE, kfg.GLOBAL_FEATS)
 
 def captions_per_image(
@@ -54,7 +56,7 @@ def collapse_images(
     sources = {k: source_rows(batch[k], s) for k in keys}
     return (batch, 1) if s == 1 or any(v is None for v in sources.values()) else (batch.merge(sources), s)
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #e1dd7e37
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #a9450b0e
 class BaseEncoderDecoder(nn.Module):
     "Embeddings, encoder, decoder and predictor, and the order in which they are called."
     @configurable
@@ -80,7 +82,6 @@ class BaseEncoderDecoder(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         "Build every part that the config names."
-        from xmodaler_nb.modeling.decode_strategy import build_beam_searcher, build_greedy_decoder
         m = cfg.MODEL
         return dict(vocab_size=m.VOCAB_SIZE, max_seq_len=m.MAX_SEQ_LEN, expand=m.get('EXPAND', 'late'),
                     token_embed=build_embeddings(cfg, m.TOKEN_EMBED.NAME), visual_embed=build_embeddings(cfg, m.VISUAL_EMBED.NAME),
@@ -104,7 +105,7 @@ class BaseEncoderDecoder(nn.Module):
         if use_beam_search and self.beam_searcher.beam_size > 1: return self.decode_beam_search(batched_inputs, output_sents)
         return self.greedy_decode(batched_inputs, output_sents)
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #8531c729
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #a7be9d57
 @patch
 def greedy_decode(self:BaseEncoderDecoder,
     batched_inputs,     # Batch
@@ -132,7 +133,7 @@ def get_extended_attention_mask(self:BaseEncoderDecoder,
 def bind_or_init_weights(self:BaseEncoderDecoder):
     "Tie or initialise weights before training; nothing by default."
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #079aa758
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #8fbb227f
 @patch
 def preprocess_batch(self:BaseEncoderDecoder,
     batched_inputs, # list of items as a data set returns them, or a collated Batch
@@ -144,7 +145,7 @@ def preprocess_batch(self:BaseEncoderDecoder,
     batch = Batch(batched_inputs).to(next(self.parameters()).device, non_blocking=True)
     return expand_images(batch, captions_per_image(batch))
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #0cab2ef1
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #0875049a
 @patch
 def encode(self:BaseEncoderDecoder,
     batch, # Batch; rows as they come
@@ -162,7 +163,7 @@ def prepare(self:BaseEncoderDecoder,
     captions:bool=True, # one row of state per caption; False: per image row of the batch
 ) -> Batch:             # encoded and prepared by the decoder
     "Everything before the first word."
-    if not captions: batch = _without_words(batch)
+    if not captions: batch = _without_words(batch, self.max_seq_len)
     per_caption = kfg.SEMANTICS_IDS in batch and not captions                     # word lists of their own: decode one image per list
     if self.expand == 'late' and not per_caption: images, s = collapse_images(batch)
     else: images, s = expand_images(batch, captions_per_image(batch)), 1
@@ -186,9 +187,13 @@ def decoder_memory_keys(self:BaseEncoderDecoder) -> tuple:
     "What the decoder looks at, as it declares it."
     return getattr(self.decoder, 'memory_keys', Decoder.memory_keys)
 
-def _without_words(batch):
-    "Decoding starts without the captions that a training batch brings along."
-    return Batch({k: v for k, v in batch.items() if k not in (kfg.G_TOKENS_IDS, kfg.TOKENS_MASKS)})
+def _without_words(batch, steps):
+    "Decoding starts without the captions that a training batch brings along; their masks are kept for as many rows as are decoded."
+    words = {k: v for k, v in batch.items() if k not in (kfg.G_TOKENS_IDS, kfg.TOKENS_MASKS)}
+    mask = batch.get(kfg.TOKENS_MASKS)
+    if mask is None or len(mask) != len(batch[kfg.ATT_FEATS]): return Batch(words)
+    longer = mask.new_ones(len(mask), max(0, steps - mask.size(1)))
+    return Batch(words, **{kfg.TOKENS_MASKS: torch.cat([mask[:,:steps], longer], 1)})
 
 def _per_image(batch, key):
     "Whether a field holds one row per image (and not per caption)."
@@ -196,13 +201,12 @@ def _per_image(batch, key):
     x = x[-1] if isinstance(x, list) and x else x
     return isinstance(x, Tensor) and x.size(0) == batch[kfg.ATT_FEATS].size(0)
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #2fbd2248
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #ad92c316
 @patch
 def init_state(self:BaseEncoderDecoder,
     batch, # Batch, one row per image; or expanded, one row per caption
 ):         # DictState before the first word
     "Encode and prepare a batch for decoding."
-    from xmodaler_nb.modeling.decode_strategy.state import DictState
     return DictState.from_batch(self.prepare(batch, captions=False), self.decoder)
 
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MASKED', 'RnnAttEncoderDecoder', 'sample_words']
 
-# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #5070e6c8
+# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #7bcb5755
 import torch
 from torch import Tensor
 from fastcore.basics import patch
@@ -13,7 +13,7 @@ from ...config import kfg, Batch
 from .build import META_ARCH_REGISTRY
 from .base_enc_dec import BaseEncoderDecoder
 
-# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #20cbf09a
+# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #b01437e1
 MASKED = -10000.   # added to the score of a padded region, X-modaler's constant
 
 @META_ARCH_REGISTRY.register()
@@ -36,7 +36,7 @@ class RnnAttEncoderDecoder(BaseEncoderDecoder):
         logits = self._unroll(words, steps) if known else self._step_by_step(words, steps, p if self.training else 0.)
         return batch.merge({k: v for k, v in words.items() if k != kfg.G_TOKENS_IDS}).merge({kfg.G_LOGITS: logits})
 
-# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #53d871cd
+# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #b9f9dfdd
 @patch
 def _steps(self:RnnAttEncoderDecoder, tokens):
     "Columns before the first (after column 0) that is all zero."
@@ -57,7 +57,7 @@ def _unroll(self:RnnAttEncoderDecoder, batch, steps):
     b = b.merge({kfg.G_HIDDEN_STATES: self.decoder.unroll(b, b[kfg.G_TOKEN_EMBED])})
     return _pad_steps(self.predictor(b)[kfg.G_LOGITS], tokens.size(1))
 
-# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #64a152e4
+# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #046e4f6c
 def sample_words(
     truth:Tensor,  # (b,) the reference's words
     logits:Tensor, # (b, v) scores of the step before

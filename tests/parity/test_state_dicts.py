@@ -1,0 +1,19 @@
+"Every published config builds a model with exactly X-modaler's parameter names, shapes, dtypes and order, at full size."
+import gzip, json
+import pytest, torch
+from conftest import golden_dir
+from xmodaler_nb.config import config_file, load_cfg_file
+from xmodaler_nb.modeling.meta_arch import META_ARCH_REGISTRY
+
+MANIFEST = json.loads(gzip.decompress((golden_dir()/'state_dicts.json.gz').read_bytes()))   # {yaml: {name: [shape, dtype]}}
+CAPTIONING = [name for name in MANIFEST if name.split('/')[0] in ('image_caption', 'video_caption')]
+
+
+@pytest.mark.parametrize('name', CAPTIONING)
+def test_names_and_shapes(name):
+    cfg = load_cfg_file(config_file(name), ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', ''])
+    with torch.device('meta'): model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    got = {k: [list(v.shape), str(v.dtype).removeprefix('torch.')] for k, v in model.state_dict().items()}
+    want = MANIFEST[name]
+    assert got == want, sorted({str(kv) for kv in got.items()} ^ {str(kv) for kv in want.items()})[:10]
+    assert list(got) == list(want), 'the same names in another order'
