@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DecoupleBertDecoder', 'last_layer']
 
-# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #faae7d79
+# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #d44df8da
 import torch
 from torch import nn
 from fastcore.basics import patch
 from ...config import configurable, kfg
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
-from .transformer_decoder import project_regions
+from .transformer_decoder import project_regions, words_mask
 from ..encoder.two_stream_bert_encoder import drop_layer
 from ..layers.bert import BertGenerationLayer, BertUnderstandingLayer
 from ..layers.rows import repeat_rows, rows_per_image
@@ -76,21 +76,21 @@ def _understand(self:DecoupleBertDecoder, b, u, v):
         us.append(u); vs.append(v)
     return us, vs
 
-# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #4fbf5cc9
+# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #7be1becf
 @patch
 def _generate(self:DecoupleBertDecoder, b, g, regions):
     "G_HIDDEN_STATES, and histories and attention while decoding."
     stepping = kfg.TIME_STEP in b
     if g.dim() == 2: g = g[:,None]
-    text_mask, v_mask = (None if stepping else b[kfg.EXT_G_TOKENS_MASKS]), b.get(kfg.EXT_ATT_MASKS)
+    text_mask, v_mask = words_mask(b, len(g)), b.get(kfg.EXT_ATT_MASKS)
     states, kept, weights = [], [], None
     for i, (layer, v_kv) in enumerate(zip(self.g_layers, regions.chunk(len(self.g_layers), -1))):
         kv = layer.self_attn.self.keys_values(g)
         if stepping and kfg.HISTORY_STATES in b: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
-        g, weights = layer.step(g, kv, text_mask, v_kv, v_mask, probs=stepping and i == len(self.g_layers) - 1)
+        g, weights = layer.step(g, kv, text_mask, v_kv, v_mask, probs=stepping and b.get(kfg.RECORD, False) and i == len(self.g_layers) - 1)
         states.append(g); kept.append(kv)
-    out = {kfg.G_HIDDEN_STATES: states}
-    return {**out, kfg.HISTORY_STATES: kept, kfg.ATT_WEIGHTS: weights.mean(1)[:,0]} if stepping else out
+    if not stepping: return {kfg.G_HIDDEN_STATES: states}
+    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: kept, **({} if weights is None else {kfg.ATT_WEIGHTS: weights.mean(1)[:,0]})}
 
 # %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #dd232d48
 @patch

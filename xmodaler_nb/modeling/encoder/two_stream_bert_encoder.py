@@ -58,20 +58,21 @@ def _stack(self:TwoStreamBertEncoder, layers, p, x, mask):
         outs.append(x)
     return outs
 
-# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #60b3d09d
+# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #d894098a
 @patch
 def _step(self:TwoStreamBertEncoder, batch):
     "One word through the text layers: outputs per layer, and the longer histories."
+    from xmodaler_nb.modeling.decoder.transformer_decoder import words_mask    # here, because decoders import encoders
     x = batch[kfg.G_TOKEN_EMBED]
     if x.dim() == 2: x = x[:,None]
     history = batch.get(kfg.ENC_HISTORY_STATES) if batch[kfg.TIME_STEP] > 0 else None
-    outs, kept = [], []
+    outs, kept, mask = [], [], words_mask(batch, len(x))
     for i, layer in enumerate(self.layers):
         kv = layer.attention.self.keys_values(x)
         if history is not None: kv = torch.cat([history[i], kv], 1)
         kept.append(kv)
         if not drop_layer(self.layer_drop, self.training):
-            a, _ = layer.attention.ask(x, kv, None)
+            a, _ = layer.attention.ask(x, kv, mask)
             x = layer.output(layer.intermediate(a), a)
         outs.append(x)
     return {kfg.G_TOKEN_EMBED: outs, kfg.ENC_HISTORY_STATES: kept}

@@ -190,6 +190,8 @@ def decoder_memory_keys(self:BaseEncoderDecoder) -> tuple:
 def _without_words(batch, steps):
     "Decoding starts without the captions that a training batch brings along; their masks are kept for as many rows as are decoded."
     words = {k: v for k, v in batch.items() if k not in (kfg.G_TOKENS_IDS, kfg.TOKENS_MASKS)}
+    types, n = batch.get(kfg.G_TOKENS_TYPE), len(batch[kfg.ATT_FEATS])
+    if types is not None and len(types) > n: words[kfg.G_TOKENS_TYPE] = types[::len(types)//n]   # of the first caption of each image
     mask = batch.get(kfg.TOKENS_MASKS)
     if mask is None or len(mask) != len(batch[kfg.ATT_FEATS]): return Batch(words)
     longer = mask.new_ones(len(mask), max(0, steps - mask.size(1)))
