@@ -229,11 +229,14 @@ def auto_scale_workers(cls:DefaultTrainer, cfg, num_workers:int):
 
 @patch
 def build_checkpointer(self:DefaultTrainer, cfg) -> XmodalerCheckpointer:
-    "The checkpointer; config and vocabulary travel in every checkpoint."
+    "The checkpointer; config, vocabulary and the description of the feature extractor travel in every checkpoint."
     c = XmodalerCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=self)
     c.attach('config.yaml', cfg.dump)
     vocab = Path(cfg.INFERENCE.VOCAB)
     if cfg.INFERENCE.VOCAB and vocab.is_file(): c.attach('vocabulary.txt', vocab.read_bytes)
+    feats = Path(cfg.DATALOADER.FEATS_FOLDER)                             # how its features were made, if it says so
+    extractor = next((f for f in (feats/'extractor.json', feats.parent/'extractor.json') if cfg.DATALOADER.FEATS_FOLDER and f.is_file()), None)
+    if extractor is not None: c.attach('extractor.json', extractor.read_bytes)
     return c
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #9d4b258b
