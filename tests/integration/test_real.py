@@ -25,7 +25,7 @@ def test_prepare(real_data, tmp_path):
     assert report == dict(vocab_size=321, width=384, train=1680, val=210, test=210)
     cfg = load_cfg_file('real/ucm.yaml', [*real_options(tmp_path), 'DATALOADER.NUM_WORKERS', 0, 'SEED', 0])
     train, val, test = check_datasets(cfg, sample=50)
-    assert (train.rows, train.regions, train.widths, train.notes) == (8400, (49, 49), {'ATT_FEATS': 384}, [])
+    assert (train.rows, train.regions, train.widths, train.notes) == (8400, (50, 50), {'ATT_FEATS': 384}, [])
     said, vocab = read_split(folder, 'train')[3], load_vocab(tmp_path/'vocabulary.txt')
     batch = next(iter(build_xmodaler_train_loader(cfg)))
     k = len(batch.G_TARGET_IDS)//len(batch)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_words', 'join_global', 'read_split', 'prepare_real', 'write_neutral_tiny', 'real_options']
 
-# %% ../../nbs/06_datasets/75_real.ipynb #cddb2d6d
+# %% ../../nbs/06_datasets/75_real.ipynb #2a54048c
 import json
 import re
 import shutil
@@ -14,29 +14,29 @@ import numpy as np
 from .layout import annotation, encode_words, reference_tables, write_coco, write_features, write_pickle, write_vocabulary
 from ..functional import read_lines, read_np
 
-# %% ../../nbs/06_datasets/75_real.ipynb #10e7acfc
+# %% ../../nbs/06_datasets/75_real.ipynb #3b0ddbd5
 def split_words(
     caption:str, # as published
 ) -> list:       # words
     "A caption as lower-case words."
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", caption.lower())
 
-# %% ../../nbs/06_datasets/75_real.ipynb #5470df5e
+# %% ../../nbs/06_datasets/75_real.ipynb #afb7a3d3
 def join_global(
     cells:np.ndarray, # (m, d) grid features
     whole:np.ndarray, # (g,) feature of the whole image
-    how:str='concat', # 'concat', 'row' or 'mapping' (leaves the cells alone)
-) -> np.ndarray:      # (m, d+g), (m+1, d+g) or (m, d)
+    how:str='row',    # 'row', 'concat' or 'mapping' (leaves the cells alone)
+) -> np.ndarray:      # (m+1, d+g), (m, d+g) or (m, d)
     "Bring grid and global feature into one array."
     if how == 'mapping': return cells
     if how == 'concat': return np.concatenate([cells, np.broadcast_to(whole, (len(cells), len(whole)))], 1)
-    if how != 'row': raise ValueError(f"how is {how!r}, but must be 'concat', 'row' or 'mapping'")
+    if how != 'row': raise ValueError(f"how is {how!r}, but must be 'row', 'concat' or 'mapping'")
     out = np.zeros((len(cells) + 1, cells.shape[1] + len(whole)), dtype=cells.dtype)
     out[0,cells.shape[1]:] = whole
     out[1:,:cells.shape[1]] = cells
     return out
 
-# %% ../../nbs/06_datasets/75_real.ipynb #07fd6b86
+# %% ../../nbs/06_datasets/75_real.ipynb #652c0122
 def read_split(
     folder,     # with features_{split}.npz and captions_{split}.jsonl
     split:str,  # 'train', 'val' or 'test'
@@ -56,7 +56,7 @@ def read_split(
 def prepare_real(
     folder,           # neutral files, see above
     out,              # where to write; made if needed
-    how:str='concat', # what becomes of the global feature, see `join_global`
+    how:str='row',    # what becomes of the global feature, see `join_global`
     max_len:int=20,   # words kept per caption in the training rows
 ) -> dict:            # images per split, width, vocabulary size
     "Write a data set in X-modaler's layout; files of an earlier call are replaced."
@@ -82,7 +82,7 @@ def _write_tables(out, entries):
     gts, cider = reference_tables(entries)
     write_pickle(out/'mscoco_train_gts.pkl', gts); write_pickle(out/'mscoco_train_cider.pkl', cider)
 
-# %% ../../nbs/06_datasets/75_real.ipynb #40280107
+# %% ../../nbs/06_datasets/75_real.ipynb #88ae8c53
 def write_neutral_tiny(
     folder,          # where to write
     n:tuple=(8,2,2), # images for train, val, test
@@ -104,7 +104,7 @@ def write_neutral_tiny(
         if split != 'train': write_coco(folder/f'captions_{split}.json', said)
     return folder
 
-# %% ../../nbs/06_datasets/75_real.ipynb #c67ffbf3
+# %% ../../nbs/06_datasets/75_real.ipynb #a79e236a
 _PATHS = {'DATALOADER.ANNO_FOLDER': '', 'DATALOADER.FEATS_FOLDER': 'features', 'INFERENCE.VOCAB': 'vocabulary.txt', 'INFERENCE.VAL_ANNFILE': 'captions_val.json',
     'INFERENCE.TEST_ANNFILE': 'captions_test.json', 'SCORER.GT_PATH': 'mscoco_train_gts.pkl', 'SCORER.CIDER_CACHED': 'mscoco_train_cider.pkl'}
 
