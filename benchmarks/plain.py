@@ -1,0 +1,138 @@
+"""Training steps against the plain recipe, as ratios in one run.
+
+    python benchmarks/plain.py                    # Up-Down and Transformer at the published sizes
+    python benchmarks/plain.py --all --repeats 5  # every captioner
+    python benchmarks/plain.py --small            # a smoke test
+
+One step = list of samples → batch → forward → loss → backward → clip → Adam, for 8 images with 5 captions of up to 20 words whose lengths are spread as in COCO.
+The plain recipe does it as X-modaler does: batch made on the training thread and features expanded to all captions first, visual embedding and encoder on the
+expanded rows, one LSTM cell and one predictor call per word, attention with explicit weights, one optimizer kernel per tensor. Same parameters, same loss.
+"""
+import argparse, statistics, time
+import torch
+from torch import nn
+from xmodaler_nb.config import config_file, kfg, load_cfg_file
+from xmodaler_nb.datasets.collate import collate
+from xmodaler_nb.losses import build_losses
+from xmodaler_nb.modeling import build_model
+
+FAMILIES = dict(updown='image_caption/updown/updown.yaml', transformer='image_caption/transformer/transformer.yaml',
+                attention='image_caption/attention/attention.yaml', xlan='image_caption/xlan/xlan.yaml', meshed_memory='image_caption/meshed_memory/meshed_memory.yaml',
+                clip_transformer='image_caption/transformer/clip_transformer.yaml', mplstm='video_caption/msvd/mplstm/mplstm.yaml')
+SMALL = ['MODEL.VOCAB_SIZE', 60, 'MODEL.TOKEN_EMBED.DIM', 32, 'MODEL.VISUAL_EMBED.OUT_DIM', 32, 'MODEL.DECODER_DIM', 32, 'MODEL.BERT.HIDDEN_SIZE', 32,
+         'MODEL.BERT.INTERMEDIATE_SIZE', 64, 'MODEL.BERT.NUM_HIDDEN_LAYERS', 2, 'MODEL.BERT.NUM_GENERATION_LAYERS', 2]
+
+
+SMALL_TOO = dict(xlan=['MODEL.BILINEAR.DIM', 32, 'MODEL.BILINEAR.HEAD', 2, 'MODEL.BILINEAR.ENCODE.ATT_MID_DIM', [16, 8, 16], 'MODEL.BILINEAR.DECODE.ATT_MID_DIM', [16, 8, 16]],
+                 meshed_memory=[x for k in ('ENCODER', 'DECODER') for x in (f'MODEL.MESHEDMEORY.{k}.DIM_MODEL', 32, f'MODEL.MESHEDMEORY.{k}.DIM_FEEDFORWARD', 64)],
+                 clip_transformer=['MODEL.VISUAL_EMBED.G_IN_DIM', 32])
+
+
+def samples(cfg, images=8, captions=5, words=20, regions=50, seed=0):
+    "What a data set would return: features, and captions with COCO's spread of lengths (mean 10.5, standard deviation 2.4)."
+    g = torch.Generator().manual_seed(seed)
+    grid, out = cfg.MODEL.VISUAL_EMBED.NAME == 'VisualGridEmbedding', []
+    for i in range(images):
+        n = cfg.DATALOADER.MAX_FEAT_NUM - 1 if grid else int(torch.randint(regions//2, regions + 1, (1,), generator=g)) if i else regions
+        tokens, targets = [], []
+        for _ in range(captions):
+            k = int((torch.randn(1, generator=g)*2.4 + 10.5).round().clamp(5, words - 1))
+            w = torch.randint(1, cfg.MODEL.VOCAB_SIZE, (k,), generator=g)
+            tokens.append(torch.cat([torch.zeros(1), w, torch.zeros(words - 1 - k)]).long())
+            targets.append(torch.cat([w, torch.zeros(1), torch.full((words - 1 - k,), -1)]).long())
+        item = {kfg.IDS: str(i), kfg.ATT_FEATS: torch.randn(n, cfg.MODEL.VISUAL_EMBED.IN_DIM, generator=g), kfg.SEQ_PER_SAMPLE: torch.tensor(captions),
+                kfg.G_TOKENS_IDS: tokens, kfg.G_TARGET_IDS: targets, kfg.G_TOKENS_TYPE: [torch.ones_like(t) for t in tokens]}
+        if grid: item[kfg.GLOBAL_FEATS] = torch.randn(1, cfg.MODEL.VISUAL_EMBED.G_IN_DIM, generator=g)
+        out.append(item)
+    return out
+
+
+def explicit_attention(q, k, v, mask, heads, dropout=0., probs=False):
+    "Attention as X-modaler computes it: scores, softmax, dropout, product."
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    s = q @ k.transpose(-1, -2)/q.size(-1)**.5
+    p = (s if mask is None else s + mask).softmax(-1)
+    return (nn.functional.dropout(p, dropout) @ v).transpose(1, 2).flatten(2), p
+
+
+class plainly:
+    "Within this context our modules work as the plain recipe does."
+    def __init__(self, model): self.model = model
+    def __enter__(self):
+        from xmodaler_nb.modeling.layers import bert
+        self.bert, self.attend = bert, bert.attend
+        self.model.expand, bert.attend = 'early', explicit_attention
+        decoder = type(self.model.decoder)
+        self.decoder, self.unroll = decoder, decoder.__dict__.get('unroll')
+        if self.unroll is not None: del decoder.unroll
+    def __exit__(self, *_):
+        self.model.expand, self.bert.attend = 'late', self.attend
+        if self.unroll is not None: self.decoder.unroll = self.unroll
+
+
+class Step:
+    "One training step, in either way."
+    def __init__(self, cfg, plain):
+        self.cfg, self.plain = cfg, plain
+        torch.manual_seed(0)
+        self.model, self.losses, self.items = build_model(cfg).train(), build_losses(cfg), samples(cfg)
+        self.opt = torch.optim.Adam(self.model.parameters(), 1e-4, foreach=False, **({} if plain else {'fused': True}))
+        self.ready = collate(self.items)                       # our loader's workers do this
+
+    def loss(self):
+        batch = self.model.preprocess_batch([*self.items]) if self.plain else self.ready
+        out = self.model({**batch, kfg.SS_PROB: 0.})
+        return sum(v for loss in self.losses for v in loss(out).values())
+
+    def __call__(self):
+        if not self.plain: return self.step()
+        with plainly(self.model): return self.step()
+
+    def step(self):
+        self.opt.zero_grad(set_to_none=True)
+        loss = self.loss()
+        loss.backward()
+        nn.utils.clip_grad_value_(self.model.parameters(), 0.1, foreach=not self.plain)
+        self.opt.step()
+        return loss.item()
+
+
+def without_dropout(step):
+    for m in step.model.modules():
+        if isinstance(m, nn.Dropout): m.p = 0.
+    return step
+
+
+def compare(name, small=False, repeats=3):
+    "Medians of processor seconds per step, plain and ours, taken in turns; the first losses must agree."
+    opts = ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', ''] + (SMALL + SMALL_TOO.get(name, []) if small else [])
+    cfg = load_cfg_file(config_file(FAMILIES[name]), opts)
+    plain, ours = Step(cfg, True), Step(cfg, False)
+    seconds = {plain: [], ours: []}
+    for i in range(repeats + 1):
+        for step in (plain, ours):
+            start = time.process_time()
+            step()
+            if i: seconds[step].append(time.process_time() - start)
+    a, b = (statistics.median(seconds[s]) for s in (plain, ours))
+    without_dropout(ours).model.load_state_dict(without_dropout(plain).model.state_dict())
+    with plainly(plain.model): want = plain.loss().item()
+    got = ours.loss().item()
+    assert abs(got - want) < 1e-4*abs(want), f'{name}: losses differ, {want} and {got}'
+    return a, b
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('families', nargs='*', default=['updown', 'transformer'], help=', '.join(FAMILIES))
+    parser.add_argument('--all', action='store_true', help='every family')
+    parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
+    parser.add_argument('--repeats', type=int, default=3)
+    args = parser.parse_args()
+    print(f"{'':20}{'plain s':>9}{'ours s':>9}{'ratio':>8}   ({torch.get_num_threads()} threads)")
+    for name in FAMILIES if args.all else args.families:
+        a, b = compare(name, args.small, args.repeats)
+        print(f'{name:20}{a:9.2f}{b:9.2f}{a/b:8.2f}', flush=True)
+
+
+if __name__ == '__main__': main()
