@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['sentence_html', 'explorer_html', 'CaptionExplorer']
 
-# %% ../../nbs/02_utils/85_explorer.ipynb #3c20e7c4
+# %% ../../nbs/02_utils/85_explorer.ipynb #130c0ad3
 from html import escape
 from fastcore.basics import patch
 from ..modeling.decode_strategy.render import png_uri, region_boxes, render_attention, render_attention_strip, render_beam_tree, render_regions, size_of
 
-# %% ../../nbs/02_utils/85_explorer.ipynb #3144c26f
+# %% ../../nbs/02_utils/85_explorer.ipynb #b768e4ea
 def sentence_html(
     words:list,       # the caption
     log_probs:list,   # one per word (one more for the end mark is ignored)
@@ -40,7 +40,7 @@ def explorer_html(
     if tree and get('trace') is not None and caption.trace.steps: parts.append(render_beam_tree(caption.trace, current=word))
     return ''.join(parts)
 
-# %% ../../nbs/02_utils/85_explorer.ipynb #a84e8114
+# %% ../../nbs/02_utils/85_explorer.ipynb #401550bc
 def _widgets():
     "The ipywidgets module, or an error that says how to get it."
     try: import ipywidgets
@@ -78,7 +78,7 @@ class CaptionExplorer:
         from IPython.display import display
         display(self.widget)
 
-# %% ../../nbs/02_utils/85_explorer.ipynb #08c96ca3
+# %% ../../nbs/02_utils/85_explorer.ipynb #0b8ea3a0
 @patch
 def _build(self:CaptionExplorer, strategies):
     "Controls above, the view below."

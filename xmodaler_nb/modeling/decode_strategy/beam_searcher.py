@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'DEAD', 'ENDED_WORD', 'best_of', 'BeamSearcher', 'overrides']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #c2098e13
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #910742f3
 from types import SimpleNamespace
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .build import DECODE_STRATEGY_REGISTRY
 from .decode_strategy import DecodeStrategy, Transcript
 from .trace import TraceStep
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #7275cc7c
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #3eb3ed50
 SMALL = 128       # columns up to which a stable sort is used
 DEAD = -999.0     # X-modaler's score for what an ended sentence cannot say
 ENDED_WORD = 0    # X-modaler's word after the end
@@ -30,7 +30,7 @@ def best_of(
     values, order = torch.sort(x, dim=-1, descending=True, stable=True)
     return values[..., :k], order[..., :k]
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #8f973ef8
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #a608c099
 @DECODE_STRATEGY_REGISTRY.register()
 class BeamSearcher(DecodeStrategy):
     "Beam search decoding."
@@ -63,7 +63,7 @@ class BeamSearcher(DecodeStrategy):
         rows = torch.arange(batch_size, device=selected_beam.device)[:,None]*cur_beam_size + selected_beam
         states[:] = [s.index_select(0, rows.flatten()) for s in states]
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #dea50036
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #e0c86190
 @patch
 def begin(self:BeamSearcher, batched_inputs, state):
     "One beam per row, alive, with score 0."
@@ -89,7 +89,7 @@ def choose(self:BeamSearcher, run, t, log_probs, state):
     if run.trace is not None: self._record(run, words, lp, ids, offers, state)
     return self._next(run, t, words, k)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #deaa820f
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #52fbb45e
 @patch
 def _first(self:BeamSearcher, run, log_probs):
     "The beginning: one beam per row."
@@ -104,9 +104,10 @@ def _offer(self:BeamSearcher, run, table):
     v = table.size(-1)
     w = v if overrides(self, '_select') else min(v, self.width)
     offers, ids = (table, torch.arange(v, device=table.device).expand_as(table)) if w == v else best_of(table, w)
+    if self.rules.required and w < v: ids, offers = self._add_required(ids, offers, table)
     plain = not self.rules and not self.length_penalty
-    nothing = torch.full((w,), DEAD if plain else -float('inf'), dtype=table.dtype, device=table.device)
-    first = torch.arange(w, device=table.device)
+    nothing = torch.full((ids.size(-1),), DEAD if plain else -float('inf'), dtype=table.dtype, device=table.device)
+    first = torch.arange(ids.size(-1), device=table.device)
     alive, same = run.alive[...,None], (first == ENDED_WORD)              # an ended sentence offers word 0 at no cost, and nothing else
     scores = torch.where(alive, run.scores[...,None] + offers, torch.where(same, run.scores[...,None], nothing))
     offers = torch.where(alive, offers, torch.where(same, 0., -float('inf')))
@@ -114,8 +115,8 @@ def _offer(self:BeamSearcher, run, table):
 
 @patch(as_prop=True)
 def width(self:BeamSearcher) -> int: # words each beam offers; more could never be picked
-    "How many continuations of one beam can matter; all of them when some must be found that are unlikely."
-    return 2**62 if self.rules.required else self.beam_size
+    "How many continuations of one beam can matter: a full beam, and as many more as may leave for another bank."
+    return self.beam_size + len(self.rules.required)
 
 def overrides(
     strategy,  # a BeamSearcher
@@ -124,7 +125,7 @@ def overrides(
     "Whether a subclass brings its own version of a method."
     return getattr(type(strategy), name) is not getattr(BeamSearcher, name)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #4d5f0517
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #209c6b17
 @patch
 def _pick(self:BeamSearcher, run, t, ids, scores):
     "The new beams: flat indices (g, k') into the table and their scores."
@@ -168,7 +169,7 @@ def _history(self:BeamSearcher, run, words, k):
     rows = (torch.arange(g, device=words.device)[:,None]*k + run.parents).flatten()
     return torch.cat([run.said[rows], words.flatten()[:,None]], 1)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #453a700b
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #df0d5e18
 @patch
 def _settled(self:BeamSearcher, run):
     "(g,) bool: the result for this picture is certain."
@@ -200,7 +201,7 @@ def finish(self:BeamSearcher, run, batched_inputs, state):
     if run.trace is not None: out[kfg.TRACE] = run.trace.close(order)
     return out
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #5ac72b05
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #942a4fb3
 @patch
 def move(self:BeamSearcher, run, state, idx, whole):
     "Let the state follow the beams, through `_expand_state` where that is what a decoder or a subclass expects."
@@ -224,12 +225,19 @@ def _record(self:BeamSearcher, run, words, lp, ids, offers, state):
     run.trace.add(TraceStep(rows=rows, parents=run.parents, words=words, log_probs=lp, scores=run.scores, alive=run.alive,
                             candidates=ids.gather(2, at), candidate_log_probs=top, attention=None if att is None else att.view(g, k, -1)))
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #ac67c0c1
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #6f6ac9f7
+@patch
+def _add_required(self:BeamSearcher, ids, offers, table):
+    "Offer the required words, too, where they are not among the likeliest."
+    required = self.rules.ids('required', ids.device).expand(*ids.shape[:2], -1)                # (g, k, c)
+    there = (ids[...,None,:] == required[...,None]).any(-1)
+    return torch.cat([ids, required], -1), torch.cat([offers, table.gather(2, required).masked_fill(there, -float('inf'))], -1)
+
 @patch
 def _pick_required(self:BeamSearcher, run, ids, ranks, keep):
     "The best of every bank in turns, then sorted best first."
     g, k, w = ids.shape
-    required = torch.tensor(self.rules.required, device=ids.device)
+    required = self.rules.ids('required', ids.device)
     said = run.said if run.said is not None else ids.new_zeros(g*k, 0)
     missing = self.rules.missing(said) if said.size(1) else torch.ones(g*k, len(required), dtype=torch.bool, device=ids.device)
     now = ((ids[...,None] == required) & missing.view(g, k, 1, -1)).any(-1)                     # this word pays for one of them
@@ -237,7 +245,7 @@ def _pick_required(self:BeamSearcher, run, ids, ranks, keep):
     bank = torch.where(run.alive[...,None].expand(g, k, w).flatten(1), bank, len(required))     # ended sentences have all
     flat, order = torch.sort(ranks.flatten(1), dim=-1, descending=True, stable=True)
     sorted_bank = bank.gather(1, order)
-    place = (F.one_hot(sorted_bank, len(required)+1).cumsum(1).gather(2, sorted_bank[...,None])[...,0] - 1)   # place within its bank
+    place = ((sorted_bank[...,None] == torch.arange(len(required)+1, device=ids.device)).cumsum(1).gather(2, sorted_bank[...,None])[...,0] - 1)   # place within its bank
     turn = place*(len(required)+1) + (len(required) - sorted_bank)
     turn = turn.masked_fill(flat == -float('inf'), turn.size(1)*(len(required)+2))
     first = best_of(-turn, keep)[1].sort(-1).values                                            # in order of rank again

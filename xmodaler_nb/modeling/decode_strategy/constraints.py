@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['repeated_next', 'Rules', 'word_ids']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #f2cad932
+# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #052845ab
 from difflib import get_close_matches
 import torch
 from torch import Tensor
 from fastcore.basics import patch
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #8a68b6e5
+# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #831ce7b4
 def repeated_next(
     said:Tensor, # (r, t) int64, words so far
     n:int,       # length of what must not repeat, ≥ 1
@@ -21,7 +21,7 @@ def repeated_next(
     last = said[:, said.size(1)-n+1:]                               # (r, n-1)
     return windows[..., -1], (windows[..., :-1] == last[:, None]).all(-1)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #121ec814
+# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #6aa3dc6f
 class Rules:
     "Which words may come next."
     def __init__(self, *,
@@ -37,6 +37,7 @@ class Rules:
         self.max_length = min(max_length or max_seq_len, max_seq_len)
         self.banned, self.required = sorted(set(banned)), list(dict.fromkeys(required))
         self._check()
+        self._kept = {}                                                     # ids as tensors, by device: made once, not at every step
 
     def _check(self):
         "Rules that cannot all hold are refused before anything is decoded."
@@ -54,14 +55,22 @@ class Rules:
         "Whether any rule looks at the words said so far."
         return bool(self.no_repeat_ngram or self.required)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #8e1faabf
+# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #83de62fc
+@patch
+def ids(self:Rules,
+    name:str, # 'banned', 'required' or 'eos'
+    device,   # where the tensor is needed
+) -> Tensor:  # (c,) int64
+    "Word ids as a tensor."
+    if (name, device) not in self._kept: self._kept[name, device] = torch.tensor([self.eos] if name == 'eos' else getattr(self, name), dtype=torch.long, device=device)
+    return self._kept[name, device]
+
 @patch
 def missing(self:Rules,
     said:Tensor, # (r, t) int64
 ) -> Tensor:     # (r, c) bool, True = this required word has not been said
     "Which required words are still to come."
-    required = torch.tensor(self.required, device=said.device)
-    return (said[:, None] != required[:, None]).all(-1)
+    return (said[:, None] != self.ids('required', said.device)[:, None]).all(-1)
 
 @patch
 def apply(self:Rules,
@@ -71,7 +80,7 @@ def apply(self:Rules,
 ) -> Tensor:           # (r, v), forbidden words at -inf
     "Forbid what the rules forbid."
     x, inf = log_probs, float('inf')
-    if self.banned: x = x.index_fill(1, torch.tensor(self.banned, device=x.device), -inf)
+    if self.banned: x = x.index_fill(1, self.ids('banned', x.device), -inf)
     if self.no_repeat_ngram and t >= self.no_repeat_ngram:
         words, forbidden = repeated_next(said, self.no_repeat_ngram)
         x = x.scatter_add(1, words, torch.where(forbidden, -inf, 0.).to(x.dtype))
@@ -81,19 +90,19 @@ def apply(self:Rules,
     if t >= self.max_length: x = torch.full_like(x, -inf)
     stuck = (x.amax(-1) == -inf) & (end == -inf)                    # nothing left: ending beats breaking a rule silently
     end = torch.where(stuck, log_probs[:, self.eos], end)
-    return x.index_copy(1, torch.tensor([self.eos], device=x.device), end[:, None])
+    return x.index_copy(1, self.ids('eos', x.device), end[:, None])
 
 @patch
 def _require(self:Rules, x, t, said):
     "No end before all required words are said; nothing else once there is only just room for them."
     missing = self.missing(said) if t else torch.ones(x.size(0), len(self.required), dtype=torch.bool, device=x.device)
     left = missing.sum(-1, keepdim=True)                            # (r, 1)
-    wanted = torch.zeros_like(x, dtype=torch.bool).scatter_(1, torch.tensor(self.required, device=x.device).expand(x.size(0), -1), missing)
+    wanted = torch.zeros_like(x, dtype=torch.bool).scatter_(1, self.ids('required', x.device).expand(x.size(0), -1), missing)
     x = torch.where((left > 0) & (t + left >= self.max_length) & ~wanted, -float('inf'), x)
     is_end = torch.arange(x.size(1), device=x.device) == self.eos
     return torch.where((left > 0) & is_end, -float('inf'), x)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #cbb5f684
+# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #0c94820c
 def word_ids(
     words,             # list of ids or words
     vocab=None,        # word i at index i; None: only ids can be understood

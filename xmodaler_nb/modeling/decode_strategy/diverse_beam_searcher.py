@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DiverseBeamSearcher']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #6b4732f8
+# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #8e4976e5
 import torch
 from torch import Tensor
 from fastcore.basics import patch
@@ -13,7 +13,7 @@ from ...config import configurable
 from .build import DECODE_STRATEGY_REGISTRY
 from .beam_searcher import BeamSearcher, best_of
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #86d0a244
+# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #faab6cf2
 @DECODE_STRATEGY_REGISTRY.register()
 class DiverseBeamSearcher(BeamSearcher):
     "Beam search in groups that avoid each other's words."
@@ -36,11 +36,11 @@ class DiverseBeamSearcher(BeamSearcher):
         d = cfg.DECODE_STRATEGY
         return {**super().from_config(cfg), 'groups': d.get('GROUPS', 1), 'diversity': d.get('DIVERSITY', 0.5)}
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #f0bd09a0
+# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #e73d9883
 @patch(as_prop=True)
 def width(self:DiverseBeamSearcher) -> int: # words each beam offers
     "Twice the beam: some of the likeliest words may be taken."
-    return 2*self.beam_size if self.groups > 1 else self.beam_size
+    return 2*self.beam_size if self.groups > 1 else BeamSearcher.width.fget(self)
 
 @patch
 def _pick(self:DiverseBeamSearcher, run, t, ids, scores):
