@@ -6,7 +6,7 @@
 __all__ = ['TRACES', 'default_argument_parser', 'check_output_dir', 'default_setup', 'default_writers', 'DefaultTrainer',
            'over_ranks', 'shard_loader', 'as_id', 'decode_loader', 'merge_results', 'variety']
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #d69ee3e6
+# %% ../../nbs/14_engine/60_defaults.ipynb #89f08083
 import argparse, logging, math, os, sys
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from ..utils.env import get_rng_state, seed_all_rng
 from ..utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter, truncate_jsonl
 from ..utils.logger import setup_logger
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #4994155a
+# %% ../../nbs/14_engine/60_defaults.ipynb #a2b0d32c
 class _Parser(argparse.ArgumentParser):
     "Joins the pairs after `--opts` with those at the end of the line."
     def parse_known_args(self, args=None, namespace=None):
@@ -63,7 +63,7 @@ def default_argument_parser(
     p.add_argument('opts', nargs=argparse.REMAINDER, default=[], help='changes to the config as pairs KEY VALUE at the end of the line')
     return p
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #a1606b60
+# %% ../../nbs/14_engine/60_defaults.ipynb #fad1fb9a
 TRACES = ('last_checkpoint', 'events.jsonl', 'model_final', 'model_best', 'metrics.json')   # what a run leaves behind
 
 def check_output_dir(
@@ -105,7 +105,7 @@ def _report(logger, cfg, args):
     if file and Path(file).is_file(): logger.info("%s holds:\n%s", file, Path(file).read_text(encoding='utf8'))
     logger.info("full config:\n%s", cfg.dump())
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #8051b226
+# %% ../../nbs/14_engine/60_defaults.ipynb #c9a19aed
 def default_writers(
     output_dir:str,      # folder of `events.jsonl` and of TensorBoard's files
     max_iter:int=None,   # length of the training, for the time left
@@ -113,7 +113,7 @@ def default_writers(
     "Console, JSON lines, TensorBoard."
     return [CommonMetricPrinter(max_iter), JSONWriter(str(Path(output_dir)/'events.jsonl')), TensorboardXWriter(str(output_dir))]
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #5c2506df
+# %% ../../nbs/14_engine/60_defaults.ipynb #f9a5ea83
 @ENGINE_REGISTRY.register()
 class DefaultTrainer(TrainerBase):
     "The trainer that a config describes."
@@ -146,7 +146,7 @@ class DefaultTrainer(TrainerBase):
         "The training loader that defines an epoch: the first, if there are several."
         return self.train_data_loader[0] if isinstance(self.train_data_loader, (list, tuple)) else self.train_data_loader
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #8bf83490
+# %% ../../nbs/14_engine/60_defaults.ipynb #b7d61521
 @patch(cls_method=True)
 def build_model(cls:DefaultTrainer, cfg) -> nn.Module:
     "Model from config."
@@ -189,7 +189,7 @@ def build_test_loader(cls:DefaultTrainer, cfg):
     from xmodaler_nb.datasets import build_xmodaler_valtest_loader
     return build_xmodaler_valtest_loader(cfg, stage='test') if cfg.DATASETS.TEST else None
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #23652329
+# %% ../../nbs/14_engine/60_defaults.ipynb #6516d123
 @patch
 def build_evaluators(self:DefaultTrainer, cfg) -> tuple:  # (for validation, for test); either may be None
     "Who scores the results. Only the test evaluator writes them to OUTPUT_DIR."
@@ -231,7 +231,7 @@ def auto_scale_workers(cls:DefaultTrainer, cfg, num_workers:int):
 def build_checkpointer(self:DefaultTrainer, cfg) -> XmodalerCheckpointer:
     "The checkpointer; config, vocabulary and the description of the feature extractor travel in every checkpoint."
     c = XmodalerCheckpointer(self.model, cfg.OUTPUT_DIR, trainer=self)
-    c.attach('config.yaml', cfg.dump)
+    c.attach('config.yaml', cfg.dump())
     vocab = Path(cfg.INFERENCE.VOCAB)
     if cfg.INFERENCE.VOCAB and vocab.is_file(): c.attach('vocabulary.txt', vocab.read_bytes)
     feats = Path(cfg.DATALOADER.FEATS_FOLDER)                             # how its features were made, if it says so
@@ -239,7 +239,7 @@ def build_checkpointer(self:DefaultTrainer, cfg) -> XmodalerCheckpointer:
     if extractor is not None: c.attach('extractor.json', extractor.read_bytes)
     return c
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #9d4b258b
+# %% ../../nbs/14_engine/60_defaults.ipynb #47fcbca1
 class _Drawn:
     "The training iterator as an overridden `run_step` sees it: the batch that the learner drew for this step."
     def __init__(self, trainer): self.t,self.at = trainer,None
@@ -278,7 +278,7 @@ def run_step(self:DefaultTrainer):
     self.learn.train_on(self.method.losses(self.learn.batch))
     self._write_metrics(self.learn.step_losses, self.learn.data_time)
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #e00bde73
+# %% ../../nbs/14_engine/60_defaults.ipynb #108eea18
 def over_ranks(
     values:list,   # numbers, the same count on every process
     device,        # where the process group wants tensors
@@ -309,7 +309,7 @@ def _write_metrics(self:DefaultTrainer,
     if len(mean) > 1:
         for k,v in mean.items(): self.storage.put_scalar(prefix+k, v)
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #97fc3bd4
+# %% ../../nbs/14_engine/60_defaults.ipynb #0a1a1c51
 def shard_loader(
     loader,   # a torch loader, or any iterable of batches
 ):            # this process's share of it
@@ -344,7 +344,7 @@ def decode_loader(
         results += [{inf.ID_KEY: as_id(i), inf.VALUE: v} for i,v in zip(out[kfg.IDS], out[kfg.OUTPUT])]
     return results
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #9761c7de
+# %% ../../nbs/14_engine/60_defaults.ipynb #dbf6f386
 def merge_results(
     parts:list,   # of lists of results, one per process
     key:str,      # name of the id
@@ -369,8 +369,9 @@ def test(cls:DefaultTrainer,
     model.eval()
     try: results = decode_loader(cfg, model, shard_loader(test_data_loader) if shard else test_data_loader)
     finally: model.train(was)
-    if shard: results = merge_results(comm.gather(results), cfg.INFERENCE.ID_KEY)
+    parts = comm.gather(results) if shard else [results]
     if not comm.is_main_process(): return {}
+    results = merge_results(parts, cfg.INFERENCE.ID_KEY)
     metrics = evaluator.eval(results, epoch) if evaluator is not None else ''
     return {**metrics, **variety(cfg, results)} if isinstance(metrics, dict) else metrics
 
@@ -387,7 +388,7 @@ def variety(
     if warning: logger.warning(warning)
     return found
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #0e9fb1b1
+# %% ../../nbs/14_engine/60_defaults.ipynb #0b45178d
 @patch
 def build_writers(self:DefaultTrainer) -> list:
     "Default writers."
@@ -440,7 +441,7 @@ def save_interrupted(self:DefaultTrainer) -> str:  # path
 def on_interrupt(self:DefaultTrainer):
     if stop_requested() and self._interrupts is not None: self._interrupts.save()
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #68829f1d
+# %% ../../nbs/14_engine/60_defaults.ipynb #4aa0bdbe
 @patch
 def state_dict(self:DefaultTrainer) -> dict:
     "State to save. Every process must call it: the generators of all are gathered."
@@ -472,7 +473,7 @@ def load_state_dict(self:DefaultTrainer,
     if len(rng) == comm.get_world_size(): self.learn.resume_rng = rng[comm.get_rank()]
     self._rescale(s.get('iters_per_epoch', self.iters_per_epoch))
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #218bf615
+# %% ../../nbs/14_engine/60_defaults.ipynb #d7a3ac5b
 @patch
 def _rescale(self:DefaultTrainer, old):
     "Another number of processes (or batch size) than in the saved run: continue at the same part of the training. Not the same run bit for bit."

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'logger', 'Loaders', 'LossSum', 'TorchOptim', 'NoOptim', 'targets_of', 'floats', 'CaptionLearner',
-           'device_of', 'move_batch']
+           'device_of', 'move_batch', 'hears']
 
-# %% ../../nbs/14_engine/10_learner.ipynb #53a68a5b
+# %% ../../nbs/14_engine/10_learner.ipynb #7d7c4c96
 import logging, math, tempfile, time
 from contextlib import nullcontext
 from pathlib import Path
 import torch
 from torch import nn, Tensor
 from fastai.basics import Learner, OptimWrapper
-from fastai.callback.core import CancelBackwardException, CancelFitException, CancelStepException
+from fastai.callback.core import Callback, CancelBackwardException, CancelEpochException as _CancelEpoch, CancelFitException, CancelStepException, event as _events
 from fastai.optimizer import detuplify_pg
 from fastcore.basics import patch
 from ..config.constants import Batch, kfg
@@ -21,7 +21,7 @@ from .methods import TeacherForcing, as_losses, has_position, loss_sum, open_at
 from ..utils.comm import unwrap_model
 from ..utils.env import get_rng_state, set_rng_state
 
-# %% ../../nbs/14_engine/10_learner.ipynb #6e95c670
+# %% ../../nbs/14_engine/10_learner.ipynb #00a306af
 class Loaders:
     "A training loader, perhaps a validation loader, and the device they feed."
     def __init__(self,
@@ -39,7 +39,7 @@ class Loaders:
         "The first training batch."
         return next(iter(self.train))
 
-# %% ../../nbs/14_engine/10_learner.ipynb #7d8cfca6
+# %% ../../nbs/14_engine/10_learner.ipynb #adf2a54d
 class LossSum(nn.Module):
     "Several losses of the form `outputs -> {name: scalar}` as one."
     def __init__(self,
@@ -62,7 +62,7 @@ class LossSum(nn.Module):
         *targets,  # fastai's way; the outputs hold them already
     ): return loss_sum(self.entries(outputs))
 
-# %% ../../nbs/14_engine/10_learner.ipynb #b3aa1017
+# %% ../../nbs/14_engine/10_learner.ipynb #9e595b21
 class TorchOptim(OptimWrapper):
     "A ready torch optimizer as fastai sees it: groups and state untouched, only numbers shown."
     def __init__(self,
@@ -90,7 +90,7 @@ class NoOptim:
         state,  # an empty dict
     ): "Nothing to load."
 
-# %% ../../nbs/14_engine/10_learner.ipynb #c32b69c7
+# %% ../../nbs/14_engine/10_learner.ipynb #383bcb73
 TARGETS = (kfg.G_TARGET_IDS, kfg.U_TARGET_IDS, kfg.V_TARGET_LABELS, kfg.ITM_NEG_LABEL)   # fields that hold what is to be predicted
 
 def targets_of(
@@ -111,7 +111,7 @@ def floats(
     if isinstance(x, (list, tuple)): return type(x)(floats(v) for v in x)
     return x
 
-# %% ../../nbs/14_engine/10_learner.ipynb #10dd77fa
+# %% ../../nbs/14_engine/10_learner.ipynb #fdd489e3
 logger = logging.getLogger(__name__)
 
 class CaptionLearner(Learner):
@@ -129,7 +129,7 @@ class CaptionLearner(Learner):
         self.autocast,self.scaler,self.guard_nan = nullcontext,None,True
         self.first_iter,self.stop_at,self.failed,self.data_time = 0,None,False,0.
         self.epoch_rng = self.resume_rng = None
-        self.step_losses,self.batch = {},None
+        self.step_losses,self.batch,self._heard = {},None,(None, {})
         device = device_of(model)
         if not hasattr(dls, 'train'): dls = Loaders(*(dls if isinstance(dls, (list, tuple)) else [dls]), device=device)
         if isinstance(loss_func, (list, tuple)): loss_func = LossSum(loss_func)
@@ -147,7 +147,7 @@ class CaptionLearner(Learner):
         self.add_cb(method)
         return self
 
-# %% ../../nbs/14_engine/10_learner.ipynb #99fe9519
+# %% ../../nbs/14_engine/10_learner.ipynb #0dcb5663
 @patch
 def create_opt(self:CaptionLearner):
     "Make the optimizer, or take the ready one as it is: groups, rates and state."
@@ -156,7 +156,7 @@ def create_opt(self:CaptionLearner):
     elif not any(True for _ in self.model.parameters()): self.opt = NoOptim()
     else: Learner.create_opt(self)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #0a0640ab
+# %% ../../nbs/14_engine/10_learner.ipynb #c549a713
 def device_of(
     model:nn.Module,  # any module
 ) -> torch.device:
@@ -193,7 +193,7 @@ def _split(self:CaptionLearner, b):
     elif isinstance(b, (tuple, list)): Learner._split(self, b)
     else: self.xb,self.yb = (b,),()
 
-# %% ../../nbs/14_engine/10_learner.ipynb #0495d900
+# %% ../../nbs/14_engine/10_learner.ipynb #8e6e1999
 @patch
 def predict_batch(self:CaptionLearner,
     batch,   # a prepared batch
@@ -237,7 +237,7 @@ def _do_one_batch(self:CaptionLearner):
         with self.autocast(): self.loss = loss_sum(self.compute_losses(self.predict_batch(self.batch)))
         self('after_loss')
 
-# %% ../../nbs/14_engine/10_learner.ipynb #51757f63
+# %% ../../nbs/14_engine/10_learner.ipynb #4a4230f6
 @patch
 def _window(self:CaptionLearner):
     "Of the accumulation window of this batch: how many batches it has, and whether this is its last. The last window of an epoch may be shorter."
@@ -287,7 +287,7 @@ def _step(self:CaptionLearner):
     self.scaler.step(getattr(self.opt, 'opt', self.opt))
     self.scaler.update()
 
-# %% ../../nbs/14_engine/10_learner.ipynb #33eb6e86
+# %% ../../nbs/14_engine/10_learner.ipynb #4ca0805e
 @patch
 def _open_train(self:CaptionLearner):
     "The training loader at this epoch's position, and how many batches were done before."
@@ -331,7 +331,7 @@ def fit_iters(self:CaptionLearner,
     try: self.fit(math.ceil(end/n), cbs=cbs, start_epoch=start//n)
     finally: self.first_iter,self.stop_at = 0,None
 
-# %% ../../nbs/14_engine/10_learner.ipynb #4c8bd125
+# %% ../../nbs/14_engine/10_learner.ipynb #792acd66
 @patch
 def fit(self:CaptionLearner,
     n_epoch:int,         # number of epochs
@@ -366,9 +366,7 @@ def _do_epoch_validate(self:CaptionLearner, ds_idx=1, dl=None):
     try: Learner._do_epoch_validate(self, ds_idx, dl)
     finally: set_rng_state(rng)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #649a9d00
-from fastai.callback.core import CancelEpochException as _CancelEpoch
-
+# %% ../../nbs/14_engine/10_learner.ipynb #41385095
 @patch
 def _with_events(self:CaptionLearner, f, event_type, ex, final=lambda: None):
     if event_type != 'fit': return Learner._with_events(self, f, event_type, ex, final)
@@ -390,7 +388,25 @@ def _close_after_failure(self:CaptionLearner):
         try: cb('after_fit')
         except Exception: logger.exception("while closing %s after an error", type(cb).__name__)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #5a0f14cb
+# %% ../../nbs/14_engine/10_learner.ipynb #991d5769
+def hears(
+    cb,              # a callback
+    event_name:str,  # a fastai event
+) -> bool:
+    "Would this callback do anything at this event?"
+    if event_name == 'after_fit': return True                         # fastai resets `run` there
+    if 'hears' in dir(type(cb)): return cb.hears(event_name)
+    return hasattr(type(cb), event_name) or event_name in vars(cb) or type(cb).__call__ is not Callback.__call__
+
+@patch
+def _call_one(self:CaptionLearner, event_name):
+    if not hasattr(_events, event_name): raise ValueError(f"unknown event {event_name!r}")
+    key = tuple(map(id, self.cbs))
+    if self._heard[0] != key: self._heard = (key, {})
+    if event_name not in self._heard[1]: self._heard[1][event_name] = [cb for cb in self.cbs.sorted('order') if hears(cb, event_name)]
+    for cb in self._heard[1][event_name]: cb(event_name)
+
+# %% ../../nbs/14_engine/10_learner.ipynb #2f485f78
 @patch
 def lr_find(self:CaptionLearner,
     **kwargs,   # start_lr, end_lr, num_it, stop_div, show_plot, suggest_funcs: see fastai

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HookBase', 'Steps', 'TrainerBase', 'TrainerEvents']
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #3f4eb7f6
+# %% ../../nbs/14_engine/20_train_loop.ipynb #44d7c0af
 import logging, weakref
 from torch import nn
 from fastai.callback.core import Callback, TrainEvalCallback
@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from .learner import CaptionLearner, Loaders, NoOptim
 from ..utils.events import EventStorage
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #53491b2f
+# %% ../../nbs/14_engine/20_train_loop.ipynb #70eca367
 _MOMENTS = {'before_fit': 'before_train', 'before_batch': 'before_step', 'after_batch': 'after_step', 'after_fit': 'after_train'}
 
 class HookBase(Callback):
@@ -52,12 +52,19 @@ class HookBase(Callback):
         if name.startswith('_'): raise AttributeError(name)
         return super().__getattr__(name)
 
+    def hears(self,
+        event_name:str,  # a fastai event
+    ) -> bool:
+        "Would this hook do anything at this event? (The learner asks once.)"
+        if event_name in _MOMENTS and self._trainer is None: return True
+        return event_name not in _MOMENTS.values() and (hasattr(type(self), event_name) or event_name in vars(self))
+
     def __call__(self, event_name):
         if event_name in _MOMENTS.values(): return                               # fastai's moments of these names are others
         if event_name in _MOMENTS and self._trainer is None and (event_name.endswith('_fit') or self.training): getattr(self, _MOMENTS[event_name])()
         return super().__call__(event_name)
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #ccab25be
+# %% ../../nbs/14_engine/20_train_loop.ipynb #3de7f0a2
 class Steps:
     "A loader of nothing: as many batches as steps are wanted."
     def __init__(self,
@@ -98,7 +105,7 @@ class TrainerBase:
             self._hooks.append(h)
             if self.learn is not None: self.learn.add_cb(h)
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #afe73c13
+# %% ../../nbs/14_engine/20_train_loop.ipynb #904aecda
 @patch
 def before_train(self:TrainerBase):
     "Called before the loop."
@@ -157,7 +164,7 @@ def catch_up(self:TrainerBase):
     self._after_step_from(first)
     self.iter = self.storage.iter = self.start_iter
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #d6309650
+# %% ../../nbs/14_engine/20_train_loop.ipynb #86dcfad7
 class TrainerEvents(Callback):
     "Passes the learner's events on to the trainer, and sets its clock."
     order,always,run_valid = HookBase.order,True,False
@@ -218,7 +225,7 @@ class _Stepper:
         self._t.stepped = True
         self._t.run_step()
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #34b5110e
+# %% ../../nbs/14_engine/20_train_loop.ipynb #e79ff698
 @patch
 def hook_names(self:TrainerBase) -> list:
     "One name per hook: its class, numbered from the second on."
