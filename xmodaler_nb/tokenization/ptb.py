@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PTBLexer', 'ChunkCache', 'LineTokenizer', 'ptb_tokenize']
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #a6da603f
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #8ea27728
 import re
 import unicodedata
 from bisect import bisect_left
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .automaton import Machine, PatternParser
 from .ptb_tables import PUNCTUATION, char_in, definitions, rules
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #c365f7b0
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #437914fd
 _QUOTES = {**dict.fromkeys('\u0091\u2018\u201b\u2039', '`'), **dict.fromkeys('\u0092\u2019\u203a', "'"),
            **dict.fromkeys('\u0093\u201c\u00ab', '``'), **dict.fromkeys('\u0094\u201d\u00bb', "''")}
 _FRACTIONS = dict(zip('¼½¾⅓⅔', '1/4 1/2 3/4 1/3 2/3'.split()))
@@ -41,7 +41,7 @@ _REWRITE = dict(
     PHONE=lambda s: _nbsp(_paren(s)), BRACKET=lambda s: _BRACKETS[s],
     DASHES=lambda s: '--' if len(s) in (3, 4) else s)
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #378c059d
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #d35f8f2f
 def _cased(c): return unicodedata.category(c) in ('Lu', 'Ll', 'Lt')
 def _runs(c): return unicodedata.category(c)[0] in 'LMN'
 def _glue(c): return c in '-"\'._\u00ad\u2027' or unicodedata.category(c) == 'Pd'
@@ -67,7 +67,7 @@ def _lower(s):
         return 'ς' if final else 'σ'
     return ''.join(map(one, range(len(s))))
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #3507b368
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #9e5f2de3
 _BEYOND = re.compile('[\U00010000-\U0010ffff]')
 _ALONE = re.compile('[\ud800-\udfff]')
 
@@ -81,7 +81,7 @@ def _to_units(s):
 
 def _from_units(s): return s.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #f0a30775
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #64f4ea90
 class PTBLexer:
     "The rules, compiled when first needed."
     def __init__(self):
@@ -102,7 +102,7 @@ class PTBLexer:
         pattern, ahead = self.parts[rule]
         return next(h for h in reversed(pattern.ends(text, pos, end)) if end in ahead.ends(text, h, end))
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #8cc8a126
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #06c98794
 @patch
 def next_token(self:PTBLexer,
     text:str,  # UTF-16 units
@@ -123,7 +123,7 @@ def next_token(self:PTBLexer,
     token = action[1:-1] if action[0] == '"' else _REWRITE[action](s)
     return [_lower(token)], end, curious
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #e033beaf
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #3e6bfefe
 @patch
 def line(self:PTBLexer,
     text:str,   # UTF-16 units
@@ -140,7 +140,9 @@ def line(self:PTBLexer,
 @lru_cache(None)
 def _lexer(): return PTBLexer()
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #4c04e90c
+_NEXT = '\nA dog'   # what follows a caption that is tokenised on its own: the next one, begun as most are
+
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #86cd9d03
 _GAPS = ' \t\u00a0\u3000'+''.join(map(chr, range(0x2000, 0x200b)))
 _PLAIN = re.compile(r'[A-Za-z]+').fullmatch
 _SPLIT = {'cannot', 'gonna', 'gotta', 'lemme', 'gimme', 'wanna'}
@@ -175,12 +177,13 @@ class ChunkCache(dict):
         if tokens and tokens[-1][-1].isspace(): return None
         return _from_units(' '.join(filter(self.keep, tokens)))
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #bf0b0bcb
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #764bfc46
 class LineTokenizer:
     "Tokenises lines of a text, by the cache where it can and by the automaton where it must."
     def __init__(self,
         keep=_keep_words,  # token -> bool, False for tokens to drop
-    ): self.keep, self.inner, self.last = keep, ChunkCache(' ', keep), ChunkCache('\n', keep)
+        following=_NEXT,   # what stands behind a caption that is tokenised on its own
+    ): self.keep, self.following, self.inner, self.last = keep, following, ChunkCache(' ', keep), ChunkCache('\n', keep)
 
     def cached(self,
         line:str,  # one line, without its line break, known to be followed by one
@@ -198,14 +201,14 @@ class LineTokenizer:
         return [_from_units(' '.join(filter(self.keep, l))) for l in lines]
 
     def alone(self, caption):
-        "One caption on its own: as if followed by a line that starts with a small letter."
+        "One caption on its own, followed by the beginning of an imagined next one."
         caption = caption.translate(_BREAKS)
         out = self.cached(caption)
-        return self.joined(_lexer().line(_to_units(caption)+'\nz')[0])[0] if out is None else out
+        return self.joined(_lexer().line(_to_units(caption)+self.following)[0])[0] if out is None else out
 
 _BREAKS = dict.fromkeys(map(ord, '\n\r\v\f\u2028\u2029'), ' ')
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #ffcda295
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #8d00d890
 @patch
 def corpus(self:LineTokenizer,
     captions:list, # raw captions
@@ -238,20 +241,22 @@ def slow(self:LineTokenizer, text, starts, i):
         k = bisect_left(starts, pos)
         if starts[k] == pos: return out, k
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #099f62f9
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #146efdb4
 @lru_cache(None)
-def _line_tokenizer(keep_punctuation): return LineTokenizer(_keep_all if keep_punctuation else _keep_words)
+def _line_tokenizer(keep_punctuation, following):
+    return LineTokenizer(_keep_all if keep_punctuation else _keep_words, '\n'+_to_units(following))
 
 def ptb_tokenize(
     captions:list,                # raw captions; None counts as an empty one
     keep_punctuation:bool=False,  # keep the tokens of `PUNCTUATION`
     as_corpus:bool=False,         # all captions as one text, as the COCO tools do (see above), instead of each on its own
+    next_caption:str='A dog',     # each on its own: how the caption behind it is taken to begin
 ) -> list:                        # one string per caption, lower-case tokens joined by single spaces
     "Penn-Treebank tokens of captions, string for string as the COCO caption tools make them."
     if isinstance(captions, str): raise TypeError(f"ptb_tokenize takes a list of captions, got the string {captions[:40]!r}; wrap it in a list")
     captions = ['' if c is None else c for c in captions]
     bad = next((c for c in captions if not isinstance(c, str)), None)
     if bad is not None: raise TypeError(f"a caption must be a string or None, got {type(bad).__name__}: {bad!r}")
-    tokenizer = _line_tokenizer(bool(keep_punctuation))
+    tokenizer = _line_tokenizer(bool(keep_punctuation), next_caption)
     if not as_corpus: return [tokenizer.alone(c) for c in captions]
     return (tokenizer.corpus(captions)+['']*len(captions))[:len(captions)]
