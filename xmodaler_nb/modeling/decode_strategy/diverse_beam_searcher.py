@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DiverseBeamSearcher']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #8e4976e5
+# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #7a03f971
 import torch
 from torch import Tensor
 from fastcore.basics import patch
@@ -13,7 +13,7 @@ from ...config import configurable
 from .build import DECODE_STRATEGY_REGISTRY
 from .beam_searcher import BeamSearcher, best_of
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #faab6cf2
+# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #6cfa52cc
 @DECODE_STRATEGY_REGISTRY.register()
 class DiverseBeamSearcher(BeamSearcher):
     "Beam search in groups that avoid each other's words."
@@ -36,7 +36,7 @@ class DiverseBeamSearcher(BeamSearcher):
         d = cfg.DECODE_STRATEGY
         return {**super().from_config(cfg), 'groups': d.get('GROUPS', 1), 'diversity': d.get('DIVERSITY', 0.5)}
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #e73d9883
+# %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #dbe5ca7e
 @patch(as_prop=True)
 def width(self:DiverseBeamSearcher) -> int: # words each beam offers
     "Twice the beam: some of the likeliest words may be taken."

@@ -6,7 +6,7 @@
 __all__ = ['png_uri', 'size_of', 'region_boxes', 'render_regions', 'render_attention', 'render_attention_strip',
            'render_beam_tree', 'render_caption_card']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #fb87aff3
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #a8b747dc
 import base64
 import io
 import math
@@ -14,7 +14,7 @@ import zlib
 from html import escape
 import numpy as np
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #bde9d9c7
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #be744704
 def png_uri(
     image,        # (h, w, 3) uint8 array or PIL image
     side:int=480, # larger pictures are shrunk to this many pixels on their longer side
@@ -49,7 +49,7 @@ def region_boxes(
     cells = [(c*w/cols, r*h/rows, (c+1)*w/cols, (r+1)*h/rows) for r in range(rows) for c in range(cols)][:n]
     return np.array([(0., 0, w, h)]*(n-len(cells)) + cells)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #bd156c8c
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #215ad635
 def _image_tag(image, size):
     "(id, SVG element) of a picture; the id depends on the pixels only, so equal pictures share it."
     if image is None: return None, ''
@@ -76,7 +76,7 @@ def render_regions(
                     for i, (x1, y1, x2, y2) in enumerate(region_boxes(n, size, boxes_or_grid) if n else []))
     return _svg(_image_tag(image, size)[1] + marks, size, width)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #c81d0282
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #52f74761
 def _lights(weights, boxes, size):
     "Darkness with a hole for every region, the deeper the larger its weight; the strongest is outlined."
     weights, (h, w) = np.asarray(weights, dtype=float), size
@@ -112,7 +112,7 @@ def render_attention(
         figures.append(f'<figure style="margin:2px;display:inline-block;text-align:center;{bold}">{_svg(base + _lights(row, boxes, size), size, width)}<figcaption>{escape(str(word))}</figcaption></figure>')
     return f'<div class="attention" style="font:13px system-ui,sans-serif">{"".join(figures)}</div>'
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #b826f4e0
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #af6aaf39
 def render_attention_strip(
     words:list, # t words
     weights,    # (t, n) attention
@@ -127,16 +127,16 @@ def render_attention_strip(
     width = n*cell + 10 + max([len(str(w)) for w in words] or [0])*cell*.6
     return f'<svg width="{width:.0f}" height="{t*cell}" xmlns="http://www.w3.org/2000/svg">{cells}{names}</svg>'
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #933109f1
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #a1acfad6
 def _tip(step, parent, words):
     "What a beam offered, as a tooltip."
     if parent >= len(step['candidates']): return ''
     offers = ', '.join(f"{c['word']} {c['log_prob']:.2f}" for c in step['candidates'][parent] if c['log_prob'] is not None)
     return f'<title>offered after this: {escape(offers)}</title>'
 
-def _node(x, y, beam, won, w, h, tip):
+def _node(x, y, beam, won, w, h, tip, died=False):
     "One beam."
-    edge, fill, ink = ('#c0392b', '#fff', '#000') if won else ('#bbb', '#fff', '#333')
+    edge, fill, ink = ('#c0392b', '#fff', '#000') if won else ('#ddd', '#fff', '#aaa') if died else ('#999', '#fff', '#222')
     if not beam['alive']: fill = '#eee'
     word = escape(beam['word'])
     score = '' if beam['score'] is None else f"{beam['score']:.2f}"
@@ -163,14 +163,14 @@ def render_beam_tree(
             x1, y1, y2 = x1+w, y1+h/2, y2+h/2
             edges.append((won, f'<path d="M{x1:.0f} {y1:.0f} C{x1+15:.0f} {y1:.0f} {x2-15:.0f} {y2:.0f} {x2:.0f} {y2:.0f}" fill="none" stroke="{"#c0392b" if won else "#ccc"}" stroke-width="{2.5 if won else 1}"/>'))
             tip = _tip(steps[t+1], j, trace) if t+1 < len(steps) else ''
-            nodes.append(_node(*place(t, j), b, won, w, h, tip))
+            nodes.append(_node(*place(t, j), b, won, w, h, tip, t+1 < len(steps) and j in steps[t+1]['died']))
     mark = '' if current is None else f'<rect x="{10+(current+1)*dx-6}" y="0" width="{w+12}" height="100%" fill="#ffc83d" opacity=".25"/>'
     k = max([len(s['beams']) for s in steps] or [1])
     body = mark + ''.join(e for _, e in sorted(edges, key=lambda e: e[0])) + ''.join(nodes)
     width, height = 20 + w + len(steps)*dx, 10 + k*dy
     return (f'<div class="beams" style="overflow-x:auto"><svg width="{width}" height="{height}" font-family="system-ui,sans-serif" xmlns="http://www.w3.org/2000/svg">{body}</svg></div>')
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #4720ebd4
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #1539d356
 def render_caption_card(
     caption,            # object with `text`, `words`, and as far as known `image`, `boxes`, `attention` (t, n), `score`, `id` (a `Caption`)
     references=(),      # what people said
