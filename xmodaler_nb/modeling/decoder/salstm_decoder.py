@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SALSTMDecoder']
 
-# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #63b0e584
+# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #89ae4d7e
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
@@ -15,7 +15,7 @@ from ..layers.unrolled_lstm import UnrolledLSTM
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
 
-# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #28d7bf86
+# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #04994d8a
 @DECODER_REGISTRY.register()
 class SALSTMDecoder(Decoder):
     "One LSTM with additive attention over regions or frames."
@@ -62,7 +62,7 @@ class SALSTMDecoder(Decoder):
         h, c = self.lstm(torch.cat([b[kfg.G_TOKEN_EMBED], mix(alpha, b[kfg.ATT_FEATS])], -1), (h, c))
         return {kfg.G_HIDDEN_STATES: [h], kfg.G_CELL_STATES: [c], kfg.ATT_WEIGHTS: alpha}
 
-# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #fb68abf0
+# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #3daa3e9f
 @patch
 def unroll(self:SALSTMDecoder,
     batched_inputs:dict, # states with b rows; memory with one row per image

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UpDownDecoder']
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #a35c93b7
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #8da91a75
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
@@ -16,7 +16,7 @@ from ..layers.unrolled_lstm import UnrolledLSTM
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #67a9c8e8
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #33595e7a
 @DECODER_REGISTRY.register()
 class UpDownDecoder(Decoder):
     "Attention LSTM and language LSTM."
@@ -51,7 +51,7 @@ class UpDownDecoder(Decoder):
         "The keys this decoder owns."
         cfg.MODEL.UPDOWN = CN({'ATT_EMBED_SIZE':512, 'DROPOUT1':0.0, 'DROPOUT2':0.0, 'ATT_EMBED_DROPOUT':0.0})
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #0587c89c
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #5827bcb1
 @patch
 def preprocess(self:UpDownDecoder,
     batched_inputs:dict, # the encoded batch: ATT_FEATS (i, n, d_v)
@@ -60,7 +60,7 @@ def preprocess(self:UpDownDecoder,
     feats = batched_inputs[kfg.ATT_FEATS]
     return {kfg.P_ATT_FEATS: self.p_att_feats(feats), **self.init_states(feats.size(0))}
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #1454f77d
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #75d03f34
 @patch
 def forward(self:UpDownDecoder,
     batched_inputs:dict, # words (b, d_w), states with b rows; memory with b rows or one per image
@@ -74,7 +74,7 @@ def forward(self:UpDownDecoder,
     h2, c2 = self.lstm2(self.dropout2(torch.cat([mix(alpha, b[kfg.ATT_FEATS]), h1], -1)), (h2, c2))
     return {kfg.G_HIDDEN_STATES: [h1, h2], kfg.G_CELL_STATES: [c1, c2], kfg.ATT_WEIGHTS: alpha}
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #5089d0c1
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #9d84bb39
 @patch
 def unroll(self:UpDownDecoder,
     batched_inputs:dict, # states with b rows; memory with one row per image

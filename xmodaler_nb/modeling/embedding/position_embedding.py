@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['POSITION_ENC_REGISTRY', 'SinusoidEncoding', 'NNEmbeddingEncoding', 'build_position_encoding']
 
-# %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #192637b7
+# %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #5a67ebf7
 import math
 import torch
 from torch import nn, Tensor
 from ...utils.registry import Registry
 
-# %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #c94ab233
+# %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #0ad193b5
 POSITION_ENC_REGISTRY = Registry('POSITION_ENC')
 
 def _rows(table, x):
@@ -22,7 +22,7 @@ def _rows(table, x):
     if last > table.size(0): raise ValueError(f"position {last-1} is beyond the table of {table.size(0)} positions (TOKEN_EMBED.POSITION_MAX_LEN)")
     return table[None,first:last] if not isinstance(x, int) else table[x][None]
 
-# %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #10e1323d
+# %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #8c2eec33
 @POSITION_ENC_REGISTRY.register()
 class SinusoidEncoding(nn.Module):
     "Sines and cosines of falling frequency, as a buffer that checkpoints carry."
@@ -42,7 +42,7 @@ class SinusoidEncoding(nn.Module):
         "The rows to add."
         return _rows(self.pe[0], x)
 
-# %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #0f38d479
+# %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #ca0ca3c7
 @POSITION_ENC_REGISTRY.register()
 class NNEmbeddingEncoding(nn.Module):
     "One learned vector per position."
@@ -59,7 +59,7 @@ class NNEmbeddingEncoding(nn.Module):
         "The rows to add."
         return _rows(self.position_embeddings.weight, x)
 
-# %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #c1e2b9f8
+# %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #cb2b0168
 def build_position_encoding(
     cfg,         # the whole config; `MODEL.TOKEN_EMBED.POSITION` names the class, 'none' for no positions
     dim:int,     # width of the word vectors

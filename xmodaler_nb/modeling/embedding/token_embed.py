@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['embed_options', 'chain', 'TokenBaseEmbedding']
 
-# %% ../../../nbs/07_modeling/10_embedding/20_token_embed.ipynb #ecf1b2fb
+# %% ../../../nbs/07_modeling/10_embedding/20_token_embed.ipynb #d81ae595
 import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg
@@ -14,7 +14,7 @@ from ..layers.rows import repeat_rows
 from .build import EMBEDDING_REGISTRY
 from .position_embedding import build_position_encoding
 
-# %% ../../../nbs/07_modeling/10_embedding/20_token_embed.ipynb #a2d20ae8
+# %% ../../../nbs/07_modeling/10_embedding/20_token_embed.ipynb #a2fc5e20
 def embed_options(
     node,           # `cfg.MODEL.TOKEN_EMBED` or `cfg.MODEL.VISUAL_EMBED`
     dim:int,        # width of the embedding
@@ -36,7 +36,7 @@ def chain(
         if m is not None: x = m(x)
     return x
 
-# %% ../../../nbs/07_modeling/10_embedding/20_token_embed.ipynb #c7f42985
+# %% ../../../nbs/07_modeling/10_embedding/20_token_embed.ipynb #aa181706
 @EMBEDDING_REGISTRY.register()
 class TokenBaseEmbedding(nn.Module):
     "Word vectors with optional position, type, activation, norm and dropout."

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['BOX_SIZE', 'VisualBaseEmbedding', 'VisualIdentityEmbedding']
 
-# %% ../../../nbs/07_modeling/10_embedding/30_visual_embed.ipynb #b57da488
+# %% ../../../nbs/07_modeling/10_embedding/30_visual_embed.ipynb #9d2b4516
 import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg
 from .build import EMBEDDING_REGISTRY
 from .token_embed import chain, embed_options
 
-# %% ../../../nbs/07_modeling/10_embedding/30_visual_embed.ipynb #a420b4d7
+# %% ../../../nbs/07_modeling/10_embedding/30_visual_embed.ipynb #5658febe
 BOX_SIZE = 5   # x1 y1 x2 y2 in [0,1] and the area's share; the config's LOCATION_SIZE only switches boxes on
 
 @EMBEDDING_REGISTRY.register()
@@ -53,7 +53,7 @@ class VisualBaseEmbedding(nn.Module):
         "Embed the regions."
         return {kfg.ATT_FEATS: chain(self.linear(batched_inputs), self.embeddings_act, self.embeddings_norm, self.embeddings_dropout)}
 
-# %% ../../../nbs/07_modeling/10_embedding/30_visual_embed.ipynb #0db733b1
+# %% ../../../nbs/07_modeling/10_embedding/30_visual_embed.ipynb #56e8e6b0
 @EMBEDDING_REGISTRY.register()
 class VisualIdentityEmbedding(nn.Module):
     "Leaves the features as they are."

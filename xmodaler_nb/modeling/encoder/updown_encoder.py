@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['masked_mean', 'UpDownEncoder']
 
-# %% ../../../nbs/07_modeling/20_encoder/20_updown_encoder.ipynb #a80ef1c7
+# %% ../../../nbs/07_modeling/20_encoder/20_updown_encoder.ipynb #eec2acc2
 from torch import Tensor
 from ...config import configurable, kfg
 from .build import ENCODER_REGISTRY
 from .encoder import Encoder
 
-# %% ../../../nbs/07_modeling/20_encoder/20_updown_encoder.ipynb #d88c9a51
+# %% ../../../nbs/07_modeling/20_encoder/20_updown_encoder.ipynb #c1cb8670
 def masked_mean(
     feats:Tensor,            # (b, n, d)
     masks:Tensor|None=None,  # (b, n) float, 1 = real region, 0 = padding; None = all real

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BaseAttention', 'mix']
 
-# %% ../../../nbs/07_modeling/00_layers/10_base_attention.ipynb #4d2daa39
+# %% ../../../nbs/07_modeling/00_layers/10_base_attention.ipynb #f05e7230
 import torch
 from torch import nn, Tensor
 from .rows import by_image
 
-# %% ../../../nbs/07_modeling/00_layers/10_base_attention.ipynb #6b4962b4
+# %% ../../../nbs/07_modeling/00_layers/10_base_attention.ipynb #5ebfbf1d
 class BaseAttention(nn.Module):
     "Additive attention over regions, with the regions' projection computed once by the caller."
     def __init__(self, *,

@@ -7,7 +7,7 @@ __all__ = ['EPS', 'split_heads', 'merge_heads', 'attend', 'BertSelfAttention', '
            'BertIntermediate', 'BertOutput', 'BertAttention', 'BertCrossAttention', 'BertLayer', 'BertGenerationLayer',
            'BertUnderstandingLayer', 'BertPooler', 'BertPredictionHeadTransform']
 
-# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #22a280e6
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #86e8977c
 import math
 import torch
 from torch import nn, Tensor
@@ -17,7 +17,7 @@ from ...config import configurable
 from .create_act import get_activation
 from .rows import by_image
 
-# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #745acac4
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #553b4d41
 def split_heads(
     x:Tensor,  # (b, t, d)
     heads:int, # h, divides d
@@ -50,7 +50,7 @@ def attend(
     out = merge_heads(F.dropout(p, dropout) @ v).reshape(b, t, -1)
     return out, p if b == images else p.unflatten(2, (-1, t)).transpose(1, 2).flatten(0, 1)
 
-# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #a08104b7
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #2ed68f96
 class BertSelfAttention(nn.Module):
     "Queries, keys and values of one sequence; heads attend separately."
     @configurable
@@ -105,7 +105,7 @@ class BertSelfAttention(nn.Module):
         return attend(self.query(hidden_states), self.key(kv), self.value(kv), attention_mask, self.num_attention_heads,
                       self.dropout.p if self.training else 0., need_probs)
 
-# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #aa8746fa
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #13d35e0c
 class BertXAttention(BertSelfAttention):
     "Queries from one sequence, keys and values from another."
     def forward(self,
@@ -119,7 +119,7 @@ class BertXAttention(BertSelfAttention):
         return attend(self.query(query), self.key(key), self.value(value), attention_mask, self.num_attention_heads,
                       self.dropout.p if self.training else 0., need_probs)
 
-# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #f79cbdbd
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #d3741127
 EPS = 1e-12   # of every layer norm here
 
 class BertSelfOutput(nn.Module):
@@ -147,7 +147,7 @@ class BertSelfOutput(nn.Module):
         "LN(drop(Wx) + input)."
         return self.LayerNorm(self.dropout(self.dense(hidden_states)) + input_tensor)
 
-# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #bd352886
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #02a1e8c0
 class BertIntermediate(nn.Module):
     "First half of the feed-forward network."
     @configurable
@@ -201,7 +201,7 @@ class BertOutput(nn.Module):
         "LN(drop(Wx) + input)."
         return self.LayerNorm(self.dropout(self.dense(hidden_states)) + input_tensor)
 
-# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #edfa6c6e
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #3fdfe7ba
 class BertAttention(nn.Module):
     "Self-attention, residual and norm."
     @configurable
@@ -264,7 +264,7 @@ class BertCrossAttention(nn.Module):
         a, p = self.self.ask(x, kv, mask, probs)
         return self.output(a, x), p
 
-# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #c44c3193
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #80c2bf7f
 class BertLayer(nn.Module):
     "Self-attention and feed-forward network."
     @configurable
@@ -291,7 +291,7 @@ class BertLayer(nn.Module):
         a, probs = self.attention(hidden_states, attention_mask, history_states, need_probs)
         return self.output(self.intermediate(a), a), probs
 
-# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #5d015866
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #8ebd45ab
 class BertGenerationLayer(nn.Module):
     "Causal self-attention, cross-attention to regions, feed-forward network."
     @configurable
@@ -335,7 +335,7 @@ class BertGenerationLayer(nn.Module):
         x, p = self.x_att.ask(x, v_kv, v_mask, probs)
         return self.output(self.intermediate(x), x), p
 
-# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #0c03464b
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #c14bb71c
 class BertUnderstandingLayer(nn.Module):
     "Joint attention over regions and words, separate feed-forward networks."
     @configurable
@@ -370,7 +370,7 @@ class BertUnderstandingLayer(nn.Module):
         v, t = x[:,:n], x[:,n:]
         return self.v_output(self.v_intermediate(v), v), self.t_output(self.t_intermediate(t), t)
 
-# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #9acc42a2
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #8d436744
 class BertPooler(nn.Module):
     "The first position, mapped and squashed."
     @configurable

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['get_act_layer', 'act_module', 'swish', 'mish', 'gelu_new', 'get_activation']
 
-# %% ../../../nbs/07_modeling/00_layers/00_create_act.ipynb #2cf33fb2
+# %% ../../../nbs/07_modeling/00_layers/00_create_act.ipynb #c5c4e78f
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from typing import Callable
 
-# %% ../../../nbs/07_modeling/00_layers/00_create_act.ipynb #3b9111ba
+# %% ../../../nbs/07_modeling/00_layers/00_create_act.ipynb #33dfe4cf
 _LAYERS = dict(relu=nn.ReLU, elu=nn.ELU, celu=nn.CELU, sigmoid=nn.Sigmoid, tanh=nn.Tanh)
 
 def get_act_layer(
@@ -20,7 +20,7 @@ def get_act_layer(
     "Activation module class by its (lower-case) name."
     return _LAYERS.get(name)
 
-# %% ../../../nbs/07_modeling/00_layers/00_create_act.ipynb #c659c09a
+# %% ../../../nbs/07_modeling/00_layers/00_create_act.ipynb #1d877682
 def act_module(
     name:str,             # as in `MODEL.*_EMBED.ACTIVATION`, any case; 'none' for no activation
     elu_alpha:float=1.,   # used by elu and celu only
@@ -33,7 +33,7 @@ def act_module(
     if layer is None: raise ValueError(f"{key} is {name!r}, but must be one of {', '.join([*_LAYERS, 'none'])}")
     return layer(elu_alpha) if name in ('elu', 'celu') else layer()
 
-# %% ../../../nbs/07_modeling/00_layers/00_create_act.ipynb #c16331d7
+# %% ../../../nbs/07_modeling/00_layers/00_create_act.ipynb #138d6d79
 def swish(
     x:Tensor, # any shape
 ) -> Tensor:  # same shape

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MASKED', 'token_masks', 'TransformerEncoderDecoder']
 
-# %% ../../../nbs/07_modeling/60_meta_arch/30_transformer_enc_dec.ipynb #ffc3b07e
+# %% ../../../nbs/07_modeling/60_meta_arch/30_transformer_enc_dec.ipynb #fdb89d3f
 import torch
 from torch import Tensor
 from ...config import configurable, kfg, Batch
@@ -13,7 +13,7 @@ from ..predictor import build_v_predictor
 from .build import META_ARCH_REGISTRY
 from .base_enc_dec import BaseEncoderDecoder
 
-# %% ../../../nbs/07_modeling/60_meta_arch/30_transformer_enc_dec.ipynb #c02e9ecd
+# %% ../../../nbs/07_modeling/60_meta_arch/30_transformer_enc_dec.ipynb #ac3cf58c
 MASKED = -10000.   # added to the score of whatever must not be seen, X-modaler's constant
 
 def token_masks(

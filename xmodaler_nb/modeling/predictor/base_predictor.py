@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['last_state', 'BasePredictor']
 
-# %% ../../../nbs/07_modeling/40_predictor/10_base_predictor.ipynb #278f990c
+# %% ../../../nbs/07_modeling/40_predictor/10_base_predictor.ipynb #6e420385
 import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg
 from .build import PREDICTOR_REGISTRY
 
-# %% ../../../nbs/07_modeling/40_predictor/10_base_predictor.ipynb #4d2fc7e6
+# %% ../../../nbs/07_modeling/40_predictor/10_base_predictor.ipynb #12de479e
 def last_state(
     states, # tensor, or list of tensors, one per layer
 ) -> Tensor:
