@@ -237,3 +237,28 @@ def test_evaluation_only_needs_no_training_set(tmp_path):
     t = fresh(toy_cfg(tmp_path), T)
     assert t.test(t.cfg, t.model, t.val_data_loader, t.val_evaluator, -1)['acc'] >= 0
     with pytest.raises(ValueError, match='DATASETS.TRAIN'): t.train()
+
+
+@pytest.mark.slow
+def test_compiled_is_the_same(tmp_path):
+    "The switch compiles in place: names of the weights stay, losses agree."
+    a, b = fresh(toy_cfg(tmp_path/'a')), fresh(toy_cfg(tmp_path/'b', COMPILE=True))
+    assert list(a.model.state_dict()) == list(b.model.state_dict())
+    for t in (a, b):
+        t.model.net[2].p = 0.
+        torch.manual_seed(0)
+        t.train()
+    assert [e['total_loss'] for e in events(tmp_path/'a')] == pytest.approx([e['total_loss'] for e in events(tmp_path/'b')], rel=.2)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('amp', ['', 'bf16', 'fp16'])
+def test_the_same_trainer_on_a_gpu(tmp_path, amp):
+    class T(ToyTrainer):
+        @classmethod
+        def build_model(cls, cfg): return super().build_model(cfg).to('cuda')
+    t = fresh(toy_cfg(tmp_path, AMP=amp), T)
+    t.train()
+    again = fresh(toy_cfg(tmp_path, AMP=amp), T, resume=True)
+    assert t.iter == 9 and next(t.model.parameters()).is_cuda and same_weights(t.model, again.model)

@@ -6,8 +6,9 @@
 __all__ = ['TARGETS', 'logger', 'Loaders', 'LossSum', 'TorchOptim', 'NoOptim', 'targets_of', 'floats', 'CaptionLearner',
            'device_of', 'move_batch', 'hears']
 
-# %% ../../nbs/14_engine/10_learner.ipynb #7d7c4c96
+# %% ../../nbs/14_engine/10_learner.ipynb #c033fa9c
 import logging, math, tempfile, time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 import torch
@@ -21,7 +22,7 @@ from .methods import TeacherForcing, as_losses, has_position, loss_sum, open_at
 from ..utils.comm import unwrap_model
 from ..utils.env import get_rng_state, set_rng_state
 
-# %% ../../nbs/14_engine/10_learner.ipynb #00a306af
+# %% ../../nbs/14_engine/10_learner.ipynb #40e9c113
 class Loaders:
     "A training loader, perhaps a validation loader, and the device they feed."
     def __init__(self,
@@ -39,7 +40,7 @@ class Loaders:
         "The first training batch."
         return next(iter(self.train))
 
-# %% ../../nbs/14_engine/10_learner.ipynb #adf2a54d
+# %% ../../nbs/14_engine/10_learner.ipynb #534f6a5a
 class LossSum(nn.Module):
     "Several losses of the form `outputs -> {name: scalar}` as one."
     def __init__(self,
@@ -62,7 +63,7 @@ class LossSum(nn.Module):
         *targets,  # fastai's way; the outputs hold them already
     ): return loss_sum(self.entries(outputs))
 
-# %% ../../nbs/14_engine/10_learner.ipynb #9e595b21
+# %% ../../nbs/14_engine/10_learner.ipynb #579a6348
 class TorchOptim(OptimWrapper):
     "A ready torch optimizer as fastai sees it: groups and state untouched, only numbers shown."
     def __init__(self,
@@ -71,9 +72,16 @@ class TorchOptim(OptimWrapper):
 
     @property
     def hypers(self):
-        "The numbers of each group."
-        return [{self.fwd_map.get(k, k): v for k,v in detuplify_pg(pg).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-                for pg in self.opt.param_groups]
+        "The numbers of each group, worked out when asked for: there may be hundreds of groups, and the recorder wants one number per step."
+        return _Hypers(self)
+
+class _Hypers(Sequence):
+    "A list of dicts that are made when they are read."
+    def __init__(self, opt): self.opt,self.groups = opt,opt.opt.param_groups
+    def __len__(self): return len(self.groups)
+    def __getitem__(self, i):
+        if isinstance(i, slice): return [self[j] for j in range(*i.indices(len(self)))]
+        return {self.opt.fwd_map.get(k, k): v for k,v in detuplify_pg(self.groups[i]).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 class NoOptim:
     "Stands for the optimizer where nothing is optimised."
@@ -90,7 +98,7 @@ class NoOptim:
         state,  # an empty dict
     ): "Nothing to load."
 
-# %% ../../nbs/14_engine/10_learner.ipynb #383bcb73
+# %% ../../nbs/14_engine/10_learner.ipynb #691e43e1
 TARGETS = (kfg.G_TARGET_IDS, kfg.U_TARGET_IDS, kfg.V_TARGET_LABELS, kfg.ITM_NEG_LABEL)   # fields that hold what is to be predicted
 
 def targets_of(
@@ -111,7 +119,7 @@ def floats(
     if isinstance(x, (list, tuple)): return type(x)(floats(v) for v in x)
     return x
 
-# %% ../../nbs/14_engine/10_learner.ipynb #fdd489e3
+# %% ../../nbs/14_engine/10_learner.ipynb #95abc7a6
 logger = logging.getLogger(__name__)
 
 class CaptionLearner(Learner):
@@ -129,7 +137,7 @@ class CaptionLearner(Learner):
         self.autocast,self.scaler,self.guard_nan = nullcontext,None,True
         self.first_iter,self.stop_at,self.failed,self.data_time = 0,None,False,0.
         self.epoch_rng = self.resume_rng = None
-        self.step_losses,self.batch,self._heard = {},None,(None, {})
+        self.step_losses,self.batch,self._heard = {},None,{}
         device = device_of(model)
         if not hasattr(dls, 'train'): dls = Loaders(*(dls if isinstance(dls, (list, tuple)) else [dls]), device=device)
         if isinstance(loss_func, (list, tuple)): loss_func = LossSum(loss_func)
@@ -147,7 +155,7 @@ class CaptionLearner(Learner):
         self.add_cb(method)
         return self
 
-# %% ../../nbs/14_engine/10_learner.ipynb #0dcb5663
+# %% ../../nbs/14_engine/10_learner.ipynb #c3965495
 @patch
 def create_opt(self:CaptionLearner):
     "Make the optimizer, or take the ready one as it is: groups, rates and state."
@@ -156,7 +164,7 @@ def create_opt(self:CaptionLearner):
     elif not any(True for _ in self.model.parameters()): self.opt = NoOptim()
     else: Learner.create_opt(self)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #c549a713
+# %% ../../nbs/14_engine/10_learner.ipynb #9edfd075
 def device_of(
     model:nn.Module,  # any module
 ) -> torch.device:
@@ -193,7 +201,7 @@ def _split(self:CaptionLearner, b):
     elif isinstance(b, (tuple, list)): Learner._split(self, b)
     else: self.xb,self.yb = (b,),()
 
-# %% ../../nbs/14_engine/10_learner.ipynb #8e6e1999
+# %% ../../nbs/14_engine/10_learner.ipynb #51c8dccf
 @patch
 def predict_batch(self:CaptionLearner,
     batch,   # a prepared batch
@@ -237,7 +245,7 @@ def _do_one_batch(self:CaptionLearner):
         with self.autocast(): self.loss = loss_sum(self.compute_losses(self.predict_batch(self.batch)))
         self('after_loss')
 
-# %% ../../nbs/14_engine/10_learner.ipynb #4a4230f6
+# %% ../../nbs/14_engine/10_learner.ipynb #1ce98f73
 @patch
 def _window(self:CaptionLearner):
     "Of the accumulation window of this batch: how many batches it has, and whether this is its last. The last window of an epoch may be shorter."
@@ -287,7 +295,7 @@ def _step(self:CaptionLearner):
     self.scaler.step(getattr(self.opt, 'opt', self.opt))
     self.scaler.update()
 
-# %% ../../nbs/14_engine/10_learner.ipynb #4ca0805e
+# %% ../../nbs/14_engine/10_learner.ipynb #e4945372
 @patch
 def _open_train(self:CaptionLearner):
     "The training loader at this epoch's position, and how many batches were done before."
@@ -331,7 +339,7 @@ def fit_iters(self:CaptionLearner,
     try: self.fit(math.ceil(end/n), cbs=cbs, start_epoch=start//n)
     finally: self.first_iter,self.stop_at = 0,None
 
-# %% ../../nbs/14_engine/10_learner.ipynb #792acd66
+# %% ../../nbs/14_engine/10_learner.ipynb #95ede041
 @patch
 def fit(self:CaptionLearner,
     n_epoch:int,         # number of epochs
@@ -366,7 +374,7 @@ def _do_epoch_validate(self:CaptionLearner, ds_idx=1, dl=None):
     try: Learner._do_epoch_validate(self, ds_idx, dl)
     finally: set_rng_state(rng)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #41385095
+# %% ../../nbs/14_engine/10_learner.ipynb #30429179
 @patch
 def _with_events(self:CaptionLearner, f, event_type, ex, final=lambda: None):
     if event_type != 'fit': return Learner._with_events(self, f, event_type, ex, final)
@@ -388,7 +396,7 @@ def _close_after_failure(self:CaptionLearner):
         try: cb('after_fit')
         except Exception: logger.exception("while closing %s after an error", type(cb).__name__)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #991d5769
+# %% ../../nbs/14_engine/10_learner.ipynb #21b4497f
 def hears(
     cb,              # a callback
     event_name:str,  # a fastai event
@@ -399,14 +407,29 @@ def hears(
     return hasattr(type(cb), event_name) or event_name in vars(cb) or type(cb).__call__ is not Callback.__call__
 
 @patch
-def _call_one(self:CaptionLearner, event_name):
-    if not hasattr(_events, event_name): raise ValueError(f"unknown event {event_name!r}")
-    key = tuple(map(id, self.cbs))
-    if self._heard[0] != key: self._heard = (key, {})
-    if event_name not in self._heard[1]: self._heard[1][event_name] = [cb for cb in self.cbs.sorted('order') if hears(cb, event_name)]
-    for cb in self._heard[1][event_name]: cb(event_name)
+def __call__(self:CaptionLearner, event_name):
+    if event_name not in self._heard:
+        if not hasattr(_events, event_name): raise ValueError(f"unknown event {event_name!r}")
+        self._heard[event_name] = [cb for cb in self.cbs.sorted('order') if hears(cb, event_name)]
+    for cb in list(self._heard[event_name]): cb(event_name)
 
-# %% ../../nbs/14_engine/10_learner.ipynb #2f485f78
+@patch
+def add_cb(self:CaptionLearner,
+    cb,   # callback, or a class of them
+):
+    "Add a callback."
+    self._heard = {}
+    return Learner.add_cb(self, cb)
+
+@patch
+def remove_cb(self:CaptionLearner,
+    cb,   # callback, or a class of them
+):
+    "Remove a callback."
+    self._heard = {}
+    return Learner.remove_cb(self, cb)
+
+# %% ../../nbs/14_engine/10_learner.ipynb #e7e7ad35
 @patch
 def lr_find(self:CaptionLearner,
     **kwargs,   # start_lr, end_lr, num_it, stop_div, show_plot, suggest_funcs: see fastai
