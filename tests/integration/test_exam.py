@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'parity'))
 from golden_models import Golden
 from xmodaler_nb.utils.testing import check_model
 
-CAPTIONERS = ['updown', 'attention', 'lstm_a', 'gcn', 'transformer', 'xlan', 'video_mplstm', 'video_salstm', 'video_transformer', 'meshed_memory', 'video_tdconved', 'tden_captioner']
+CAPTIONERS = ['updown', 'attention', 'lstm_a', 'gcn', 'transformer', 'xlan', 'video_mplstm', 'video_salstm', 'video_transformer', 'meshed_memory', 'clip_transformer', 'cosnet', 'video_tdconved', 'tden_captioner']
 
 
 @pytest.mark.parametrize('name', CAPTIONERS)

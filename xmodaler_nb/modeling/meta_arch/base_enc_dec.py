@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_KEYS', 'captions_per_image', 'expand_images', 'collapse_images', 'BaseEncoderDecoder']
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #b09efd5f
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #ffe61ca6
 import numpy as np
 import torch
 from torch import nn, Tensor
@@ -20,7 +20,7 @@ from ..predictor import build_predictor, add_predictor_config
 from ..decode_strategy import build_beam_searcher, build_greedy_decoder
 from ..decode_strategy.state import DictState
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #b5e385d2
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #11421883
 IMAGE_KEYS = (kfg.ATT_FEATS, kfg.ATT_MASKS, kfg.ATT_FEATS_LOC, kfg.RELATION, kfg.ATTRIBUTE, kfg.GLOBAL_FEATS)
 
 def captions_per_image(
@@ -56,7 +56,7 @@ def collapse_images(
     sources = {k: source_rows(batch[k], s) for k in keys}
     return (batch, 1) if s == 1 or any(v is None for v in sources.values()) else (batch.merge(sources), s)
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #a9450b0e
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #84c100b7
 class BaseEncoderDecoder(nn.Module):
     "Embeddings, encoder, decoder and predictor, and the order in which they are called."
     @configurable
@@ -105,7 +105,7 @@ class BaseEncoderDecoder(nn.Module):
         if use_beam_search and self.beam_searcher.beam_size > 1: return self.decode_beam_search(batched_inputs, output_sents)
         return self.greedy_decode(batched_inputs, output_sents)
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #a7be9d57
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #28bcda78
 @patch
 def greedy_decode(self:BaseEncoderDecoder,
     batched_inputs,     # Batch
@@ -133,7 +133,7 @@ def get_extended_attention_mask(self:BaseEncoderDecoder,
 def bind_or_init_weights(self:BaseEncoderDecoder):
     "Tie or initialise weights before training; nothing by default."
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #8fbb227f
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #cc66e111
 @patch
 def preprocess_batch(self:BaseEncoderDecoder,
     batched_inputs, # list of items as a data set returns them, or a collated Batch
@@ -145,7 +145,7 @@ def preprocess_batch(self:BaseEncoderDecoder,
     batch = Batch(batched_inputs).to(next(self.parameters()).device, non_blocking=True)
     return expand_images(batch, captions_per_image(batch))
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #0875049a
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #c5f9e119
 @patch
 def encode(self:BaseEncoderDecoder,
     batch, # Batch; rows as they come
@@ -164,9 +164,9 @@ def prepare(self:BaseEncoderDecoder,
 ) -> Batch:             # encoded and prepared by the decoder
     "Everything before the first word."
     if not captions: batch = _without_words(batch, self.max_seq_len)
-    per_caption = kfg.SEMANTICS_IDS in batch and not captions                     # word lists of their own: decode one image per list
+    per_caption = kfg.SEMANTICS_IDS in batch and not captions                     # rows of an expanded batch have lists of their own
     if self.expand == 'late' and not per_caption: images, s = collapse_images(batch)
-    else: images, s = expand_images(batch, captions_per_image(batch)), 1
+    else: images, s = expand_images(batch, captions_per_image(batch)) if captions else batch, 1
     images = self.encode(images)
     images = images.merge(self.decoder.preprocess(images))
     return self.spread(images, s)
@@ -192,6 +192,8 @@ def _without_words(batch, steps):
     words = {k: v for k, v in batch.items() if k not in (kfg.G_TOKENS_IDS, kfg.TOKENS_MASKS)}
     types, n = batch.get(kfg.G_TOKENS_TYPE), len(batch[kfg.ATT_FEATS])
     if types is not None and len(types) > n: words[kfg.G_TOKENS_TYPE] = types[::len(types)//n]   # of the first caption of each image
+    s = captions_per_image(batch)                                                 # word lists per caption: an image is decoded with its first
+    words.update({k: batch[k][::s] for k in (kfg.SEMANTICS_IDS, kfg.SEMANTICS_MASK) if k in batch})
     mask = batch.get(kfg.TOKENS_MASKS)
     if mask is None or len(mask) != len(batch[kfg.ATT_FEATS]): return Batch(words)
     longer = mask.new_ones(len(mask), max(0, steps - mask.size(1)))
@@ -203,7 +205,7 @@ def _per_image(batch, key):
     x = x[-1] if isinstance(x, list) and x else x
     return isinstance(x, Tensor) and x.size(0) == batch[kfg.ATT_FEATS].size(0)
 
-# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #ad92c316
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #c66939ba
 @patch
 def init_state(self:BaseEncoderDecoder,
     batch, # Batch, one row per image; or expanded, one row per caption
