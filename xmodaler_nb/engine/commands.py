@@ -6,21 +6,22 @@
 __all__ = ['USER_ERRORS', 'METRICS', 'command', 'setup_cfg', 'train', 'checked_engine', 'evaluate_only', 'train_main',
            'caption_split', 'read_references', 'score_split', 'metrics_summary', 'report_page', 'examples_for',
            'spread', 'set_aside', 'run_training', 'finish', 'print_summary', 'compare_with_bounds', 'demo_main',
-           'real_config', 'prepared_options', 'compare_with_baselines', 'real_main', 'captions_page', 'caption_main']
+           'real_config', 'compare_with_baselines', 'real_main', 'captions_page', 'caption_main']
 
-# %% ../../nbs/14_engine/90_commands.ipynb #4f705b81
+# %% ../../nbs/14_engine/90_commands.ipynb #8b801f95
 import argparse
 import json
 import logging
 import os
+import pickle
 import sys
 import time
 from functools import wraps
 from pathlib import Path
 from ..config import CfgNode, load_cfg_file
 
-# %% ../../nbs/14_engine/90_commands.ipynb #41370e6f
-USER_ERRORS = (KeyError, ValueError, TypeError, AssertionError, AttributeError, OSError, FloatingPointError, RuntimeError, ImportError)
+# %% ../../nbs/14_engine/90_commands.ipynb #c08ea757
+USER_ERRORS = (KeyError, ValueError, TypeError, AssertionError, AttributeError, OSError, FloatingPointError, RuntimeError, ImportError, pickle.UnpicklingError)
 
 def command(
     f, # argv list or None → exit code or None
@@ -37,7 +38,7 @@ def command(
             return 1
     return run
 
-# %% ../../nbs/14_engine/90_commands.ipynb #187a4771
+# %% ../../nbs/14_engine/90_commands.ipynb #e664f630
 def setup_cfg(
     args, # what `default_argument_parser` parsed
 ) -> CfgNode: # frozen
@@ -67,7 +68,7 @@ def checked_engine(
     for report in check_datasets(cfg): logging.getLogger(__name__).info('%s', report)
     return build_engine(cfg)
 
-# %% ../../nbs/14_engine/90_commands.ipynb #a1bd8089
+# %% ../../nbs/14_engine/90_commands.ipynb #3cad43cf
 def evaluate_only(
     cfg:CfgNode, # the run's config
     trainer,     # its engine, weights loaded
@@ -89,7 +90,7 @@ def train_main(argv):
     args = default_argument_parser().parse_args(argv)
     launch(train, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,))
 
-# %% ../../nbs/14_engine/90_commands.ipynb #36d9bd2e
+# %% ../../nbs/14_engine/90_commands.ipynb #b10514fb
 METRICS = ('BLEU', 'ROUGE_L', 'CIDEr', 'CIDEr_D')
 
 def caption_split(
@@ -126,7 +127,7 @@ def score_split(
     result = evaluate(captions, references, metrics=METRICS)
     return {**result.corpus, 'distinct_captions': len(set(captions.values()))}, result.per_image
 
-# %% ../../nbs/14_engine/90_commands.ipynb #ba9a7acc
+# %% ../../nbs/14_engine/90_commands.ipynb #cea7f7bd
 def metrics_summary(
     scores:dict,    # strategy → scores
     compare:dict,   # name → CIDEr-D of bounds and baselines
@@ -154,7 +155,7 @@ def report_page(
     cards = ''.join(r.example_card(e) for e in examples)
     return r.report_html(title, [('Scores', table + r.html_table(compare, 'what these numbers mean')), ('Learning curves', curves), ('Test pictures', cards)], note)
 
-# %% ../../nbs/14_engine/90_commands.ipynb #d6c9a002
+# %% ../../nbs/14_engine/90_commands.ipynb #75e3b1e9
 def examples_for(
     captioner,       # a `Captioner`
     inputs:dict,     # id → picture or features, for the captioner
@@ -176,7 +177,7 @@ def spread(
     order = sorted(per_image, key=lambda i: (per_image[i]['CIDEr_D'], i))
     return [order[round(k*(len(order)-1)/max(1, n-1))] for k in range(min(n, len(order)))]
 
-# %% ../../nbs/14_engine/90_commands.ipynb #100c7adb
+# %% ../../nbs/14_engine/90_commands.ipynb #1850d428
 def set_aside(
     folder, # a run's folder
 ) -> Path|None: # where the finished run went, None if there was none
@@ -186,7 +187,7 @@ def set_aside(
     n = next(i for i in range(1, 10000) if not folder.with_name(f'{folder.name}.{i}').exists())
     return folder.rename(folder.with_name(f'{folder.name}.{n}'))
 
-# %% ../../nbs/14_engine/90_commands.ipynb #6c2a6898
+# %% ../../nbs/14_engine/90_commands.ipynb #dc6a5972
 def run_training(
     cfg:CfgNode,  # frozen
     resume=False, # continue the run in OUTPUT_DIR
@@ -237,7 +238,7 @@ def print_summary(
     if 'fraction_of_bound' in summary: print(f"beam search reaches {summary['fraction_of_bound']:.1%} of the bound; training and evaluation took {summary['seconds']:.0f} s")
     print(f"report: {Path(out)/'report.html'}")
 
-# %% ../../nbs/14_engine/90_commands.ipynb #4d7ba6ab
+# %% ../../nbs/14_engine/90_commands.ipynb #e113e619
 _BOUND_ROWS = (('bound', 'the caption with the highest expected score, given the true scene'), ('oracle', 'the best candidate for someone who sees the references'),
                ('one_vs_rest', 'one reference against the others'), ('random', 'a random caption of the grammar, given the true scene'), ('most_frequent', 'the most frequent caption of the training set'))
 
@@ -273,7 +274,7 @@ def demo_main(argv):
                      'Drawn scenes, captions from a known grammar, features from the pixels alone. Below each picture: what the captioner says, what the references say, and where it looked at each word.')
     print_summary(summary, out)
 
-# %% ../../nbs/14_engine/90_commands.ipynb #20e02ee4
+# %% ../../nbs/14_engine/90_commands.ipynb #029f4eff
 def real_config(
     folder, # data set folder, e.g. …/ucm_captions
 ) -> str:   # relative path of a config
@@ -283,16 +284,6 @@ def real_config(
     for stem, path in found.items():
         if Path(folder).resolve().name.startswith(stem): return str(path)
     raise FileNotFoundError(f"no config for {folder}: configs/real/ has {', '.join(sorted(found))}; say --config-file FILE")
-
-def prepared_options(
-    out,          # folder that `prepare_real` wrote
-    report:dict,  # what it returned
-) -> list:        # KEY VALUE pairs
-    "Config entries for a prepared data set."
-    files = {'DATALOADER.ANNO_FOLDER': '', 'DATALOADER.FEATS_FOLDER': 'features', 'INFERENCE.VOCAB': 'vocabulary.txt', 'INFERENCE.VAL_ANNFILE': 'captions_val.json',
-             'INFERENCE.TEST_ANNFILE': 'captions_test.json', 'SCORER.GT_PATH': 'mscoco_train_gts.pkl', 'SCORER.CIDER_CACHED': 'mscoco_train_cider.pkl'}
-    pairs = {k: str(Path(out)/v) for k, v in files.items()} | {'MODEL.VOCAB_SIZE': report['vocab_size'], 'MODEL.VISUAL_EMBED.IN_DIM': report['width']}
-    return [x for pair in pairs.items() for x in pair]
 
 def compare_with_baselines(
     folder, # neutral data set folder
@@ -309,11 +300,11 @@ def compare_with_baselines(
     scores = {k: score_split(g, refs)[0] for k, g in guesses.items()}
     return {k: v['CIDEr_D'] for k, v in scores.items()}, [dict(what=k, **v) for k, v in scores.items()]
 
-# %% ../../nbs/14_engine/90_commands.ipynb #4ac30370
+# %% ../../nbs/14_engine/90_commands.ipynb #dcab9542
 @command
 def real_main(argv):
     "Entry point of `xm-real`."
-    from xmodaler_nb.datasets.real import prepare_real
+    from xmodaler_nb.datasets.real import prepare_real, real_options
     from xmodaler_nb.functional import read_np
     p = argparse.ArgumentParser(prog='xm-real', description='Train a captioner on a real data set, evaluate it and write a report.')
     p.add_argument('--data', required=True, help='folder with features_*.npz, captions_*.jsonl, captions_*.json, vocabulary.txt')
@@ -332,7 +323,7 @@ def real_main(argv):
     report = prepare_real(folder, prepared)
     timing = {'data': time.perf_counter() - start}
     print(f'{name}: {report}  (prepared in {timing["data"]:.0f} s)')
-    cfg = load_cfg_file(config, [*prepared_options(prepared, report), 'OUTPUT_DIR', str(out), *args.opts])
+    cfg = load_cfg_file(config, [*real_options(prepared), 'OUTPUT_DIR', str(out), *args.opts])
     trainer, timing['train'] = run_training(cfg, args.resume, str(config))
     refs = read_references(cfg.INFERENCE.TEST_ANNFILE)
     def inputs(ids): return {i: read_np(prepared/'features'/f'{i}.npz')['features'] for i in ids}
@@ -340,7 +331,7 @@ def real_main(argv):
                      'Real photographs, of which only grid features are at hand: the maps show the grid, not the picture.')
     print_summary(summary, out)
 
-# %% ../../nbs/14_engine/90_commands.ipynb #74a27b92
+# %% ../../nbs/14_engine/90_commands.ipynb #c84fdb22
 def captions_page(
     captions:list, # of Caption, made with trace=True
 ) -> str:          # HTML
