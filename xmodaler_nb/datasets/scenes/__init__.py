@@ -8,7 +8,7 @@ __all__ = ['Scene', 'Thing', 'sample_scene', 'sample_clip', 'render', 'render_cl
            'attribute_words', 'questions', 'make_scenes', 'ScenesData', 'bounds', 'bound_table',
            'expected_best_caption', 'PairCider']
 
-# %% ../../../nbs/06_datasets/69_scenes.ipynb #e24f8505
+# %% ../../../nbs/06_datasets/69_scenes.ipynb #6ca6f7be
 from .draw import Scene, Thing, sample_scene, sample_clip, render, render_clip
 from .grammar import caption, captions, vocabulary, Chooser
 from .features import SceneFeatures, ClipFeatures, extractor_from_dict

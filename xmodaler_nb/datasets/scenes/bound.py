@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['ngrams', 'PairCider', 'candidates', 'expected_best_caption', 'bound_table', 'bounds']
 
-# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #609c23fb
+# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #944ab71d
 import json, os
 from collections import Counter
 import numpy as np
 from .grammar import captions
+from ...evaluation.cider import DocumentFrequency
 
-# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #0ba37696
+# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #65829b91
 def ngrams(
     words:list, # of str
     n:int=4,    # longest
@@ -26,13 +27,12 @@ class PairCider:
         n:int=4,         # longest n-gram
         sigma:float=6.,  # width of the length penalty, in words
     ):
-        self.n,self.sigma,self.log_n = n,sigma,float(np.log(max(1, len(references))))
-        self.df = Counter(g for refs in references for g in {g for r in refs for g in ngrams(r.split(), n)})
+        self.n,self.sigma,self.df = n,sigma,DocumentFrequency.from_references(references, n)
     def idf(self,
         gram:tuple, # of words
     ) -> float:     # ln N - ln max(1, df)
         "How telling an n-gram is."
-        return self.log_n - float(np.log(max(1, self.df.get(gram, 0))))
+        return self.df.ref_len - float(np.log(max(1, self.df.table.get(gram, 0))))
     def table(self,
         hyps:list, # c sentences
         refs:list, # r sentences
@@ -56,7 +56,7 @@ class PairCider:
         norm = np.where(norm > 0, norm, 1.)
         return num/norm[:c,None]/norm[None,c:]
 
-# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #f713b3ef
+# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #af9fb7d9
 def candidates(
     scene,                   # a `Scene` or a clip
     rng:np.random.Generator, # where chance comes from
@@ -78,7 +78,7 @@ def expected_best_caption(
     best = int(scores.argmax())
     return hyps[best], float(scores[best])
 
-# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #aee8f331
+# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #39da06c0
 def bound_table(
     scenes:list,         # the truth, one per image
     references:list,     # per image a list of at least two captions
@@ -108,7 +108,7 @@ def bound_table(
         said.append(every[best])
     return {**{k:round(float(np.mean(v)), 4) for k,v in rows.items()}, 'captions': dict(bound=said, most_frequent=common)}
 
-# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #c0391e9b
+# %% ../../../nbs/06_datasets/65_scenes_bound.ipynb #888bfbd8
 def bounds(
     data,              # a `ScenesData`
     split:str='test',  # train | val | test

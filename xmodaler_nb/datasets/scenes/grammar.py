@@ -8,12 +8,12 @@ __all__ = ['NOUNS', 'PLURALS', 'COLOUR_WORDS', 'SIZE_WORDS', 'MATERIAL_WORDS', '
            'MIN_WORDS', 'MAX_WORDS', 'Chooser', 'noun_phrase', 'with_article', 'plural', 'Say', 'w', 'caption',
            'captions', 'vocabulary']
 
-# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #77bf5252
+# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #dbb827ec
 from functools import lru_cache
 import numpy as np
 from .draw import CONVERSE, relation
 
-# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #6c38f97e
+# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #fefb7d8d
 NOUNS = dict(ball=dict(ball=8,sphere=2), box=dict(box=7,cube=3), cone=dict(cone=7,pyramid=3), star=dict(star=1), ring=dict(ring=8,hoop=2),
              heart=dict(heart=1), cross=dict(cross=8,plus=2), moon=dict(moon=7,crescent=3), boat=dict(boat=7,sailboat=3), fish=dict(fish=1),
              cup=dict(cup=7,mug=3), house=dict(house=8,hut=2))
@@ -30,7 +30,7 @@ RELATION_WORDS = dict(left={'to the left of':6,'left of':4}, right={'to the righ
 SIDE_WORDS = dict(left='to its left', right='to its right', above='above it', below='below it', near='beside it', on='on top of it', under='under it', behind='behind it', front='in front of it')
 NUMBERS = {1:'one', 2:'two', 3:'three', 4:'four', 5:'five'}
 
-# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #bc66e5ae
+# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #bd21f429
 class Chooser:
     "Weighted draws, sharpened."
     def __init__(self,
@@ -54,12 +54,12 @@ class Chooser:
         "Draw yes or no."
         return self({True:p, False:1-p})
 
-# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #1c0ef8f3
+# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #c3bf096e
 def noun_phrase(
     c:Chooser,   # makes the draws
     t,           # the thing
     colour=.95,  # chance that the colour is said, in [0,1]
-    size=.6,     # same for large and small
+    size=.65,    # same for large and small
     material=.2, # same for the material
 ) -> list:       # of (slot, word), without an article
     "Say one thing."
@@ -81,7 +81,7 @@ def plural(
     "More than one of them."
     return PLURALS.get(noun, noun+'s')
 
-# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #93817c04
+# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #2161d2c4
 class Say:
     "What a template may use: the things and the place of a scene, said by one chooser."
     def __init__(self, c:Chooser, scene):
@@ -115,8 +115,8 @@ def _photo1(s): return w(s.c({'a picture of':6,'a photo of':4})) + s.np_a() + s.
 def _we1(s):    return s.place() + w(s.c({'there is':6,'we see':4})) + s.np_a()
 ALONE = {_alone:45, _there1:18, _single:8, _lies:11, _photo1:10, _we1:8}
 
-# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #4db8d7f5
-def _pair(s):   return s.np_a() + s.relation() + s.np_b() + s.maybe_place(.6)
+# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #4d7ad994
+def _pair(s):   return s.np_a() + s.relation() + s.np_b() + s.maybe_place(.75)
 def _there(s):  return w('there is') + s.np_a() + s.relation() + s.np_b() + s.maybe_place(.3)
 def _turned(s): return s.np_b() + s.relation(CONVERSE[s.rel]) + s.np_a() + s.maybe_place(.4)
 def _and(s):    return s.np_a() + w('and') + s.np_b() + s.place()
@@ -136,9 +136,9 @@ def _kinds(s):
     rest = next((t for t in s.things if t.category != kind), None)
     same = ts[0].colour if len({t.colour for t in ts}) == 1 else None
     return w(NUMBERS[len(ts)]) + (w(s.c(COLOUR_WORDS[same])) if same else []) + w(plural(s.c(NOUNS[kind]))) + (w('and') + s.np(rest) if rest else []) + s.place()
-MANY = {_pair:40, _there:9, _turned:8, _and:10, _first:6, _verb:8, _with:6, _photo:6, _count:5, _kinds:4}
+MANY = {_pair:46, _there:9, _turned:8, _and:10, _first:6, _verb:8, _with:6, _photo:6, _count:5, _kinds:4}
 
-# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #6a4f166d
+# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #b41e1e0b
 MOTION_WORDS = dict(left={'to the left':7,'left':3}, right={'to the right':7,'right':3}, up={'up':6,'upwards':4}, down={'down':6,'downwards':4})
 GROW_WORDS = dict(closer={'comes closer':6,'gets bigger':4}, away={'goes away':6,'gets smaller':4}, still={'stays still':6,'does not move':4})
 ING_WORDS = dict(closer={'coming closer':6,'getting bigger':4}, away={'going away':6,'getting smaller':4}, still={'staying still':6,'not moving':4})
@@ -166,7 +166,7 @@ def _while(s):
 MOVING = {_moves:45, _watch:15, _clip:10, _where:10, _adverb:12, _while:8}
 TEMPLATES = tuple(f.__name__.strip('_') for f in (*ALONE, *MANY, *MOVING))
 
-# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #0a38d547
+# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #9265dc8d
 MIN_WORDS,MAX_WORDS = 5,16
 
 def _shorten(parts):
@@ -203,7 +203,7 @@ def captions(
     c = Chooser(rng, sharpness)
     return [caption(scene, c) for _ in range(n)]
 
-# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #bdfc4ceb
+# %% ../../../nbs/06_datasets/61_scenes_grammar.ipynb #30defe97
 @lru_cache(maxsize=None)
 def vocabulary() -> tuple: # of words, sorted
     "Every word the grammar can say."

@@ -6,13 +6,13 @@
 __all__ = ['RELATION_CLASSES', 'REGION_CLASSES', 'QUESTION_KINDS', 'relation_matrix', 'attribute_words', 'AttributePredictor',
            'class_probabilities', 'answer_words', 'questions']
 
-# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #739d0ea8
+# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #76ee2423
 import numpy as np
 from .draw import CATEGORIES, COLOURS, RELATIONS, relation, pick
 from .grammar import NOUNS, COLOUR_WORDS, SIZE_WORDS, MATERIAL_WORDS, PLACE_WORDS, NUMBERS, plural
 from .features import ROW
 
-# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #30c9b9bb
+# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #62f2ea91
 RELATION_CLASSES = 12                                                 # 0 = none, 1 ... 11
 
 def relation_matrix(
@@ -36,7 +36,7 @@ def relation_matrix(
     np.fill_diagonal(res, 0)
     return res.astype(np.uint8)
 
-# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #77aa8c47
+# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #bd107c8d
 def attribute_words() -> tuple: # of words
     "Content words of the grammar: what a caption can be about."
     tables = [*NOUNS.values(), *COLOUR_WORDS.values(), *SIZE_WORDS.values(), *MATERIAL_WORDS.values(), *PLACE_WORDS.values()]
@@ -77,7 +77,7 @@ class AttributePredictor:
         "Probabilities of the words; rounded, so that they are the same everywhere."
         return np.clip(np.round(self.pool(features) @ self.weights, 3), 0, 1).astype(np.float32)
 
-# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #5216d67f
+# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #d98ac902
 REGION_CLASSES = tuple(COLOURS)
 
 def class_probabilities(
@@ -90,7 +90,7 @@ def class_probabilities(
     p = np.exp(-(d-d.min(1, keepdims=True))/.03)
     return (p/p.sum(1, keepdims=True)).astype(np.float32)
 
-# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #35918b0a
+# %% ../../../nbs/06_datasets/63_scenes_labels.ipynb #76dae9dc
 def _unique(scene):
     "Things whose category occurs once."
     names = [t.category for t in scene.things]

@@ -6,7 +6,7 @@
 __all__ = ['ROW_LEN', 'SIZES', 'SPLITS', 'VARIANTS', 'VERSION', 'token_rows', 'draw_splits', 'write_annotations',
            'variant_folder', 'write_features', 'write_pictures', 'write_questions', 'ScenesData', 'make_scenes']
 
-# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #d7145bd6
+# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #e5807859
 import json, os, pickle, shutil, tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from .features import SceneFeatures, ClipFeatures, extractor_from_dict
 from .labels import (relation_matrix, RELATION_CLASSES, AttributePredictor, attribute_words, class_probabilities,
                                                 REGION_CLASSES, questions)
 
-# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #b17ff463
+# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #140997df
 ROW_LEN = MAX_WORDS+1                                                 # 16 words and the end mark
 
 def token_rows(
@@ -33,7 +33,7 @@ def token_rows(
         targets[i,:len((row+[0])[:length])] = (row+[0])[:length]
     return tokens,targets
 
-# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #aad00f6b
+# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #c3c0f3e2
 SIZES = dict(tiny=dict(train=48, val=16, test=16), demo=dict(train=2500, val=200, test=300))
 SPLITS = ('train','val','test')
 
@@ -54,7 +54,7 @@ def draw_splits(
             res[split].append(dict(split=split, scene=scene, pixels=pixels, captions=captions(scene, rng)))
     return [dict(id=i, **o) for i,o in enumerate((o for s in SPLITS for o in res[s]), 1)]
 
-# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #72e698f1
+# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #4f3f7297
 def _dump_json(path, o, **kw): Path(path).write_text(json.dumps(o, **kw)+'\n')
 def _dump_pickle(path, o):
     with open(path, 'wb') as f: pickle.dump(o, f, protocol=4)
@@ -83,7 +83,7 @@ def write_annotations(
     _dump_pickle(folder/f'{prefix}_train_gts.pkl', gts)
     _dump_pickle(folder/f'{prefix}_train_cider.pkl', dict(document_frequency=df, ref_len=float(np.log(max(1, len(gts))))))
 
-# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #381f7efc
+# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #d1cd6d9c
 VARIANTS = dict(regions=SceneFeatures('regions'), grid=SceneFeatures('grid'), regions36=SceneFeatures('regions', exactly=36), boxes=SceneFeatures('regions'))
 
 def variant_folder(
@@ -126,7 +126,7 @@ def _save_npz(path, r, with_classes):
     k = 1 if len(r['features']) > 1 else 0                            # nothing found: the whole picture is the region
     np.savez(path, features=r['features'][k:], boxes=r['boxes'][k:], cls_prob=class_probabilities(r['features'][k:]), num_boxes=np.array([len(r['features'])-k]), **size)
 
-# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #b72cdef7
+# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #bf335e42
 def write_pictures(
     folder,       # where to write
     records:list, # from `draw_splits`
@@ -151,7 +151,7 @@ def write_questions(
             rows += [dict(question_id=10*o['id']+j, image_id=o['id'], **q) for j,q in enumerate(questions(o['scene'], rng))]
         (Path(folder)/f'questions_{split}.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
 
-# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #b8343b2b
+# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #0a8e7cac
 class ScenesData:
     "A written data set: paths, truth, and config entries."
     def __init__(self,
@@ -179,7 +179,7 @@ class ScenesData:
     def captions(self, id): return self.records[int(id)]['captions']
     def extractor(self): return extractor_from_dict(json.loads((self.folder/'extractor.json').read_text()))
 
-# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #3c2ba7d5
+# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #ad06909b
 def _image(self,
     id, # of a picture or clip, int or str
 ):      # (64, 64, 3) or (8, 64, 64, 3) uint8
@@ -218,8 +218,8 @@ def _overrides(self,
 ScenesData.overrides = _overrides
 ScenesData.cfg_overrides = property(lambda self: self.overrides(), doc="Config entries for the default features.")
 
-# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #f5f7cddc
-VERSION = 4                                                           # of the generator; a folder of another version is made anew
+# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #c7d0ceca
+VERSION = 5                                                           # of the generator; a folder of another version is made anew
 
 def _reuse(folder, info, overwrite):
     "The data set that is there already, None if it must be made."
@@ -256,7 +256,7 @@ def make_scenes(
         return _put(tmp, folder, info)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #c909dd14
+# %% ../../../nbs/06_datasets/64_scenes_write.ipynb #429fa75a
 def _write_all(tmp, info):
     "All files of a data set."
     records = draw_splits(info['counts'], info['seed'], info['video'])
