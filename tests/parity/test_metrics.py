@@ -46,7 +46,7 @@ def test_scores(coco, name, tokenized):
     for theirs, per_image in d['per_image'].items():
         ours = OURS.get(theirs, theirs)
         if theirs == 'CIDEr-D_df_refs': continue
-        if ours == 'METEOR' and 'METEOR' in result.skipped: continue        # has its own test, which says why
+        if ours == 'METEOR' and 'METEOR' not in result.corpus: continue        # not registered yet, or its tables are not installed
         np.testing.assert_allclose([result.per_image[i][ours] for i in d['image_ids']], per_image, rtol=0, atol=tolerance, err_msg=theirs)
         assert result.corpus[ours] == pytest.approx(d['overall'][theirs], abs=tolerance), theirs
 
