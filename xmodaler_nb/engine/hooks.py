@@ -7,7 +7,7 @@ __all__ = ['logger', 'PeriodicCheckpoint', 'iters_per_epoch', 'CallbackHook', 'I
            'PeriodicCheckpointer', 'LRScheduler', 'reported_group', 'ScheduledSampling', 'flatten', 'stage_prefix',
            'EvalHook', 'ModelWeightsManipulating', 'AutogradProfiler', 'PreciseBN']
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #f99cd79c
+# %% ../../nbs/14_engine/30_hooks.ipynb #c27d172b
 import datetime, json, logging, math, os, sys, time
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ from .train_loop import HookBase
 from ..utils import comm
 from ..utils.env import get_rng_state, set_rng_state
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #11590955
+# %% ../../nbs/14_engine/30_hooks.ipynb #087586dc
 logger = logging.getLogger(__name__)
 
 def iters_per_epoch(
@@ -30,7 +30,7 @@ def iters_per_epoch(
     n = getattr(trainer, 'iters_per_epoch', None)
     return int(n) if n else max(1, len(trainer.learn.dls.train))
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #1764ffec
+# %% ../../nbs/14_engine/30_hooks.ipynb #b9c4e77f
 class CallbackHook(HookBase):
     "A hook assembled from functions; each is called with the trainer."
     def __init__(self, *,
@@ -51,7 +51,7 @@ class CallbackHook(HookBase):
         if self._after_train: self._after_train(self.trainer)
         del self._before_train, self._after_train, self._before_step, self._after_step
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #7b4ee6a6
+# %% ../../nbs/14_engine/30_hooks.ipynb #a931b2ef
 class IterationTimer(HookBase):
     "Seconds per step, and a summary at the end."
     def __init__(self,
@@ -85,7 +85,7 @@ def memory_report() -> str:
 
 def _clock(seconds): return str(datetime.timedelta(seconds=int(seconds)))
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #97bd7f4d
+# %% ../../nbs/14_engine/30_hooks.ipynb #24adcfb5
 class PeriodicWriter(HookBase):
     "Lets writers write every few steps, after the last one, and at the end."
     def __init__(self,
@@ -114,7 +114,7 @@ class PeriodicWriter(HookBase):
         for w,s in zip(self._writers, state['writers']):
             if s and hasattr(w, 'load_state_dict'): w.load_state_dict(s)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #0a5a2840
+# %% ../../nbs/14_engine/30_hooks.ipynb #61f385ee
 class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
     "Checkpointing as a hook. The period is in steps; names carry the epoch."
     def __init__(self,
@@ -141,7 +141,7 @@ class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
 
 PeriodicCheckpoint = PeriodicCheckpointer
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #536ab4ae
+# %% ../../nbs/14_engine/30_hooks.ipynb #7ad21b14
 class LRScheduler(HookBase):
     "Steps the schedule after each step and records the rate."
     def __init__(self,
@@ -172,7 +172,7 @@ def reported_group(
     rates = [g.get('initial_lr', g['lr']) for g in optimizer.param_groups]
     return rates.index(Counter(rates).most_common(1)[0][0])
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #afcaee23
+# %% ../../nbs/14_engine/30_hooks.ipynb #e97ddb03
 class ScheduledSampling(HookBase):
     "Raises `trainer.ss_prob` in steps."
     def __init__(self,
@@ -191,7 +191,7 @@ class ScheduledSampling(HookBase):
     def before_train(self): self.trainer.ss_prob = self.prob(self.trainer.start_iter)
     def after_step(self): self.trainer.ss_prob = self.prob(self.trainer.iter+1)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #e1fc1261
+# %% ../../nbs/14_engine/30_hooks.ipynb #b335a252
 def flatten(
     d:dict,     # nested
     prefix='',  # what stands in front
@@ -234,15 +234,14 @@ class EvalHook(HookBase):
         t = self.trainer
         if t.iter < t.max_iter or self.last_iter == t.iter-1: return
         t.storage.iter = t.iter-1                              # it is about the last step
-        try: self._do_eval(t.iter//self._n); self.last_iter = t.iter-1
-        finally: t.storage.iter = t.iter
+        self._do_eval(t.iter//self._n); self.last_iter = t.iter-1
 
     def state_dict(self): return {'last_iter': self.last_iter}
     def load_state_dict(self,
         state,   # from `state_dict`
     ): self.last_iter = state['last_iter']
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #5d7d9040
+# %% ../../nbs/14_engine/30_hooks.ipynb #4d94e728
 @patch
 def _do_eval(self:EvalHook,
     epoch:int,  # completed epochs
@@ -272,7 +271,7 @@ def _record(self:EvalHook, results, epoch, seconds):
     text = '\n'.join(f'  {k}: {v:.4f}' for k,v in values.items())
     logger.info("%s\n%s, epoch %s\n%s\n%s", '#'*60, self.stage, epoch, text, '#'*60)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #fc280587
+# %% ../../nbs/14_engine/30_hooks.ipynb #29fbabd5
 class ModelWeightsManipulating(HookBase):
     "Lets the model adjust its weights before the training (tie or fill some), if it has a say in it."
     def __init__(self): pass
@@ -302,7 +301,7 @@ class AutogradProfiler(HookBase):
         self._dir.mkdir(parents=True, exist_ok=True)
         prof.export_chrome_trace(str(self._dir/f'profiler-trace-iter{self.trainer.iter}.json'))
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #182059d7
+# %% ../../nbs/14_engine/30_hooks.ipynb #4911aad5
 class PreciseBN(HookBase):
     "Measures the statistics of batch normalisation anew, every few steps and at the end."
     def __init__(self,
