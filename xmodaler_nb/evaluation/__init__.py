@@ -6,7 +6,7 @@
 __all__ = ['EVALUATION_REGISTRY', 'build_evaluation', 'EvalResult', 'evaluate', 'score_tokens', 'DocumentFrequency', 'COCOEvaler',
            'COCOPrinter', 'References', 'flatten_results_dict', 'print_csv_format', 'verify_results', 'metrics']
 
-# %% ../../nbs/10_evaluation/99_evaluation.ipynb #92dd993b
+# %% ../../nbs/10_evaluation/99_evaluation.ipynb #1f7cf935
 from .build import EVALUATION_REGISTRY, build_evaluation
 from .captions import EvalResult, evaluate, score_tokens
 from .cider import DocumentFrequency
@@ -16,6 +16,6 @@ from .ngrams import References
 from .testing import flatten_results_dict, print_csv_format, verify_results
 import xmodaler_nb.evaluation.metrics as metrics
 
-# %% ../../nbs/10_evaluation/99_evaluation.ipynb #0d87f3a1
+# %% ../../nbs/10_evaluation/99_evaluation.ipynb #9fa69829
 _all_ = ['EVALUATION_REGISTRY', 'build_evaluation', 'EvalResult', 'evaluate', 'score_tokens', 'DocumentFrequency', 'COCOEvaler', 'COCOPrinter',
          'References', 'flatten_results_dict', 'print_csv_format', 'verify_results', 'metrics']

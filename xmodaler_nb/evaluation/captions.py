@@ -6,17 +6,17 @@
 __all__ = ['ID_COLUMNS', 'TEXT_COLUMNS', 'ALL_METRICS', 'read_json', 'as_references', 'as_predictions', 'align', 'EvalResult',
            'evaluate', 'score_tokens']
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #4450272f
+# %% ../../nbs/10_evaluation/70_captions.ipynb #46d6f061
 import json
 from collections.abc import Mapping
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .metrics import METRICS, metric_class, metric_name, problem
+from .metrics import make_metric, metric_name, problem
 from .ngrams import References, count_ngrams, lay_out
 from ..tokenization.ptb import ptb_tokenize
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #82af2f63
+# %% ../../nbs/10_evaluation/70_captions.ipynb #284e12a2
 ID_COLUMNS, TEXT_COLUMNS = ('image_id', 'id', 'image', 'video_id', 'file_name'), ('caption', 'captions', 'text', 'references', 'sentence')
 
 def _column(names, wanted, what):
@@ -49,7 +49,7 @@ def read_json(
     try: return json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f"{path}: not json ({e})") from None
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #4b3da494
+# %% ../../nbs/10_evaluation/70_captions.ipynb #6698e1fe
 def _missing_text(x): return x is None or isinstance(x, float) and x != x        # None, or a data frame's NaN
 
 def _as_list(x):
@@ -83,7 +83,7 @@ def _some(ids, n=5):
     ids = list(ids)
     return f"{len(ids)} id{'s' if len(ids) != 1 else ''}: {', '.join(map(repr, ids[:n]))}{', …' if len(ids) > n else ''}"
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #9beba357
+# %% ../../nbs/10_evaluation/70_captions.ipynb #0d35e791
 def align(
     predictions:dict,  # id -> caption
     references:dict,   # id -> captions
@@ -100,7 +100,7 @@ def align(
         raise ValueError(f"{'; '.join(parts)}. Pass strict=False to score the {len(references)-len(missing)} images that have both")
     return [i for i in references if i in predictions], predictions, missing, extra
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #b1f3d197
+# %% ../../nbs/10_evaluation/70_captions.ipynb #e2792016
 class EvalResult:
     "Scores of a set of captions."
     def __init__(self,
@@ -134,8 +134,8 @@ def table(self:EvalResult,
     if captions: df.insert(0, 'caption', self.hyps)
     return df
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #ddc54b4f
-ALL_METRICS = ('BLEU', 'ROUGE_L', 'CIDEr', 'CIDEr_D')
+# %% ../../nbs/10_evaluation/70_captions.ipynb #792d08ef
+ALL_METRICS = ('BLEU', 'METEOR', 'ROUGE_L', 'CIDEr', 'CIDEr_D')
 
 def _tokens(predictions, references, tokenize):
     "Tokenised strings of both sides: (list, list of lists)."
@@ -156,9 +156,9 @@ def _metric(name, options):
     if own: return options[name], None
     why = problem(name) if name not in options else None
     if why: return None, why
-    return metric_class(name)(**METRICS[name][2] | options.get(name, {})), None
+    return make_metric(name, **options.get(name, {})), None
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #0dba39b8
+# %% ../../nbs/10_evaluation/70_captions.ipynb #47107ccd
 def evaluate(
     predictions,          # {id: caption}, COCO results, their path, or a data frame
     references,           # {id: [captions]}, COCO annotations, their path, or a data frame
@@ -180,7 +180,7 @@ def evaluate(
     hyps, refs = _tokens([_text(preds[i]) for i in ids], [list(map(_text, refs[i])) or [''] for i in ids], tokenize)
     return score_tokens(ids, hyps, References(refs), names, options, missing, extra, notes)
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #bc117528
+# %% ../../nbs/10_evaluation/70_captions.ipynb #c42f9e87
 def score_tokens(
     ids:list,          # images
     hyps:list,         # tokenised predictions

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['score_main']
 
-# %% ../../nbs/10_evaluation/78_cli.ipynb #f46f0313
+# %% ../../nbs/10_evaluation/78_cli.ipynb #abab0308
 import argparse
 import json
 import sys
 from pathlib import Path
-from .captions import evaluate
+from .captions import ALL_METRICS, evaluate
 
-# %% ../../nbs/10_evaluation/78_cli.ipynb #e5cd47ee
+# %% ../../nbs/10_evaluation/78_cli.ipynb #812d723b
 def score_main(
     argv=None, # command line without the program; None = the process's own
 ) -> int:      # exit code
@@ -20,7 +20,7 @@ def score_main(
     p = argparse.ArgumentParser(prog='xm-score', description='Score captions against references.')
     p.add_argument('predictions', help='JSON: COCO results, or {id: caption}')
     p.add_argument('references', help='JSON: COCO captions, or {id: [captions]}')
-    p.add_argument('--metrics', nargs='+', default=['BLEU', 'ROUGE_L', 'CIDEr', 'CIDEr_D'], help='which ones')
+    p.add_argument('--metrics', nargs='+', default=list(ALL_METRICS), help='which ones')
     p.add_argument('--per-image', default='', metavar='FILE', help='also write the scores of every picture as JSON')
     p.add_argument('--json', action='store_true', help='print one JSON object')
     args = p.parse_args(argv)

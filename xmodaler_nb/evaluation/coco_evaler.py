@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['as_id', 'COCOEvaler']
 
-# %% ../../nbs/10_evaluation/76_coco_evaler.ipynb #75545088
+# %% ../../nbs/10_evaluation/76_coco_evaler.ipynb #5c5cc82f
 import json
 import logging
 from pathlib import Path
 from .build import EVALUATION_REGISTRY
 from .captions import ALL_METRICS, as_references, read_json, score_tokens, _some, _text
-from .metrics import problem
+from .metrics import make_metric, problem
 from .ngrams import References
 from ..tokenization.ptb import ptb_tokenize
 
-# %% ../../nbs/10_evaluation/76_coco_evaler.ipynb #cb12e582
+# %% ../../nbs/10_evaluation/76_coco_evaler.ipynb #8e398723
 def as_id(
     x,  # an id from a data set or a file
 ):      # int where it is a number, else text
@@ -24,7 +24,7 @@ def as_id(
     try: return int(x)
     except (TypeError, ValueError): return str(x)
 
-# %% ../../nbs/10_evaluation/76_coco_evaler.ipynb #3a7171e2
+# %% ../../nbs/10_evaluation/76_coco_evaler.ipynb #625c2dcc
 @EVALUATION_REGISTRY.register()
 class COCOEvaler:
     "Caption metrics against a COCO annotation file."
@@ -41,7 +41,7 @@ class COCOEvaler:
         flat = iter(ptb_tokenize([_text(r) for rs in refs.values() for r in rs]))
         self.refs = References([[next(flat) for _ in rs] or [''] for rs in refs.values()])
         self.skipped = {m: why for m in ALL_METRICS if (why := problem(m))}
-        self.metrics = [m for m in ALL_METRICS if m not in self.skipped]
+        self.metrics = {m: make_metric(m) for m in ALL_METRICS if m not in self.skipped}      # kept: METEOR remembers the references
         for m, why in self.skipped.items(): logging.getLogger(__name__).info('%s will not be computed: %s', m, why)
 
     def captions(self, results):
@@ -65,7 +65,7 @@ class COCOEvaler:
         "Score the results, and write them if there is a folder."
         captions = self.captions(results)
         if self.output_dir is not None: self.write(captions, epoch)
-        self.result = score_tokens(self.ids, ptb_tokenize(captions, next_caption='a dog'), self.refs, self.metrics)
+        self.result = score_tokens(self.ids, ptb_tokenize(captions, next_caption='a dog'), self.refs, list(self.metrics), self.metrics)
         return dict(self.result.corpus)
 
     def write(self, captions, epoch):

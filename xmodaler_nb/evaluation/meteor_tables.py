@@ -6,7 +6,7 @@
 __all__ = ['JAR', 'PARAPHRASES', 'ByteHash', 'ParaphraseIndex', 'build_index', 'meteor_folder', 'meteor_problem', 'cache_folder',
            'Bar', 'load_index', 'MeteorTables', 'load_tables']
 
-# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #b88ddb2e
+# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #fccc15cb
 import gzip
 import importlib.util
 import os
@@ -19,7 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 from .stemmer import stem
 
-# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #614249ad
+# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #401cf5e2
 _P = 0x9E3779B97F4A7C15 | 1
 _Q = pow(_P, -1, 1 << 64)          # the inverse of P modulo 2**64
 
@@ -50,7 +50,7 @@ def _hash_one(s):
     for b in s.encode(): h = (h*_P+b+1) & (1 << 64)-1
     return h
 
-# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #d88c5193
+# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #4622eecd
 class ParaphraseIndex:
     "From the hash of a phrase to the hashes of its paraphrases."
     def __init__(self,
@@ -90,7 +90,7 @@ def build_index(
     first = np.flatnonzero(np.append(True, left[1:] != left[:-1])) if len(left) else np.zeros(0, np.int64)
     return ParaphraseIndex(left[first], np.append(first, len(left)).astype(np.int32), right[order])
 
-# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #d477da74
+# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #ec3d583a
 @patch
 def between(self:ParaphraseIndex,
     here:np.ndarray,   # (k,) different phrase hashes, sorted
@@ -118,7 +118,7 @@ def between(self:ParaphraseIndex,
         out.append((found[row[maybe[sure]]], k[sure]))
     return tuple(np.concatenate(x) for x in zip(*out)) if out else (np.zeros(0, np.int64),)*2
 
-# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #20b49906
+# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #d574668e
 JAR, PARAPHRASES = 'meteor-1.5.jar', 'data/paraphrase-en.gz'
 
 def meteor_folder(
@@ -142,7 +142,7 @@ def cache_folder() -> Path:
     base = os.environ.get('XMODALER_CACHE') or os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'xmodaler_nb')
     return Path(base)
 
-# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #ba9a2a88
+# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #d6435bf1
 class Bar:
     "A progress bar on stderr, if a person is looking."
     def __init__(self, total, title, on=None):
@@ -176,8 +176,8 @@ def load_index(
     except OSError: return index                                      # no place to keep it, or another process was first: use it from memory
     return index
 
-# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #1fe9e5e7
-_MORPH = [tuple(p.split('>')) for p in 's> ses>s xes>x zes>z ches>ch shes>sh men>man ies>y s> ies>ie es> es>e ed> ed>e ing> ing>e er> est> er>e est>e'.split()]
+# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #9644ca5f
+_MORPH = [tuple(p.split('>')) for p in 's> ses>s xes>x zes>z ches>ch shes>sh men>man ies>y s> ies>y es>e es> ed>e ed> ing>e ing> er> est> er>e est>e'.split()]
 
 class MeteorTables:
     "Words as METEOR knows them."
@@ -213,7 +213,7 @@ class MeteorTables:
             self.known[word] = stem(word), word in self.function_words, self.senses(word)
         return self.known[word]
 
-# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #e58f6204
+# %% ../../nbs/10_evaluation/50_meteor_tables.ipynb #7e5e8931
 def _pairs_of_lines(text):
     lines = text.split('\n')
     return zip(lines[::2], lines[1::2])
