@@ -48,13 +48,12 @@ for name in {['xmodaler_nb'] + there(LIGHT)}: __import__(name)
 
 
 def test_import_time():
-    "Best of five; on a machine with other work the seconds this process really computed count, not those it waited."
+    "Seconds after `import torch` in the same process, best of five."
     names = ', '.join(['xmodaler_nb'] + there(['config', 'modeling']))
-    code = f"import time, torch\nw, c = time.perf_counter(), time.process_time()\nimport {names}\nprint(time.perf_counter() - w, time.process_time() - c)"
-    wall = cpu = float('inf')
+    code = f"import time, torch\nt = time.perf_counter()\nimport {names}\nprint(time.perf_counter() - t)"
+    best = float('inf')
     for _ in range(5):
-        w, c = map(float, run(code).split())
-        wall, cpu = min(wall, w), min(cpu, c)
-        if wall <= SECONDS: break
-    print(f'import {names}: {wall:.2f} s after torch, {cpu:.2f} s of them computing')
-    assert min(wall, cpu) <= SECONDS, f'{wall:.2f} s, {cpu:.2f} s computing'
+        best = min(best, float(run(code)))
+        if best <= SECONDS: break
+    print(f'import {names}: {best:.2f} s after torch')
+    assert best <= SECONDS
