@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 import pytest
 import torch
@@ -43,6 +44,17 @@ def single(folder, bs, n=12):
     return t
 
 
+def script(folder, name, body, entry):
+    "A file for `launch` or `torchrun` to run: new processes import it."
+    f = folder/name
+    f.write_text(PLAIN + 'from datetime import timedelta\nimport os, signal, time\nfrom xmodaler_nb.engine import HookBase, launch\nfrom xmodaler_nb.utils import comm\n'
+                 + textwrap.dedent(body) + f"\nif __name__ == '__main__': {entry}\n")
+    return str(f)
+
+
+def start(*cmd): return subprocess.Popen([sys.executable, *cmd], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def test_two_processes_are_one(tmp_path):
     "Gradients of the same global batch, hence weights after nine steps; and the evaluation, sharded, is the same."
     code = PLAIN + f'''
@@ -75,10 +87,7 @@ t = fresh(plain_cfg({str(tmp_path)!r}), Plain); t.train(0, 6)
 
 
 def test_a_dying_rank_ends_the_others_with_its_error(tmp_path):
-    script = tmp_path/'dies.py'
-    script.write_text(PLAIN + textwrap.dedent(f'''
-        from xmodaler_nb.engine import HookBase, launch
-        from xmodaler_nb.utils import comm
+    f = script(tmp_path, 'dies.py', f'''
         class Dies(HookBase):
             def after_step(self):
                 if comm.get_rank() == 1 and self.trainer.iter == 2: raise ValueError('rank 1 has had enough')
@@ -86,20 +95,55 @@ def test_a_dying_rank_ends_the_others_with_its_error(tmp_path):
             t = fresh(plain_cfg({str(tmp_path/"run")!r}), Plain)
             t.register_hooks([Dies()])
             t.train()
-        if __name__ == '__main__': launch(main, 2, dist_url='auto')
-        '''))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200)
+        ''', "launch(main, 2, dist_url='auto')")
+    done = subprocess.run([sys.executable, f], capture_output=True, text=True, timeout=200)
     assert done.returncode != 0 and 'rank 1 has had enough' in done.stderr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('how', ['launch', 'torchrun'])
+def test_two_machines(tmp_path, how):
+    "The documented commands for two machines, both on this one; the run equals the one of a single process."
+    f = script(tmp_path, 'run.py', f'def main(): fresh(plain_cfg({str(tmp_path/"run")!r}), Plain).train()',
+               "launch(main, 1, num_machines=2, machine_rank=int(sys.argv[2]), dist_url=sys.argv[1])" if how == 'launch' else 'launch(main, 1)')
+    port = free_port()
+    if how == 'launch': procs = [start(f, f'tcp://127.0.0.1:{port}', str(r)) for r in (0, 1)]
+    else: procs = [start('-m', 'torch.distributed.run', '--nnodes', '2', '--nproc-per-node', '1', '--node-rank', str(r), '--master-addr', '127.0.0.1', '--master-port', str(port), f) for r in (0, 1)]
+    for p in procs:
+        err = p.communicate(timeout=300)[1]
+        assert p.returncode == 0, err[-2000:]
+    one = single(tmp_path/'one', 4)
+    for k, v in read_checkpoint(tmp_path/'run'/'model_final')['model'].items(): assert torch.allclose(v, one.model.state_dict()[k], atol=1e-6), k
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ['killed', 'hangs'])
+def test_a_lost_rank_ends_the_others_in_time(tmp_path, how):
+    "One process is killed, or hangs in the middle of a step: within the timeout the command ends with an error."
+    f = script(tmp_path, 'lost.py', f'''
+        class Lost(HookBase):
+            def after_step(self):
+                if comm.get_rank() == 1 and self.trainer.iter == 2:
+                    open({str(tmp_path/"lost")!r}, 'w').close()
+                    os.kill(os.getpid(), signal.SIGKILL) if {how == 'killed'} else time.sleep(10000)
+        def main():
+            t = fresh(plain_cfg({str(tmp_path/"run")!r}), Plain)
+            t.register_hooks([Lost()])
+            t.train()
+        ''', "launch(main, 2, dist_url='auto', timeout=timedelta(seconds=20))")
+    p = start(f)
+    while not (tmp_path/'lost').exists() and p.poll() is None: time.sleep(.1)
+    begin = time.monotonic()
+    err = p.communicate(timeout=200)[1]
+    assert p.returncode != 0 and time.monotonic() - begin < 90           # 20 s, and torch waits 30 s for those who do not react
+    assert ('SIGKILL' in err) if how == 'killed' else ('imed out' in err or 'timeout' in err.lower()), err[-2000:]
+
+
+@pytest.mark.slow
 def test_torchrun(tmp_path):
-    script = tmp_path/'run.py'
-    script.write_text(PLAIN + textwrap.dedent(f'''
-        from xmodaler_nb.engine import launch
-        def main(): fresh(plain_cfg({str(tmp_path/"run")!r}), Plain).train()
-        if __name__ == '__main__': launch(main, 2)
-        '''))
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', str(free_port()), str(script)], capture_output=True, text=True, timeout=300)
+    f = script(tmp_path, 'run.py', f'def main(): fresh(plain_cfg({str(tmp_path/"run")!r}), Plain).train()', 'launch(main, 2)')
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', str(free_port()), f], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert events(tmp_path/'run')[-1]['iteration'] == 8
+    one = single(tmp_path/'one', 4)
+    for k, v in read_checkpoint(tmp_path/'run'/'model_final')['model'].items(): assert torch.allclose(v, one.model.state_dict()[k], atol=1e-6), k
+    assert [e.get('val/acc') for e in events(tmp_path/'run')] == [e.get('val/acc') for e in events(tmp_path/'one')]

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
-from toy import fresh, toy_cfg
+from toy import events, fresh, same_weights, toy_cfg
 from xmodaler_nb.checkpoint import CheckpointError, XmodalerCheckpointer, write_checkpoint
 from xmodaler_nb.checkpoint.files import check_name, load_weights
 from xmodaler_nb.config import CfgNode
+from xmodaler_nb.engine import HookBase
 from xmodaler_nb.engine.defaults import check_output_dir
 
 MARK = 'executed'
@@ -155,6 +156,35 @@ t.train()
     t = fresh(toy_cfg(tmp_path/'run'), resume=True)
     assert t.start_iter == 3 and not list((tmp_path/'run').glob('.tmp*'))
 
+@pytest.mark.skipif(os.name != 'posix' or os.getuid() != 0, reason='needs root to mount a small disk')
+def test_a_small_disk_fills_up(tmp_path):
+    "A disk of 400 kB with everything a run writes on it: the error says what could not be written, and with room again the run continues as if nothing had been."
+    disk = tmp_path/'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=400k', 'tmpfs', str(disk)], capture_output=True).returncode: pytest.skip('this container may not mount')
+    class Fill(HookBase):
+        def before_step(self):
+            if self.trainer.iter != 4: return
+            with open(disk/'ballast', 'wb', buffering=0) as f:
+                try:
+                    while f.write(b'x'*1024): pass
+                except OSError: pass
+    try:
+        torch.manual_seed(7)
+        whole = fresh(toy_cfg(tmp_path/'whole', CHECKPOINT_ITERS=2, KEEP_LAST=2))
+        whole.train()
+        torch.manual_seed(7)
+        t = fresh(toy_cfg(disk/'run', CHECKPOINT_ITERS=2, KEEP_LAST=2))
+        t.register_hooks([Fill()])
+        with pytest.raises(OSError, match='cannot write|could not write') as e: t.train()
+        assert str(disk/'run') in str(e.value) and 'No space left' in str(e.value)
+        (disk/'ballast').unlink()
+        t = fresh(toy_cfg(disk/'run', CHECKPOINT_ITERS=2, KEEP_LAST=2), resume=True)
+        assert t.start_iter == 4
+        t.train()
+        assert same_weights(whole.model, t.model) and events(disk/'run') == events(tmp_path/'whole')
+    finally: subprocess.run(['umount', '-l', str(disk)])
+
 @pytest.mark.skipif(not hasattr(os, 'fork') or os.getuid() != 0, reason='needs root to become someone else')
 def test_a_read_only_folder_as_another_user(tmp_path):
     for p in [tmp_path, *tmp_path.parents]:
@@ -172,6 +202,26 @@ def test_a_read_only_folder_as_another_user(tmp_path):
     os.waitpid(pid, 0); os.close(w)
     said = os.read(r, 9999).decode(); os.close(r)
     assert 'cannot write to OUTPUT_DIR' in said and 'Permission denied' in said and not list(run.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork') or os.getuid() != 0, reason='needs root to become someone else')
+def test_a_folder_that_becomes_read_only_keeps_its_checkpoint(tmp_path):
+    for p in [tmp_path, *tmp_path.parents]:
+        if p == Path('/'): break
+        if not p.stat().st_mode & 1: p.chmod(p.stat().st_mode | 0o055)
+    m, run = nn.Linear(2, 1), tmp_path/'run'
+    XmodalerCheckpointer(m, run).save('model_Epoch_00001_Iter_0000002', iteration=2)
+    r, w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setgid(65534); os.setuid(65534)
+        try: XmodalerCheckpointer(m, run).save('model_Epoch_00002_Iter_0000005', iteration=5); said = 'nothing'
+        except OSError as e: said = str(e)
+        os.write(w, said.encode()); os._exit(0)
+    os.waitpid(pid, 0); os.close(w)
+    said = os.read(r, 9999).decode(); os.close(r)
+    assert 'Permission denied' in said and 'the last good checkpoint is' in said and 'Iter_0000002' in said
+    assert XmodalerCheckpointer(m, run).load(XmodalerCheckpointer(m, run).get_checkpoint_file())['iteration'] == 2
 
 
 def test_the_folder_of_another_run_is_refused_and_untouched(tmp_path):

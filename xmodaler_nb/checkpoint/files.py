@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'plain', 'untie', 'save_weights', 'load_weights', 'CheckpointError', 'load_pth', 'fsync', 'write_text',
-           'replace_dir', 'recover', 'write_checkpoint', 'check_name', 'read_meta', 'read_checkpoint']
+           'replace_dir', 'remove_dir', 'recover', 'write_checkpoint', 'check_name', 'read_meta', 'read_checkpoint']
 
 # %% ../../nbs/13_checkpoint/00_files.ipynb #31942a4d
 import io, json, os, pickle, re, shutil
@@ -109,7 +109,7 @@ def load_pth(
         if isinstance(e, FileNotFoundError): raise
         raise CheckpointError(f"{path} is not a readable torch file ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no details'})") from e
 
-# %% ../../nbs/13_checkpoint/00_files.ipynb #b54623d3
+# %% ../../nbs/13_checkpoint/00_files.ipynb #a01b8e76
 def fsync(
     path,  # file or directory
 ):
@@ -142,6 +142,15 @@ def replace_dir(
     os.rename(new, path)
     fsync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+def remove_dir(
+    path:Path,  # a checkpoint that is no longer wanted
+):
+    "Remove a directory so that a crash leaves it whole, or under a name that `recover` clears away."
+    gone = path.with_name(f'.tmp-gone-{path.name}')
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 def recover(
     folder,  # where checkpoints live

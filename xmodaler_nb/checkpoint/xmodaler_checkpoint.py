@@ -6,7 +6,7 @@
 __all__ = ['XmodalerCheckpoint', 'PeriodicEpochCheckpoint', 'XmodalerCheckpointer', 'os_writable', 'IncompatibleKeys',
            'strip_prefix', 'group_names', 'PeriodicEpochCheckpointer']
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #e8f19887
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #1c0e3c9e
 import logging, os, pickle, re, shutil
 from collections import defaultdict
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
-from .files import (CheckpointError, check_name, load_pth, load_weights, read_checkpoint, read_meta, recover, write_checkpoint,
+from .files import (CheckpointError, check_name, load_pth, load_weights, read_checkpoint, read_meta, recover, remove_dir, write_checkpoint,
                                           write_text)
 from ..utils.comm import is_main_process, unwrap_model
 
@@ -281,7 +281,7 @@ class PeriodicEpochCheckpointer:
         "Write a checkpoint."
         self.checkpointer.save(name, **kwargs)
 
-# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #04f87b33
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #c617f262
 @patch
 def step(self:PeriodicEpochCheckpointer,
     iteration:int,   # 0-based, the one just done
@@ -302,7 +302,7 @@ def prune(self:PeriodicEpochCheckpointer):
     if self.max_to_keep is None or not self.checkpointer.save_to_disk: return
     pattern = re.compile(re.escape(self.file_prefix) + r'_Epoch_\d+_Iter_(\d+)$')
     ours = [p for p in Path(self.checkpointer.save_dir).iterdir() if p.is_dir() and pattern.match(p.name)]
-    for p in sorted(ours, key=lambda p: int(pattern.match(p.name)[1]))[:-self.max_to_keep]: shutil.rmtree(p)
+    for p in sorted(ours, key=lambda p: int(pattern.match(p.name)[1]))[:-self.max_to_keep]: remove_dir(p)
 
 # %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #d7a63e9a
 XmodalerCheckpoint = XmodalerCheckpointer

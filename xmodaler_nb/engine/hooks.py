@@ -191,7 +191,7 @@ class ScheduledSampling(HookBase):
     def before_train(self): self.trainer.ss_prob = self.prob(self.trainer.start_iter)
     def after_step(self): self.trainer.ss_prob = self.prob(self.trainer.iter+1)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #b335a252
+# %% ../../nbs/14_engine/30_hooks.ipynb #718c6917
 def flatten(
     d:dict,     # nested
     prefix='',  # what stands in front
@@ -208,7 +208,7 @@ def stage_prefix(
     return str(stage).strip().lower().replace(' ', '_') + '/'
 
 class EvalHook(HookBase):
-    "Runs an evaluation every few epochs and once at the end."
+    "Runs an evaluation every few epochs and after the last step."
     def __init__(self,
         eval_period:int,        # epochs between two evaluations; 0 = only at the end
         eval_start:int,         # evaluate when the number of epochs is above this
@@ -227,10 +227,11 @@ class EvalHook(HookBase):
         return self._period > 0 and done % (self._period*self._n) == 0 and done//self._n > self._start
 
     def after_step(self):
-        if self.due(self.trainer.iter+1): self._do_eval((self.trainer.iter+1)//self._n); self.last_iter = self.trainer.iter
+        done = self.trainer.iter+1
+        if self.due(done) or done >= self.trainer.max_iter: self._do_eval(done//self._n); self.last_iter = self.trainer.iter
 
     def after_train(self):
-        "Once at the end of a training that reached its end, unless the last step was evaluated already."
+        "Once more if a hook that came later ended the training at a step that was not evaluated."
         t = self.trainer
         if t.iter < t.max_iter or self.last_iter == t.iter-1: return
         t.storage.iter = t.iter-1                              # it is about the last step

@@ -164,7 +164,7 @@ def catch_up(self:TrainerBase):
     self._after_step_from(first)
     self.iter = self.storage.iter = self.start_iter
 
-# %% ../../nbs/14_engine/20_train_loop.ipynb #86dcfad7
+# %% ../../nbs/14_engine/20_train_loop.ipynb #93b80758
 class TrainerEvents(Callback):
     "Passes the learner's events on to the trainer, and sets its clock."
     order,always,run_valid = HookBase.order,True,False
@@ -215,7 +215,7 @@ def _restore_storage(self:TrainerBase):
     state,self._storage_state = self._storage_state,None
     start = self.storage.start_iter
     self.storage.load_state_dict(state)
-    self.storage.start_iter = min(start, self.storage.start_iter)
+    self.storage.start_iter = min(start, state.get('start_iter', start))   # numbers of a step whose writer had not run yet are still to be written
 
 class _Stepper:
     "The trainer as the learner sees it: a weak reference that notes that a step was taken."

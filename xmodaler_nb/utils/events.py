@@ -197,13 +197,13 @@ def clear_histograms(self:EventStorage):
     "Drop the histograms; writers call it when done."
     self._histograms = []
 
-# %% ../../nbs/02_utils/30_events.ipynb #ca0f1a3a
+# %% ../../nbs/02_utils/30_events.ipynb #bed140e5
 @patch
 def state_dict(self:EventStorage,
     window:int=1000,  # values kept per scalar
 ) -> dict:            # plain containers
     "What a checkpoint needs to continue the histories."
-    return dict(iter=self._iter, hints=dict(self._hints),
+    return dict(iter=self._iter, start_iter=self.start_iter, hints=dict(self._hints),
                 scalars={k: dict(data=[list(d) for d in h._data[-window:]], count=h._count, sum=h._sum) for k, h in self._history.items()})
 
 @patch
@@ -240,7 +240,7 @@ def _is_new(
         written[k] = i
     return new
 
-# %% ../../nbs/02_utils/30_events.ipynb #6c804dee
+# %% ../../nbs/02_utils/30_events.ipynb #dbc3c52f
 class JSONWriter(EventWriter):
     "Append scalars as JSON lines."
     def __init__(self,
@@ -253,11 +253,17 @@ class JSONWriter(EventWriter):
         "Append one line per iteration with new scalars: names sorted, plus `iteration`. The file is opened at the first write."
         new = _is_new(get_event_storage(), self._written, self._window)
         if not new: return
-        if self._file is None: self._file = open(self._path, 'a', encoding='utf-8')
+        text = ''
         for i, scalars in sorted(new.items()):
             clean = {k: v if v - v == 0 else None for k, v in scalars.items()}   # inf and nan have no JSON
-            self._file.write(json.dumps({**clean, 'iteration': i}, sort_keys=True) + '\n')
-        self._file.flush()
+            text += json.dumps({**clean, 'iteration': i}, sort_keys=True) + '\n'
+        try: self._append(text.encode())
+        except OSError as e: raise OSError(f"cannot write {self._path}: {e.strerror or e}. The checkpoints are not affected; make room and continue with --resume") from e
+
+    def _append(self, data):
+        "Unbuffered, so that nothing is left to be written when the disk is full."
+        if self._file is None: self._file = open(self._path, 'ab', buffering=0)
+        while data: data = data[self._file.write(data):]
         os.fsync(self._file.fileno())
 
     def close(self):
@@ -277,7 +283,7 @@ class JSONWriter(EventWriter):
         self._written = dict(state['written'])
         if self._path.exists() and self._path.stat().st_size > state['size']: os.truncate(self._path, state['size'])
 
-# %% ../../nbs/02_utils/30_events.ipynb #09159cd0
+# %% ../../nbs/02_utils/30_events.ipynb #9ee24bdf
 def _sync_rename(
     tmp:str,    # finished file
     path:Path,  # its new name, in the same folder
@@ -304,14 +310,14 @@ def truncate_jsonl(
             raise ValueError(f"{path}, line {n}: not a JSON object with an 'iteration': {line[:60]!r}") from None
         if at <= iteration: keep.append(line)
     if len(keep) == len(lines): return 0
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, suffix='.tmp', delete=False, encoding='utf-8') as f:
+    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix='.tmp-', delete=False, encoding='utf-8') as f:
         f.writelines(l + '\n' for l in keep)
         f.flush(); os.fsync(f.fileno())
     os.chmod(f.name, path.stat().st_mode)
     _sync_rename(f.name, path)
     return len(lines) - len(keep)
 
-# %% ../../nbs/02_utils/30_events.ipynb #eebd90fb
+# %% ../../nbs/02_utils/30_events.ipynb #6a74cbb4
 class TensorboardXWriter(EventWriter):
     "Write scalars, images and histograms to TensorBoard."
     def __init__(self,
@@ -320,12 +326,15 @@ class TensorboardXWriter(EventWriter):
         **kwargs,              # for `torch.utils.tensorboard.SummaryWriter`
     ):
         from torch.utils.tensorboard import SummaryWriter
-        self._window, self._written, self._writer = window_size, {}, None
+        self._window, self._written, self._writer, self._dir = window_size, {}, None, log_dir
         self._open = lambda: SummaryWriter(str(log_dir), **kwargs)
 
     def write(self):
         "Write new scalars; write and clear images and histograms."
-        storage = get_event_storage()
+        try: self._write(get_event_storage())
+        except OSError as e: raise OSError(f"cannot write TensorBoard's files in {self._dir}: {e.strerror or e}") from e
+
+    def _write(self, storage):
         if self._writer is None: self._writer = self._open()
         for i, scalars in _is_new(storage, self._written, self._window).items():
             for k, v in scalars.items(): self._writer.add_scalar(k, v, i)
@@ -351,13 +360,13 @@ class TensorboardXWriter(EventWriter):
 
 TensorboardWriter = TensorboardXWriter
 
-# %% ../../nbs/02_utils/30_events.ipynb #632af48d
+# %% ../../nbs/02_utils/30_events.ipynb #76e3d593
 class CommonMetricPrinter(EventWriter):
     "Log the usual training line."
     def __init__(self,
         max_iter:int|None=None,  # steps of the whole training; None: no estimate of the time left
     ):
-        self.logger, self._max_iter, self._last = logging.getLogger(__name__), max_iter, None
+        self.logger, self._max_iter, self._last, self._logged = logging.getLogger(__name__), max_iter, None, -1
 
     def eta(self,
         storage:EventStorage,  # holds 'time', seconds per step
@@ -388,6 +397,8 @@ class CommonMetricPrinter(EventWriter):
         return ' ' + '  '.join(([f"eta: {eta}"] if eta else []) + parts)
 
     def write(self):
-        "Log the line; nothing once the last iteration is over."
+        "Log the line, once per iteration; nothing once the last iteration is over."
         storage = get_event_storage()
-        if self._max_iter is None or storage.iter != self._max_iter: self.logger.info(self.line(storage))
+        if storage.iter in (self._max_iter, self._logged): return
+        self._logged = storage.iter
+        self.logger.info(self.line(storage))
