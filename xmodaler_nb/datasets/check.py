@@ -6,7 +6,7 @@
 __all__ = ['DatasetError', 'missing_features', 'entry_id', 'token_problems', 'vocabulary_problems', 'expected_widths',
            'item_problems', 'open_problems', 'reference_problems', 'DatasetReport', 'check_dataset', 'check_datasets']
 
-# %% ../../nbs/06_datasets/70_check.ipynb #ecd1aa50
+# %% ../../nbs/06_datasets/70_check.ipynb #e2597dec
 import json
 import os
 from collections import Counter
@@ -19,8 +19,9 @@ from .build import build_dataset_mapper
 from .common import Draw, MapDataset
 from ..functional import read_lines
 from ..utils import comm
+from ..utils.store import feature_files
 
-# %% ../../nbs/06_datasets/70_check.ipynb #2a0930cd
+# %% ../../nbs/06_datasets/70_check.ipynb #1403f5c0
 class DatasetError(ValueError):
     "The files of a data set do not fit each other or the model."
     def __init__(self,
@@ -32,7 +33,7 @@ class DatasetError(ValueError):
         more = f"\n… and {len(problems) - shown} more" if len(problems) > shown else ''
         super().__init__(f"{what}: " + '\n'.join(problems[:shown]) + more)
 
-# %% ../../nbs/06_datasets/70_check.ipynb #e56dfdf0
+# %% ../../nbs/06_datasets/70_check.ipynb #864bf899
 def missing_features(
     mapper,      # data set mapper
     entries:list,# of `load_data`
@@ -43,7 +44,7 @@ def missing_features(
     for e in entries:
         path = mapper.feature_path(e)
         if path is not None: wanted.setdefault(os.path.split(path), e)
-    there = {folder: set(os.listdir(folder or '.')) if Path(folder or '.').is_dir() else None for folder in {f for f, _ in wanted}}
+    there = {folder: feature_files(folder) for folder in {f for f, _ in wanted}}
     lost = [f"{f}: the feature folder does not exist" for f, names in there.items() if names is None]
     return lost + [f"{Path(f)/name}: no such feature file, but the annotations name id {entry_id(e)}" for (f, name), e in wanted.items()
                    if there[f] is not None and name not in there[f]]
@@ -54,7 +55,7 @@ def entry_id(
     "What an entry is called."
     return next((entry[k] for k in ('image_id', 'video_id', 'id') if k in entry), None)
 
-# %% ../../nbs/06_datasets/70_check.ipynb #b828ae50
+# %% ../../nbs/06_datasets/70_check.ipynb #90e10b45
 def token_problems(
     entries:list,   # with tokens_ids and target_ids, or without
     vocab_size:int, # ids are below
@@ -84,7 +85,7 @@ def vocabulary_problems(
     text = f"{path}: {n-1} words and '.' make a vocabulary of {n}, but MODEL.VOCAB_SIZE is {vocab_size}"
     return ([text], []) if n < vocab_size else ([], [text] if n > vocab_size else [])
 
-# %% ../../nbs/06_datasets/70_check.ipynb #bd6173d3
+# %% ../../nbs/06_datasets/70_check.ipynb #1ab72beb
 def expected_widths(
     cfg,     # whole config
 ) -> dict:   # field → (width, name of the config key)
@@ -127,7 +128,7 @@ def open_problems(
         items.append(item)
     return problems, items
 
-# %% ../../nbs/06_datasets/70_check.ipynb #134f7328
+# %% ../../nbs/06_datasets/70_check.ipynb #7e183fc8
 def reference_problems(
     path,         # COCO file with the references
     entries:list, # of `load_data`
@@ -141,7 +142,7 @@ def reference_problems(
     twice = sorted(i for i, n in Counter(ids).items() if n > 1)
     return [f"{path}: no reference for id {i}, which the annotations name" for i in dict.fromkeys(ids) if i not in known] + [f"id {i} stands in the evaluation list twice" for i in twice]
 
-# %% ../../nbs/06_datasets/70_check.ipynb #319cbb93
+# %% ../../nbs/06_datasets/70_check.ipynb #b8d74b6d
 @dataclass
 class DatasetReport:
     "What `check_dataset` saw."
@@ -169,7 +170,7 @@ def _describe(cfg, name, stage, entries, items, notes):
     regions = (min(map(len, feats)), max(map(len, feats))) if feats else (0, 0)
     return DatasetReport(name, stage, len(entries), sum(len(e['tokens_ids']) for e in entries if 'tokens_ids' in e), len(items), regions, widths, notes)
 
-# %% ../../nbs/06_datasets/70_check.ipynb #fa070dc9
+# %% ../../nbs/06_datasets/70_check.ipynb #bbbc159d
 def check_dataset(
     cfg,          # whole config
     stage='train',# 'train', 'val' or 'test'

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['read_lines', 'read_lines_set', 'load_vocab', 'read_np', 'read_np_bbox']
 
-# %% ../../nbs/04_functional/20_func_io.ipynb #45eb168a
+# %% ../../nbs/04_functional/20_func_io.ipynb #00bc4dd1
 import zipfile, zlib
 from pathlib import Path
 import numpy as np
 from .func_feats import boxes_to_locfeats
+from ..utils.store import store_at
 
-# %% ../../nbs/04_functional/20_func_io.ipynb #cf5242c3
+# %% ../../nbs/04_functional/20_func_io.ipynb #f8e21a5a
 def read_lines(
     path:str|Path,  # UTF-8 text
 ) -> list:          # lines without surrounding white space; empty lines stay, as ''
@@ -33,7 +34,7 @@ def load_vocab(
     if str(path) == '': return None
     return ['.'] + read_lines(path)
 
-# %% ../../nbs/04_functional/20_func_io.ipynb #89e8d62f
+# %% ../../nbs/04_functional/20_func_io.ipynb #6f0350ed
 def _arrays(
     path:Path,  # .npy or .npz
 ) -> dict:      # name → array
@@ -42,19 +43,25 @@ def _arrays(
     if isinstance(content, np.ndarray): return {'features': content}
     with content: return {k: content[k] for k in content.files}
 
+def _stored(store, path):
+    if path.stem not in store: raise FileNotFoundError(f"{path}: no such feature file; the store has no id {path.stem}")
+    return store.read(path.stem)
+
 def read_np(
     path:str|Path,  # .npy or .npz
 ) -> dict:          # name → array; a single array is always called 'features'
     "Read a file of arrays; errors name the file and never execute what is in it."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such feature file")
-    try: arrays = _arrays(path)
+    store = store_at(path.parent)
+    if store is None and not path.is_file(): raise FileNotFoundError(f"{path}: no such feature file")
+    try: arrays = _arrays(path) if store is None else _stored(store, path)
+    except FileNotFoundError: raise
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f"{path}: not a readable .npy or .npz file, or cut off ({type(e).__name__}: {e})") from None
     if not arrays: raise ValueError(f"{path}: holds no array")
     return {'features': next(iter(arrays.values()))} if len(arrays) == 1 else arrays
 
-# %% ../../nbs/04_functional/20_func_io.ipynb #bf160cbd
+# %% ../../nbs/04_functional/20_func_io.ipynb #a5048103
 def _need(
     content:dict,   # what the file holds
     path,           # for the message

@@ -1,0 +1,108 @@
+"The store under rough treatment: killed writers, loader processes, data sets, speed."
+import os
+import signal
+import subprocess
+import sys
+import time
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from xmodaler_nb.config import load_cfg_file
+from xmodaler_nb.datasets import build_xmodaler_train_loader
+from xmodaler_nb.datasets.check import check_datasets
+from xmodaler_nb.datasets.layout import write_tiny
+from xmodaler_nb.datasets.store_import import import_npz
+from xmodaler_nb.utils.store import FeatureStore, FeatureWriter, StoreError
+
+sys.path.insert(0, str(ROOT/'benchmarks'))
+import store as store_benchmark
+
+
+def item(i): return np.random.default_rng(i).normal(size=(3 + i % 4, 6)).astype('f4')
+
+
+def test_a_killed_writer_leaves_whole_shards_only(tmp_path):
+    "kill -9 at an arbitrary moment; what was sealed is there and right, and the next writer goes on."
+    code = f'''
+import numpy as np
+from xmodaler_nb.utils.store import FeatureWriter
+with FeatureWriter({str(tmp_path/"s")!r}, shard_mb=0.001) as w:
+    for i in range(10**6): w.add(i, features=np.random.default_rng(i).normal(size=(3 + i % 4, 6)).astype('f4')); print(i, flush=True)
+'''
+    p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    for line in p.stdout:
+        if int(line) > 40: break
+    p.send_signal(signal.SIGKILL); p.wait()
+    store = FeatureStore(tmp_path/'s')
+    assert len(store) > 20 and store.verify() == []
+    for i in store: assert np.array_equal(store[i]['features'], item(int(i)))
+    n = len(store)
+    with FeatureWriter(tmp_path/'s') as w:
+        assert not list((tmp_path/'s').glob('.tmp-all-*')), 'what was left unfinished is removed'
+        w.add('later', features=item(0))
+    assert len(FeatureStore(tmp_path/'s')) == n + 1
+
+
+def test_writers_in_several_processes(tmp_path):
+    code = '''
+import sys
+import numpy as np
+from xmodaler_nb.utils.store import FeatureWriter
+k = int(sys.argv[2])
+with FeatureWriter(sys.argv[1], part=f'w{k}', shard_mb=0.002) as w:
+    for i in range(k, 60, 3): w.add(i, features=np.random.default_rng(i).normal(size=(3 + i % 4, 6)).astype('f4'))
+'''
+    ps = [subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'s'), str(k)]) for k in range(3)]
+    assert [p.wait() for p in ps] == [0, 0, 0]
+    store = FeatureStore(tmp_path/'s')
+    assert len(store) == 60 and all(np.array_equal(store[i]['features'], item(i)) for i in range(60))
+
+
+@pytest.mark.parametrize('cut', [0, 1, 64, -1])
+def test_a_truncated_shard_is_named(tmp_path, cut):
+    with FeatureWriter(tmp_path/'s', shard_mb=0.001) as w:
+        for i in range(20): w.add(i, features=item(i))
+    shard = sorted((tmp_path/'s').glob('*.bin'))[1]
+    data = shard.read_bytes(); shard.write_bytes(data[:cut])
+    with pytest.raises(StoreError, match=f'{shard.name}.*its index says {len(data)} bytes'): FeatureStore(tmp_path/'s')
+    shard.unlink()
+    with pytest.raises(StoreError, match=f'{shard.name}: no such file'): FeatureStore(tmp_path/'s')
+    rest = FeatureStore(tmp_path/'s', strict=False)
+    assert len(rest.broken) == 1 and 0 < len(rest) < 20 and rest.verify() == rest.broken
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_store_feeds_a_loader_as_single_files_do(tmp_path, workers):
+    "FEATS_FOLDER may name either; the same batches come out, also through worker processes."
+    write_tiny(tmp_path)
+    import_npz(tmp_path/'features', tmp_path/'store')
+    batches = []
+    for name in ('features', 'store'):
+        cfg = load_cfg_file('image_caption/updown/updown.yaml', ['DATALOADER.ANNO_FOLDER', str(tmp_path), 'DATALOADER.FEATS_FOLDER', str(tmp_path/name), 'DATALOADER.TRAIN_BATCH_SIZE', 3, 'DATALOADER.NUM_WORKERS', workers,
+                             'MODEL.VOCAB_SIZE', 9, 'MODEL.VISUAL_EMBED.IN_DIM', 4, 'INFERENCE.VOCAB', str(tmp_path/'vocabulary.txt'), 'SEED', 3,
+                             'INFERENCE.VAL_ANNFILE', str(tmp_path/'captions_val.json'), 'INFERENCE.TEST_ANNFILE', str(tmp_path/'captions_test.json')])
+        assert len(check_datasets(cfg)) == 3
+        torch.manual_seed(0)
+        batches.append({i: f for b in build_xmodaler_train_loader(cfg) for i, f in zip(b['IDS'], b['ATT_FEATS'])})
+    assert set(batches[0]) == set(batches[1])
+    for i in batches[0]: assert torch.equal(batches[0][i], batches[1][i])
+
+
+def test_missing_ids_are_found_before_training(tmp_path):
+    write_tiny(tmp_path)
+    with FeatureWriter(tmp_path/'store') as w: w.add('100', features=np.ones((2, 4)))
+    cfg = load_cfg_file('image_caption/updown/updown.yaml', ['DATALOADER.ANNO_FOLDER', str(tmp_path), 'DATALOADER.FEATS_FOLDER', str(tmp_path/'store'), 'DATALOADER.TRAIN_BATCH_SIZE', 3, 'MODEL.VOCAB_SIZE', 9, 'MODEL.VISUAL_EMBED.IN_DIM', 4,
+                         'INFERENCE.VOCAB', ''])
+    with pytest.raises(ValueError, match='101.npz: no such feature file'): check_datasets(cfg)
+
+
+def test_the_benchmark_runs():
+    names = [r['name'] for r in store_benchmark.compare(small=True)]
+    assert names == ['random, owned arrays', 'random, views', 'sequential, memory', 'sequential, disk']
+
+
+def test_faster_than_single_files(tmp_path):
+    "Half of what the benchmark asks for, on a machine that may be busy: five times."
+    found = store_benchmark.compare(n=300, width=512, reads=300, folder=tmp_path)
+    assert found[0]['ratio'] > 5, found[0]
