@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Caption', 'open_image', 'Captioner', 'load_extractor']
 
-# %% ../nbs/07_modeling/90_captioner.ipynb #36cea620
+# %% ../nbs/07_modeling/90_captioner.ipynb #92313da8
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from .config import Batch, CfgNode, kfg, load_cfg_file
 from .datasets.collate import collate
 from .functional import load_vocab
 
-# %% ../nbs/07_modeling/90_captioner.ipynb #432f9bf2
+# %% ../nbs/07_modeling/90_captioner.ipynb #017e8c17
 @dataclass
 class Caption:
     "One caption and how it came about."
@@ -35,7 +35,7 @@ class Caption:
         return float(sum(self.log_probs))
     def __str__(self): return self.text
 
-# %% ../nbs/07_modeling/90_captioner.ipynb #3ba26baa
+# %% ../nbs/07_modeling/90_captioner.ipynb #13becd22
 def open_image(
     x,  # path, (h, w, 3) uint8 array, (3, h, w) or (h, w, 3) float tensor in [0,1], or PIL image
 ):      # (h, w, 3) uint8
@@ -55,7 +55,7 @@ def open_image(
 
 def _is_features(x): return isinstance(x, dict) or (hasattr(x, 'ndim') and x.ndim == 2)
 
-# %% ../nbs/07_modeling/90_captioner.ipynb #c5495f8d
+# %% ../nbs/07_modeling/90_captioner.ipynb #a5abf6d8
 class Captioner:
     "Model, vocabulary and extractor behind one question: what is on this picture?"
     def __init__(self,
@@ -91,7 +91,7 @@ class Captioner:
         if 'global_feat' in parts: item[kfg.GLOBAL_FEATS] = torch.as_tensor(np.asarray(parts['global_feat'], dtype='float32'))
         return item, image, parts.get('boxes')
 
-# %% ../nbs/07_modeling/90_captioner.ipynb #6c83ea3c
+# %% ../nbs/07_modeling/90_captioner.ipynb #b5d714d6
 @patch
 def strategy(self:Captioner,
     name:str='beam',     # 'beam', 'greedy' or 'sample'
@@ -99,10 +99,11 @@ def strategy(self:Captioner,
     **options,           # further arguments of the decode strategy
 ):                       # a DecodeStrategy
     "The way to search for words."
-    from xmodaler_nb.modeling.decode_strategy import BeamSearcher, GreedyDecoder
+    from xmodaler_nb.modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
     if name not in ('beam', 'greedy', 'sample'): raise ValueError(f"strategy {name!r} is not one of beam, greedy, sample")
     size = 1 if name != 'beam' else beam_size or max(2, self.cfg.DECODE_STRATEGY.BEAM_SIZE)
-    found = (GreedyDecoder if size == 1 else BeamSearcher)(self.cfg, beam_size=size, **options)
+    beam = DECODE_STRATEGY_REGISTRY.get(self.cfg.DECODE_STRATEGY.NAME or 'BeamSearcher')      # plain, diverse or your own
+    found = (GreedyDecoder if size == 1 else beam)(self.cfg, beam_size=size, **options)
     if self.cfg.INFERENCE.VOCAB != 'BERT': found._vocab = self.vocab
     return found
 
@@ -118,7 +119,7 @@ def _decode(self:Captioner, items, strategy, sample, nbest, trace):
     found = out.get(kfg.TRACE) if trace else None
     return [([(i.tolist(), p.tolist()) for i, p in zip(ids[n], lps[n])], found, n) for n in range(len(items))]
 
-# %% ../nbs/07_modeling/90_captioner.ipynb #8050d923
+# %% ../nbs/07_modeling/90_captioner.ipynb #6a4e3449
 @patch
 def _caption(self:Captioner, ids, lps, trace, n, rank, id, image, boxes):
     "Ids to a `Caption`, cut after the end mark."
@@ -163,7 +164,7 @@ def caption(self:Captioner,
     def text(c): return [text(o) for o in c] if isinstance(c, list) else c.text
     return text(self.describe(x, **kwargs))
 
-# %% ../nbs/07_modeling/90_captioner.ipynb #10edde4d
+# %% ../nbs/07_modeling/90_captioner.ipynb #ef1e6af8
 def _card(captioner):
     "The README of a saved captioner."
     rows = '\n'.join(f'| {k} | {v:.4f} |' if isinstance(v, float) else f'| {k} | {v} |' for k, v in captioner.metrics.items() if not isinstance(v, (dict, list)))
@@ -184,7 +185,7 @@ def save_pretrained(self:Captioner,
     if self.metrics: files['metrics.json'] = json.dumps(self.metrics, indent=1)
     return write_checkpoint(Path(folder), self.model.state_dict(), meta={'kind': 'captioner'}, files=files)
 
-# %% ../nbs/07_modeling/90_captioner.ipynb #4e024b11
+# %% ../nbs/07_modeling/90_captioner.ipynb #80315276
 def _find_checkpoint(path):
     "The checkpoint that a path means: itself, or the last one of a run's folder."
     path = Path(path)

@@ -1,10 +1,12 @@
-"The benchmark scripts run, and both ways of a training step have the same loss."
+"The benchmark scripts run, both ways of a training step have the same loss, and both ways of a beam search say the same words."
+import importlib.util
+import json
 import sys
 import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/'benchmarks'))
-import plain
+import decode, plain
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -12,3 +14,20 @@ import plain
 def test_plain_and_ours_agree(name):
     seconds = plain.compare(name, small=True, repeats=1)     # asserts that the losses agree
     assert all(s > 0 for s in seconds)
+
+
+def rows(capsys, *args):
+    decode.main([*args, '--small', '--images', '3', '--repeats', '1', '--json'])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+def test_both_ways_of_decoding_say_the_same(capsys):
+    out = rows(capsys, 'transformer', 'clip_transformer', 'meshed_memory', 'updown', 'attention', 'xlan', '--beams', '3')
+    assert len(out) == 6 and all(r['same_sentences'] == 1 and r['ratio'] > 0 for r in out), out
+
+def test_variants_of_decoding(capsys):
+    out = rows(capsys, 'updown', 'transformer', '--against', 'variants', '--beams', '2')
+    assert [r['name'] for r in out if 'updown' in r['name']] == [f'updown beam 2, {w}' for w in ('traced', 'bf16', 'greedy')]
+
+def test_decoding_against_transformers(capsys):
+    if not importlib.util.find_spec('transformers'): pytest.skip('needs transformers: pip install -e .[bench]')      # not imported here: the script says how
+    assert len(rows(capsys, '--against', 'bart', '--beams', '2', '3')) == 2

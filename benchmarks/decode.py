@@ -1,0 +1,236 @@
+"""How fast are captions searched for, against the plain recipe, against `transformers`, and with what else we offer?
+
+    python benchmarks/decode.py                              # beam 3 and 5 of 32 images, against the plain recipe
+    python benchmarks/decode.py --images 1 --beams 3         # one image at a time
+    python benchmarks/decode.py --against bart               # the Transformer against `BartForConditionalGeneration.generate`
+    python benchmarks/decode.py --against variants           # traced, bf16, compiled, greedy: against our own plain call
+    python benchmarks/decode.py --small                      # tiny sizes: a smoke test
+
+Full size as in the YAMLs, 20 words, nobody ends early. The plain recipe decodes as X-modaler does: encoded features copied to every beam, keys and values of
+the regions and of the whole history projected again at every word, attention with explicit weights, a full sort of beams x vocabulary, and history tensors
+gathered into new ones. Both ways must say the same words. Seconds are processor seconds (`--wall`: wall clock), medians of runs taken in turns; ratio = peer/ours.
+"""
+import argparse
+import json
+import statistics
+import sys
+import time
+import torch
+from torch import nn
+from xmodaler_nb.config import Batch, config_file, kfg, load_cfg_file
+from xmodaler_nb.datasets.collate import collate
+from xmodaler_nb.modeling import build_model
+from xmodaler_nb.modeling.decode_strategy import BeamSearcher, GreedyDecoder
+from xmodaler_nb.modeling.decode_strategy.state import DictState
+from plain import FAMILIES, SMALL, SMALL_TOO, explicit_attention, samples
+
+DEFAULT = ['transformer', 'meshed_memory', 'updown']
+REPEATED = (kfg.ATT_FEATS, kfg.GLOBAL_FEATS, kfg.ATT_MASKS, kfg.EXT_ATT_MASKS, kfg.P_ATT_FEATS, kfg.EXT_G_TOKENS_MASKS, kfg.G_TOKENS_TYPE)
+TARGETS = dict(transformer=3., meshed_memory=3., updown=2.)
+
+
+def make(name, images, small=False):
+    "Config, model in evaluation mode whose sentences do not end early, and a batch."
+    opts = ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', '', 'MODEL.MAX_SEQ_LEN', 20] + (SMALL + SMALL_TOO.get(name, []) if small else [])
+    cfg = load_cfg_file(config_file(FAMILIES[name]), opts)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    with torch.no_grad(): model.predictor.logits.bias[0] = -1e4
+    batch = collate(samples(cfg, images=images, captions=1))
+    words = (kfg.G_TOKENS_IDS, kfg.G_TARGET_IDS, kfg.TOKENS_MASKS)
+    return cfg, model, Batch({k: v for k, v in batch.items() if k not in words})
+
+
+# ---- the plain recipe ----------------------------------------------------------------------------------------------------------------------------------
+
+def plain_transformer(model, b):
+    "All layers, keys and values of all words so far and of all regions projected again."
+    x, t, past = b[kfg.G_TOKEN_EMBED][:,None], b[kfg.TIME_STEP], []
+    for layer, seen in zip(model.decoder.g_layers, b[kfg.HISTORY_STATES]):
+        past.append(torch.cat([seen, x], 1))
+        s, feats = layer.self_attn, b[kfg.ATT_FEATS]
+        a, _ = explicit_attention(s.self.query(x), s.self.key(past[-1]), s.self.value(past[-1]), b[kfg.EXT_G_TOKENS_MASKS][:,:,t:t+1,:t+1], s.self.num_attention_heads)
+        x, s = s.output(a, x), layer.x_att
+        a, _ = explicit_attention(s.self.query(x), s.self.key(feats), s.self.value(feats), b[kfg.EXT_ATT_MASKS], s.self.num_attention_heads)
+        x = s.output(a, x)
+        x = layer.output(layer.intermediate(x), x)
+    return {kfg.G_HIDDEN_STATES: [x], kfg.HISTORY_STATES: past}
+
+
+def plain_meshed(model, b):
+    "The same with three levels of regions."
+    x, past = b[kfg.G_TOKEN_EMBED][:,None], []
+    hidden = b[kfg.ATT_MASKS].float()*-1e9
+    def ask(m, q, kv, mask):
+        a = m.attention
+        return m.add(q, a.fc_o(explicit_attention(a.fc_q(q), a.fc_k(kv), a.fc_v(kv), mask, a.num_head)[0]))
+    for layer, seen in zip(model.decoder.layers, b[kfg.HISTORY_STATES]):
+        past.append(torch.cat([seen, x], 1))
+        s = ask(layer.self_att, x, past[-1], None)
+        e = [ask(layer.enc_att, s, b[kfg.ATT_FEATS][:,j], hidden) for j in range(len(layer.fc_alpha))]
+        x = layer.pwff(sum(torch.sigmoid(fc(torch.cat([s, y], -1)))*y for fc, y in zip(layer.fc_alpha, e))/len(e)**.5)
+    return {kfg.G_HIDDEN_STATES: [x], kfg.HISTORY_STATES: past}
+
+
+PLAIN_STEPS = dict(transformer=plain_transformer, clip_transformer=plain_transformer, meshed_memory=plain_meshed)
+
+def plain_start(name, model, batch):
+    "Encode; one row per image."
+    b = model.encode(Batch(batch).merge({kfg.G_TOKENS_TYPE: batch[kfg.G_TOKENS_TYPE][:,:20]}))
+    if name not in PLAIN_STEPS: return b.merge(model.decoder.preprocess(b))
+    layers = model.decoder.layers if name == 'meshed_memory' else model.decoder.g_layers
+    d = b[kfg.ATT_FEATS].size(-1)
+    return b.merge({kfg.HISTORY_STATES: [b[kfg.ATT_FEATS].new_zeros(len(batch[kfg.ATT_FEATS]), 0, d) for _ in layers]})
+
+
+def plain_beam(name, model, batch, k, steps=20):
+    "Sentences (n, steps): full sort, everything gathered, always all steps."
+    decode = PLAIN_STEPS.get(name, lambda model, b: model.decoder(b))
+    b = plain_start(name, model, batch)
+    n = len(batch[kfg.ATT_FEATS])
+    words, scores, said, alive = torch.zeros(n, dtype=torch.long), torch.zeros(n, 1), [], torch.ones(n, 1, 1)
+    for t in range(steps):
+        b = b.merge({kfg.G_TOKENS_IDS: words, kfg.TIME_STEP: t})
+        b = b.merge(model.token_embed(b))
+        b = b.merge(decode(model, b))
+        lp = model.predictor(b)[kfg.G_LOGITS].log_softmax(-1).view(n, scores.size(1), -1)
+        total = scores[...,None] + lp
+        if t:
+            alive = alive*(words.view(n, -1, 1) != 0)
+            stay = torch.full_like(lp, -999.); stay[...,0] = scores
+            total = alive*total + (1 - alive)*stay
+        scores, order = total.flatten(1).sort(-1, descending=True)
+        scores, order = scores[:,:k], order[:,:k]
+        beams, word = order//lp.size(-1), order % lp.size(-1)
+        rows = (beams + torch.arange(n)[:,None]*lp.size(1)).flatten()
+        for key in (kfg.HISTORY_STATES,) if kfg.HISTORY_STATES in b else (kfg.G_HIDDEN_STATES, kfg.G_CELL_STATES): b[key] = [s[rows] for s in b[key]]
+        alive, said = alive.gather(1, beams[...,None]), [s.gather(1, beams) for s in said] + [word]
+        words = word.flatten()
+        if t == 0: b = b.merge({key: b[key].repeat_interleave(k, 0) for key in REPEATED if torch.is_tensor(b.get(key)) and len(b[key]) == n})
+    return torch.stack(said, -1)[:,0]
+
+
+# ---- ours ----------------------------------------------------------------------------------------------------------------------------------------------
+
+def ours(cfg, model, batch, k, **kw):
+    "A function that decodes the batch."
+    strategy = BeamSearcher(cfg, beam_size=k, **kw) if k > 1 else GreedyDecoder(cfg, **kw)
+    return lambda: strategy(batch, False, model)[kfg.G_SENTS_IDS]
+
+
+def timed(ways, repeats, clock):
+    "Median seconds of each function, called in turns; the first round warms up."
+    seconds = {name: [] for name in ways}
+    with torch.inference_mode():
+        for i in range(repeats + 1):
+            for name, f in ways.items():
+                start = clock()
+                f()
+                if i: seconds[name].append(clock() - start)
+    return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def row(name, ours_s, peer_s, **more): return dict(name=name, ours_s=ours_s, peer_s=peer_s, ratio=peer_s/ours_s, **more)
+
+def share_of_same(a, b): return (a == b).all(-1).float().mean().item()
+
+
+def against_plain(args):
+    "Rows: family, beam."
+    for name in args.families:
+        cfg, model, batch = make(name, args.images, args.small)
+        for k in args.beams:
+            ways = dict(ours=ours(cfg, model, batch, k), plain=lambda: plain_beam(name, model, batch, k))
+            with torch.inference_mode(): same = share_of_same(ways['ours'](), ways['plain']())
+            if same < 0.9: raise SystemExit(f'{name}, beam {k}: only {same:.0%} of the sentences agree')         # now and then a tie falls the other way
+            s = timed(ways, args.repeats, args.clock)
+            yield row(f'{name} beam {k}', s['ours'], s['plain'], target=TARGETS.get(name), same_sentences=same)
+
+
+# ---- transformers --------------------------------------------------------------------------------------------------------------------------------------
+
+class Handed:
+    "Our Transformer with encoder states handed in."
+    def __init__(self, model): self.model = model
+    def init_state(self, batch):
+        b = batch.merge(self.model.get_extended_attention_mask(batch))
+        return DictState.from_batch(b.merge(self.model.decoder.preprocess(b)), self.model.decoder)
+    def step(self, tokens, state): return self.model.step(tokens, state)
+
+
+def bart_like(cfg, words=20):
+    "A BART decoder of the same width, depth and vocabulary."
+    from transformers import BartConfig, BartForConditionalGeneration
+    m = cfg.MODEL
+    c = BartConfig(vocab_size=m.VOCAB_SIZE, d_model=m.BERT.HIDDEN_SIZE, decoder_layers=m.BERT.NUM_GENERATION_LAYERS, decoder_attention_heads=m.BERT.NUM_ATTENTION_HEADS,
+                   decoder_ffn_dim=m.BERT.INTERMEDIATE_SIZE, encoder_layers=1, encoder_attention_heads=m.BERT.NUM_ATTENTION_HEADS, encoder_ffn_dim=m.BERT.INTERMEDIATE_SIZE,
+                   activation_function='relu', max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=0, decoder_start_token_id=0, forced_eos_token_id=None)
+    return BartForConditionalGeneration(c).eval()
+
+
+def against_bart(args):
+    "Rows: beam. Both get the same encoder states (n, 50, d) and all of them are real."
+    sys.modules.setdefault('torchvision', None)        # not needed for text, and one that does not fit torch would stop the import
+    from transformers.modeling_outputs import BaseModelOutput
+    cfg, model, _ = make('transformer', 1, args.small)
+    d, n = cfg.MODEL.BERT.HIDDEN_SIZE, args.images
+    peer, states, mask = bart_like(cfg), torch.randn(n, 50, d), torch.ones(n, 50, dtype=torch.long)
+    batch = Batch({kfg.ATT_FEATS: states, kfg.ATT_MASKS: mask.float(), kfg.G_TOKENS_TYPE: torch.ones(n, 20, dtype=torch.long)})
+    for k in args.beams:
+        def generate():
+            out = peer.generate(encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask, num_beams=k, max_new_tokens=20, min_new_tokens=20, do_sample=False,
+                                length_penalty=0., early_stopping=False)
+            assert out.shape == (n, 21), out.shape
+        s = timed(dict(ours=ours(cfg, Handed(model), batch, k), bart=generate), args.repeats, args.clock)
+        yield row(f'transformer beam {k}, states handed in, against BART', s['ours'], s['bart'], target=1.)
+
+
+# ---- what else we offer --------------------------------------------------------------------------------------------------------------------------------
+
+def compiled(model):
+    "The model with its decoder and predictor compiled, shapes free."
+    model.decoder.forward = torch.compile(model.decoder.forward, dynamic=True)
+    model.predictor.forward = torch.compile(model.predictor.forward, dynamic=True)
+    return model
+
+
+def variants(args):
+    "Rows: what another way of decoding costs; ratio < 1: it is slower than the plain call of ours."
+    for name in args.families:
+        for k in args.beams[:1]:
+            cfg, model, batch = make(name, args.images, args.small)
+            half = make(name, args.images, args.small)[1].bfloat16()
+            half_batch = batch.merge({key: v.bfloat16() for key, v in batch.items() if torch.is_tensor(v) and v.is_floating_point()})
+            ways = dict(ours=ours(cfg, model, batch, k), traced=ours(cfg, model, batch, k, trace=True), bf16=ours(cfg, half, half_batch, k))
+            if args.compile: ways['compiled'] = ours(cfg, compiled(make(name, args.images, args.small)[1]), batch, k)
+            s = timed({**ways, 'greedy': ours(cfg, model, batch, 1)}, args.repeats, args.clock)
+            for other in list(s)[1:]: yield row(f'{name} beam {k}, {other}', s[other], s['ours'], target=1/1.15 if other == 'traced' else None)
+
+
+AGAINST = dict(plain=against_plain, bart=against_bart, variants=variants)
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('families', nargs='*', default=DEFAULT, help=', '.join(FAMILIES))
+    parser.add_argument('--against', default='plain', choices=AGAINST)
+    parser.add_argument('--images', type=int, default=32)
+    parser.add_argument('--beams', type=int, nargs='+', default=[3, 5])
+    parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--compile', action='store_true', help='with --against variants: torch.compile, too (needs a C++ compiler)')
+    parser.add_argument('--wall', action='store_true', help='wall clock instead of processor time')
+    parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
+    parser.add_argument('--json', action='store_true', help='one JSON object per row')
+    args = parser.parse_args(argv)
+    args.clock = time.perf_counter if args.wall else time.process_time
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    if not args.json: print(f"{'':58}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'target':>8}   ({args.images} images, {torch.get_num_threads()} threads)")
+    for r in AGAINST[args.against](args):
+        if args.json: print(json.dumps(r), flush=True)
+        else: print(f"{r['name']:58}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}{r['target'] or '':>8.3}" if r['target'] else f"{r['name']:58}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}", flush=True)
+
+
+if __name__ == '__main__': main()
