@@ -16,6 +16,7 @@ class kfg:
     "Names of the fields of a batch."
     IDS = 'IDS'                                 # list of b, image or video id (text or int)
     # --- what is seen
+    IMAGES = 'IMAGES'                           # (b, 3, h, w) float32 in [0,1], pictures that no network has seen yet
     ATT_FEATS = 'ATT_FEATS'                     # (b, n, d) float32, region, grid or frame features; 0 on padding
     ATT_FEATS_WO_MASK = 'ATT_FEATS_WO_MASK'     # (b, n, d) float32, the same before regions were masked (pre-training)
     ATT_MASKS = 'ATT_MASKS'                     # (b, n) float32, 1 = real region, 0 = padding (transformers view it (b, 1, 1, n); M²: bool, True = padding)
@@ -78,7 +79,6 @@ class kfg:
     SEMANTICS_FEATS = 'SEMANTICS_FEATS'         # (b, m, d) float32
     SEMANTICS_POS_PRED = 'SEMANTICS_POS_PRED'   # (b, m, p) float32, logits over positions
     P_SEMANTICS_FEATS = 'P_SEMANTICS_FEATS'     # (b, m, d_att) float32, semantic words projected once for a decoder's attention
-    # --- two constants that are paths
     COCO_PATH = '../coco_caption'               # path, X-modaler's home of the caption tools (not used here)
     TEMP_DIR = './data/temp'                    # path, X-modaler's scratch folder (not used here)
 

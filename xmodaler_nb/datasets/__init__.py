@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['DATASETS_REGISTRY', 'build_dataset_mapper', 'build_xmodaler_train_loader', 'build_xmodaler_valtest_loader', 'collate',
-           'DatasetFromList', 'MapDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset', 'MSCoCoFeatDataset',
-           'MSCoCoSampleByTxtDataset', 'MSRVTTDataset', 'MSVDDataset', 'CaptionData', 'extract_features']
+           'DatasetFromList', 'MapDataset', 'MSCoCoBertDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset',
+           'MSCoCoFeatDataset', 'MSCoCoImageDataset', 'MSCoCoRawDataset', 'MSCoCoSampleByTxtDataset', 'MSRVTTDataset',
+           'MSVDDataset', 'CaptionData', 'extract_features']
 
 # %% ../../nbs/06_datasets/99_datasets.ipynb #45854709
 from .build import DATASETS_REGISTRY, build_dataset_mapper, build_xmodaler_train_loader, build_xmodaler_valtest_loader
 from .collate import collate
 from .common import DatasetFromList, MapDataset
-from .images import MSCoCoCOSNetDataset, MSCoCoDataset, MSCoCoFeatDataset, MSCoCoSampleByTxtDataset
+from .images import MSCoCoBertDataset, MSCoCoCOSNetDataset, MSCoCoDataset, MSCoCoFeatDataset, MSCoCoImageDataset, MSCoCoRawDataset, MSCoCoSampleByTxtDataset
 from .videos import MSRVTTDataset, MSVDDataset
 from .own import CaptionData
 from .extract import extract_features
 
 # %% ../../nbs/06_datasets/99_datasets.ipynb #70a5a6b8
 _all_ = ['DATASETS_REGISTRY', 'build_dataset_mapper', 'build_xmodaler_train_loader', 'build_xmodaler_valtest_loader', 'collate', 'DatasetFromList', 'MapDataset',
-         'MSCoCoCOSNetDataset', 'MSCoCoDataset', 'MSCoCoFeatDataset', 'MSCoCoSampleByTxtDataset', 'MSRVTTDataset', 'MSVDDataset', 'CaptionData', 'extract_features']
+         'MSCoCoBertDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset', 'MSCoCoFeatDataset', 'MSCoCoImageDataset', 'MSCoCoRawDataset', 'MSCoCoSampleByTxtDataset', 'MSRVTTDataset', 'MSVDDataset', 'CaptionData', 'extract_features']

@@ -12,6 +12,7 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 from ...config import configurable, kfg, Batch
 from ..layers.rows import repeat_rows, rows_per_image, source_rows
+from ..backbone import build_backbone
 from ..embedding import build_embeddings
 from ..encoder import build_encoder, add_encoder_config
 from ..decoder import build_decoder, add_decoder_config
@@ -71,19 +72,20 @@ class BaseEncoderDecoder(nn.Module):
         greedy_decoder, # decode strategy for `use_beam_search=False` and beam size 1
         beam_searcher,  # decode strategy for `use_beam_search=True`
         expand='late',  # when images are repeated for their captions: 'late' after the encoder, 'early' before the embedding
+        backbone=None,  # module or None: pictures → features, for batches that bring pictures
     ):
         super().__init__()
         if expand not in ('late', 'early'): raise ValueError(f"MODEL.EXPAND is {expand!r}, but must be 'late' or 'early'")
         self.vocab_size, self.max_seq_len, self.expand = vocab_size, max_seq_len, expand
         self.token_embed, self.visual_embed = token_embed, visual_embed
         self.encoder, self.decoder, self.predictor = encoder, decoder, predictor
-        self.greedy_decoder, self.beam_searcher = greedy_decoder, beam_searcher
+        self.greedy_decoder, self.beam_searcher, self.backbone = greedy_decoder, beam_searcher, backbone
 
     @classmethod
     def from_config(cls, cfg):
         "Build every part that the config names."
         m = cfg.MODEL
-        return dict(vocab_size=m.VOCAB_SIZE, max_seq_len=m.MAX_SEQ_LEN, expand=m.get('EXPAND', 'late'),
+        return dict(vocab_size=m.VOCAB_SIZE, max_seq_len=m.MAX_SEQ_LEN, expand=m.get('EXPAND', 'late'), backbone=build_backbone(cfg),
                     token_embed=build_embeddings(cfg, m.TOKEN_EMBED.NAME), visual_embed=build_embeddings(cfg, m.VISUAL_EMBED.NAME),
                     encoder=build_encoder(cfg), decoder=build_decoder(cfg), predictor=build_predictor(cfg),
                     greedy_decoder=build_greedy_decoder(cfg), beam_searcher=build_beam_searcher(cfg))
@@ -101,6 +103,7 @@ class BaseEncoderDecoder(nn.Module):
         output_sents=False,   # also put the sentences as text into OUTPUT
     ) -> dict:                # the batch with logits, or what the decode strategy returns
         "Teacher forcing or decoding."
+        batched_inputs = self.look(batched_inputs)
         if use_beam_search is None: return self._forward(batched_inputs)
         if use_beam_search and self.beam_searcher.beam_size > 1: return self.decode_beam_search(batched_inputs, output_sents)
         return self.greedy_decode(batched_inputs, output_sents)
@@ -133,6 +136,16 @@ def get_extended_attention_mask(self:BaseEncoderDecoder,
 def bind_or_init_weights(self:BaseEncoderDecoder):
     "Tie or initialise weights before training; nothing by default."
 
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #ecce0c55
+@patch
+def look(self:BaseEncoderDecoder,
+    batched_inputs, # Batch with IMAGES (b, 3, h, w), or with features
+):                  # the batch with features; the same object if it has them
+    "Pictures become features."
+    if kfg.IMAGES not in batched_inputs or kfg.ATT_FEATS in batched_inputs: return batched_inputs
+    if self.backbone is None: raise ValueError("the batch has pictures (IMAGES) and no ATT_FEATS, but the model has no backbone: name one in MODEL.BACKBONE.NAME")
+    return Batch({k: v for k, v in batched_inputs.items() if k != kfg.IMAGES}).merge(self.backbone(batched_inputs))
+
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #cc66e111
 @patch
 def preprocess_batch(self:BaseEncoderDecoder,
@@ -142,7 +155,7 @@ def preprocess_batch(self:BaseEncoderDecoder,
     if not isinstance(batched_inputs, dict):
         from xmodaler_nb.datasets.collate import collate
         batched_inputs = collate(batched_inputs)
-    batch = Batch(batched_inputs).to(next(self.parameters()).device, non_blocking=True)
+    batch = self.look(Batch(batched_inputs).to(next(self.parameters()).device, non_blocking=True))
     return expand_images(batch, captions_per_image(batch))
 
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #c5f9e119
@@ -163,6 +176,7 @@ def prepare(self:BaseEncoderDecoder,
     captions:bool=True, # one row of state per caption; False: per image row of the batch
 ) -> Batch:             # encoded and prepared by the decoder
     "Everything before the first word."
+    batch = self.look(batch)
     if not captions: batch = _without_words(batch, self.max_seq_len)
     per_caption = kfg.SEMANTICS_IDS in batch and not captions                     # rows of an expanded batch have lists of their own
     if self.expand == 'late' and not per_caption: images, s = collapse_images(batch)

@@ -32,9 +32,10 @@ class TransformerEncoderDecoder(BaseEncoderDecoder):
         max_seq_len, token_embed, visual_embed, encoder, decoder, predictor, greedy_decoder, beam_searcher,
         v_predictor=None, # module or None: scores region classes, in pre-training
         expand='late',    # when images are repeated for their captions
+        backbone=None,    # module or None: pictures → features
     ):
         super().__init__(vocab_size=vocab_size, max_seq_len=max_seq_len, token_embed=token_embed, visual_embed=visual_embed, encoder=encoder,
-                         decoder=decoder, predictor=predictor, greedy_decoder=greedy_decoder, beam_searcher=beam_searcher, expand=expand)
+                         decoder=decoder, predictor=predictor, greedy_decoder=greedy_decoder, beam_searcher=beam_searcher, expand=expand, backbone=backbone)
         self.v_predictor = v_predictor
 
     @classmethod
