@@ -11,6 +11,7 @@ the regions and of the whole history projected again at every word, attention wi
 gathered into new ones. Both ways must say the same words. Seconds are processor seconds (`--wall`: wall clock), medians of runs taken in turns; ratio = peer/ours.
 """
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -22,6 +23,7 @@ from xmodaler_nb.datasets.collate import collate
 from xmodaler_nb.modeling import build_model
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, GreedyDecoder
 from xmodaler_nb.modeling.decode_strategy.state import DictState
+from xmodaler_nb.modeling.layers import few_rows
 from plain import FAMILIES, SMALL, SMALL_TOO, explicit_attention, samples
 
 DEFAULT = ['transformer', 'meshed_memory', 'updown']
@@ -77,12 +79,19 @@ PLAIN_STEPS = dict(transformer=plain_transformer, clip_transformer=plain_transfo
 def plain_start(name, model, batch):
     "Encode; one row per image."
     b = model.encode(Batch(batch).merge({kfg.G_TOKENS_TYPE: batch[kfg.G_TOKENS_TYPE][:,:20]}))
-    if name not in PLAIN_STEPS: return b.merge(model.decoder.preprocess(b))
+    if name not in PLAIN_STEPS: return Batch({k: v for k, v in b.merge(model.decoder.preprocess(b)).items() if k != kfg.P_GLOBAL_FEATS})   # multiplied again at every word
     layers = model.decoder.layers if name == 'meshed_memory' else model.decoder.g_layers
     d = b[kfg.ATT_FEATS].size(-1)
     return b.merge({kfg.HISTORY_STATES: [b[kfg.ATT_FEATS].new_zeros(len(batch[kfg.ATT_FEATS]), 0, d) for _ in layers]})
 
 
+class unturned(contextlib.ContextDecorator):
+    "Within this context matrix products are asked for as written."
+    def __enter__(self): self.many, few_rows.MANY = few_rows.MANY, 0
+    def __exit__(self, *_): few_rows.MANY = self.many
+
+
+@unturned()
 def plain_beam(name, model, batch, k, steps=20):
     "Sentences (n, steps): full sort, everything gathered, always all steps."
     decode = PLAIN_STEPS.get(name, lambda model, b: model.decoder(b))

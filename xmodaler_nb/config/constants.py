@@ -23,6 +23,7 @@ class kfg:
     EXT_ATT_MASKS = 'EXT_ATT_MASKS'             # (b, n) or (b, 1, 1, n) float32, additive
     ATT_FEATS_LOC = 'ATT_FEATS_LOC'             # (b, n, 5) float32, box as x1/w, y1/h, x2/w, y2/h, area share
     P_ATT_FEATS = 'P_ATT_FEATS'                 # (b, n, d_att) float32, regions projected once for additive attention
+    P_GLOBAL_FEATS = 'P_GLOBAL_FEATS'           # (b, 4·d) float32, what the global feature adds to an LSTM's gates, biases included
     GLOBAL_FEATS = 'GLOBAL_FEATS'               # (b, d) float32, one vector for the whole image
     RELATION = 'RELATION'                       # (b, n, n) int64, class of the relation i → j, 0 = none
     ATTRIBUTE = 'ATTRIBUTE'                     # (b, a) float32, attribute probabilities

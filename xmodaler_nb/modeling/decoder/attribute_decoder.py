@@ -9,6 +9,7 @@ __all__ = ['AttributeDecoder']
 import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg, CfgNode as CN
+from ..layers.few_rows import LSTMCell
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
 from .mplstm_decoder import unroll_words
@@ -33,7 +34,7 @@ class AttributeDecoder(Decoder):
         self.num_layers, self.hidden_size = 1, hidden_size
         self.attribute_fc = nn.Linear(attribute_dim, hidden_size)
         self.vfeat_fc = nn.Linear(visual_feat_dim, hidden_size)
-        self.lstm = nn.LSTMCell(hidden_size, hidden_size)
+        self.lstm = LSTMCell(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
     @classmethod

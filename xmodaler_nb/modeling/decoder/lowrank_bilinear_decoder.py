@@ -16,6 +16,7 @@ from .decoder import Decoder
 from ..encoder.lowrank_bilinear_encoder import bilinear_config
 from ..encoder.updown_encoder import masked_mean
 from ..layers.lowrank_bilinear_layers import LowRankBilinearAttention
+from ..layers.few_rows import Linear, LSTMCell
 from ..layers.rows import repeat_rows
 from ..layers.unrolled_lstm import UnrolledLSTM
 
@@ -39,11 +40,11 @@ class XLANDecoder(Decoder):
     ):
         super().__init__()
         self.num_layers, self.hidden_size = 2, hidden_size
-        self.att_lstm = nn.LSTMCell(hidden_size + bilinear_dim, hidden_size)
+        self.att_lstm = LSTMCell(hidden_size + bilinear_dim, hidden_size)
         self.ctx_drop = nn.Dropout(ctx_drop)
         self.attention = LowRankBilinearAttention(embed_dim=bilinear_dim, att_heads=att_heads, att_mid_dim=att_mid_dim, att_mid_drop=att_mid_drop,
                                                   dropout=att_embed_dropout, layer_num=layer_num, act_type=act_type, elu_alpha=elu_alpha)
-        self.att2ctx = nn.Sequential(nn.Linear(bilinear_dim + hidden_size, 2*hidden_size), nn.GLU())
+        self.att2ctx = nn.Sequential(Linear(bilinear_dim + hidden_size, 2*hidden_size), nn.GLU())
 
     @classmethod
     def from_config(cls, cfg):

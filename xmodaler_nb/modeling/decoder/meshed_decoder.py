@@ -12,6 +12,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from fastcore.basics import patch
 from ...config import configurable, kfg, CfgNode as CN
+from ..layers.few_rows import Linear
 from ..layers.multihead_attention import MultiHeadAttention
 from ..layers.positionwise_feedforward import PositionWiseFeedForward
 from .build import DECODER_REGISTRY
@@ -33,7 +34,7 @@ class MeshedDecoderLayer(nn.Module):
         heads = dict(d_model=d_model, d_k=d, d_v=d, num_head=num_att_head, dropout=dropout)
         self.self_att, self.enc_att = MultiHeadAttention(**heads), MultiHeadAttention(**heads)
         self.pwff = PositionWiseFeedForward(d_model=d_model, d_ff=d_ff, dropout=dropout)
-        self.fc_alpha = nn.ModuleList([nn.Linear(2*d_model, d_model) for _ in range(enc_layer_num)])
+        self.fc_alpha = nn.ModuleList([Linear(2*d_model, d_model) for _ in range(enc_layer_num)])
         for fc in self.fc_alpha:
             nn.init.xavier_uniform_(fc.weight)
             nn.init.zeros_(fc.bias)
@@ -51,15 +52,17 @@ class MeshedDecoderLayer(nn.Module):
         text_mask,        # bool, True = hidden, or None
         levels:tuple,     # keys and values (i, L, n, d) of the regions on every level
         v_mask,           # (i, 1, 1, n) bool, True = padding, or None
-    ) -> Tensor:          # (b, t, d)
+        probs:bool=False, # also return the attention over regions
+    ) -> tuple:           # (b, t, d), and (b, t, n) mean over heads and levels, or None
         "One layer, from prepared keys and values."
-        s = self.self_att.ask(x, *kv, text_mask)
+        s, _ = self.self_att.ask(x, *kv, text_mask)
         (b, t, d), (i, L) = s.shape, levels[0].shape[:2]
         q = s.view(i, 1, -1, d).expand(-1, L, -1, -1).flatten(0, 1)                              # (i·L, b/i·t, d): every level hears all questions of its image
         mask = None if v_mask is None else v_mask[:,None].expand(-1, L, -1, -1, -1).flatten(0, 1)
-        e = self.enc_att.ask(q, *(y.flatten(0, 1) for y in levels), mask).view(i, L, -1, d).unbind(1)
-        e = [y.reshape(b, t, d) for y in e]
-        return self.pwff(sum(a*y for a, y in zip(self.gates(s, e), e))/math.sqrt(L))
+        e, p = self.enc_att.ask(q, *(y.flatten(0, 1) for y in levels), mask, probs)
+        e = [y.reshape(b, t, d) for y in e.view(i, L, -1, d).unbind(1)]
+        p = None if p is None else p.mean(1).view(i, L, b//i, t, -1).mean(1).flatten(0, 1)
+        return self.pwff(sum(a*y for a, y in zip(self.gates(s, e), e))/math.sqrt(L)), p
 
 # %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #e97f1242
 @DECODER_REGISTRY.register()
@@ -109,7 +112,7 @@ HIDDEN = -10000.   # what `EXT_G_TOKENS_MASKS` holds where a word must not be se
 @patch
 def forward(self:MeshedDecoder,
     batched_inputs:dict, # words (b, t, d), or (b, d) with TIME_STEP; memory with b rows or one per image
-) -> dict:               # G_HIDDEN_STATES: list of (b, t, d), one per layer; with TIME_STEP also HISTORY_STATES
+) -> dict:               # G_HIDDEN_STATES: list of (b, t, d), one per layer; with TIME_STEP also HISTORY_STATES and ATT_WEIGHTS
     "All words of known sentences, or one word further."
     b, x = batched_inputs, batched_inputs[kfg.G_TOKEN_EMBED]
     if x.dim() == 2: x = x[:,None]
@@ -118,11 +121,13 @@ def forward(self:MeshedDecoder,
     regions = regions.split(self.d_model, -1)
     mask = words_mask(b, len(x))
     text_mask = None if mask is None else mask == HIDDEN
-    states, history = [], []
+    states, history, weights = [], [], None
     for i, layer in enumerate(self.layers):
         kv = torch.cat(layer.self_att.attention.keys_values(x, x), -1)
         if stepping: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
-        x = layer(x, kv.chunk(2, -1), text_mask, regions[2*i:2*i+2], b.get(kfg.ATT_MASKS))
+        watched = i == len(self.layers) - 1 and stepping and b.get(kfg.RECORD, False)
+        x, weights = layer(x, kv.chunk(2, -1), text_mask, regions[2*i:2*i+2], b.get(kfg.ATT_MASKS), watched)
         states.append(x)
         history.append(kv)
-    return {kfg.G_HIDDEN_STATES: states, **({kfg.HISTORY_STATES: history} if stepping else {})}
+    if not stepping: return {kfg.G_HIDDEN_STATES: states}
+    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: history, **({} if weights is None else {kfg.ATT_WEIGHTS: weights[:,0]})}

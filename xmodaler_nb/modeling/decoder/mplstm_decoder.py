@@ -9,6 +9,7 @@ __all__ = ['unroll_words', 'MPLSTMDecoder']
 import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg
+from ..layers.few_rows import LSTMCell
 from ..layers.unrolled_lstm import UnrolledLSTM
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
@@ -39,7 +40,7 @@ class MPLSTMDecoder(Decoder):
     ):
         super().__init__()
         self.num_layers, self.hidden_size = 1, hidden_size
-        self.lstm = nn.LSTMCell(token_embed_dim, hidden_size)
+        self.lstm = LSTMCell(token_embed_dim, hidden_size)
 
     @classmethod
     def from_config(cls, cfg):

@@ -11,6 +11,7 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 from ...config import configurable, kfg, CfgNode as CN
 from ..layers.base_attention import BaseAttention, mix
+from ..layers.few_rows import LSTMCell
 from ..layers.unrolled_lstm import UnrolledLSTM
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
@@ -32,7 +33,7 @@ class SALSTMDecoder(Decoder):
         self.num_layers, self.hidden_size, self.token_embed_dim = 1, hidden_size, token_embed_dim
         self.att = BaseAttention(hidden_size=hidden_size, att_embed_size=att_embed_size, att_embed_dropout=att_embed_dropout)
         self.p_att_feats = nn.Linear(hidden_size, att_embed_size)
-        self.lstm = nn.LSTMCell(token_embed_dim + visual_embed_dim, hidden_size)
+        self.lstm = LSTMCell(token_embed_dim + visual_embed_dim, hidden_size)
 
     @classmethod
     def from_config(cls, cfg):

@@ -11,6 +11,7 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 from ...config import configurable, kfg, CfgNode as CN
 from ..layers.base_attention import BaseAttention, mix
+from ..layers.few_rows import LSTMCell
 from ..layers.rows import repeat_rows
 from ..layers.unrolled_lstm import UnrolledLSTM
 from .build import DECODER_REGISTRY
@@ -21,6 +22,7 @@ from .decoder import Decoder
 class UpDownDecoder(Decoder):
     "Attention LSTM and language LSTM."
     shares_images = True
+    memory_keys = (*Decoder.memory_keys, kfg.P_GLOBAL_FEATS)
     @configurable
     def __init__(self, *,
         hidden_size:int,         # d, width of both LSTMs
@@ -33,8 +35,8 @@ class UpDownDecoder(Decoder):
     ):
         super().__init__()
         self.num_layers, self.hidden_size, self.visual_embed_dim = 2, hidden_size, visual_embed_dim
-        self.lstm1 = nn.LSTMCell(hidden_size + visual_embed_dim + token_embed_dim, hidden_size)
-        self.lstm2 = nn.LSTMCell(visual_embed_dim + hidden_size, hidden_size)
+        self.lstm1 = LSTMCell(hidden_size + visual_embed_dim + token_embed_dim, hidden_size)
+        self.lstm2 = LSTMCell(visual_embed_dim + hidden_size, hidden_size)
         self.att = BaseAttention(hidden_size=hidden_size, att_embed_size=att_embed_size, att_embed_dropout=att_embed_dropout)
         self.p_att_feats = nn.Linear(visual_embed_dim, att_embed_size)
         self.dropout1, self.dropout2 = nn.Dropout(dropout1), nn.Dropout(dropout2)
@@ -55,10 +57,12 @@ class UpDownDecoder(Decoder):
 @patch
 def preprocess(self:UpDownDecoder,
     batched_inputs:dict, # the encoded batch: ATT_FEATS (i, n, d_v)
-) -> dict:               # P_ATT_FEATS (i, n, d_att), zero states with i rows
+) -> dict:               # P_ATT_FEATS (i, n, d_att), zero states with i rows; without gradients P_GLOBAL_FEATS (i, 4·d), too
     "Project the regions and start the states."
-    feats = batched_inputs[kfg.ATT_FEATS]
-    return {kfg.P_ATT_FEATS: self.p_att_feats(feats), **self.init_states(feats.size(0))}
+    feats, d = batched_inputs[kfg.ATT_FEATS], self.hidden_size
+    out = {kfg.P_ATT_FEATS: self.p_att_feats(feats), **self.init_states(feats.size(0))}
+    if not torch.is_grad_enabled(): out[kfg.P_GLOBAL_FEATS] = self.lstm1.known(slice(d, d + self.visual_embed_dim), batched_inputs[kfg.GLOBAL_FEATS])
+    return out
 
 # %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #75d03f34
 @patch
@@ -68,10 +72,20 @@ def forward(self:UpDownDecoder,
     "One word further."
     b, w = batched_inputs, batched_inputs[kfg.G_TOKEN_EMBED]
     (h1, h2), (c1, c2) = b[kfg.G_HIDDEN_STATES], b[kfg.G_CELL_STATES]
+    if kfg.P_GLOBAL_FEATS in b and not (torch.is_grad_enabled() or self.training): return self._say(b, w)
     g = repeat_rows(b[kfg.GLOBAL_FEATS], w.size(0)//b[kfg.GLOBAL_FEATS].size(0))
     h1, c1 = self.lstm1(self.dropout1(torch.cat([h2, g, w], -1)), (h1, c1))
     alpha = self.att.weights(h1, b[kfg.P_ATT_FEATS], b.get(kfg.EXT_ATT_MASKS))
     h2, c2 = self.lstm2(self.dropout2(torch.cat([mix(alpha, b[kfg.ATT_FEATS]), h1], -1)), (h2, c2))
+    return {kfg.G_HIDDEN_STATES: [h1, h2], kfg.G_CELL_STATES: [c1, c2], kfg.ATT_WEIGHTS: alpha}
+
+@patch
+def _say(self:UpDownDecoder, b, w):
+    "The same without gradients and dropout: the global feature is in the gates already, and the other inputs are never put side by side."
+    (h1, h2), (c1, c2), d, dv = b[kfg.G_HIDDEN_STATES], b[kfg.G_CELL_STATES], self.hidden_size, self.visual_embed_dim
+    h1, c1 = self.lstm1.step([(slice(0, d), h2), (slice(d + dv, None), w)], (h1, c1), b[kfg.P_GLOBAL_FEATS])
+    alpha = self.att.weights(h1, b[kfg.P_ATT_FEATS], b.get(kfg.EXT_ATT_MASKS))
+    h2, c2 = self.lstm2.step([(slice(0, dv), mix(alpha, b[kfg.ATT_FEATS])), (slice(dv, None), h1)], (h2, c2))
     return {kfg.G_HIDDEN_STATES: [h1, h2], kfg.G_CELL_STATES: [c1, c2], kfg.ATT_WEIGHTS: alpha}
 
 # %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #9d84bb39

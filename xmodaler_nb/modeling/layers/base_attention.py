@@ -29,7 +29,7 @@ class BaseAttention(nn.Module):
     ) -> Tensor:                 # (b, n), unnormalised
         "How much each region answers the state, before the softmax (eq. above)."
         h = by_image(self.w_h(hidden_states), p_att_feats.size(0))      # (i, s, att_embed_size)
-        e = torch.tanh(h[:,:,None] + p_att_feats[:,None])               # (i, s, n, att_embed_size)
+        e = (h[:,:,None] + p_att_feats[:,None]).tanh_()                 # (i, s, n, att_embed_size)
         return self.w_alpha(self.dropout(e))[...,0].flatten(0, 1)       # (b, n)
 
     def weights(self,

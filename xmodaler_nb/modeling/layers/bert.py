@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fastcore.basics import patch
 from ...config import configurable
 from .create_act import get_activation
+from .few_rows import Linear
 from .rows import by_image
 
 # %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #553b4d41
@@ -63,7 +64,7 @@ class BertSelfAttention(nn.Module):
         if hidden_size % num_attention_heads:
             raise ValueError(f"MODEL.BERT.HIDDEN_SIZE {hidden_size} is not a multiple of MODEL.BERT.NUM_ATTENTION_HEADS {num_attention_heads}")
         self.num_attention_heads = num_attention_heads
-        self.query, self.key, self.value = (nn.Linear(hidden_size, hidden_size) for _ in range(3))
+        self.query, self.key, self.value = (Linear(hidden_size, hidden_size) for _ in range(3))
         self.dropout = nn.Dropout(attention_probs_dropout_prob)
 
     @classmethod
@@ -131,7 +132,7 @@ class BertSelfOutput(nn.Module):
         hidden_dropout_prob:float, # before the residual, in [0,1)
     ):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dense = Linear(hidden_size, hidden_size)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.dropout = nn.Dropout(hidden_dropout_prob)
 
@@ -158,7 +159,7 @@ class BertIntermediate(nn.Module):
         intermediate_drop:float, # after the activation, in [0,1)
     ):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, intermediate_size)
+        self.dense = Linear(hidden_size, intermediate_size)
         self.intermediate_act_fn = get_activation(hidden_act)
         self.dropout = nn.Dropout(intermediate_drop)
 
@@ -184,7 +185,7 @@ class BertOutput(nn.Module):
         ffn_dropout_prob:float, # before the residual, in [0,1)
     ):
         super().__init__()
-        self.dense = nn.Linear(intermediate_size, hidden_size)
+        self.dense = Linear(intermediate_size, hidden_size)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.dropout = nn.Dropout(ffn_dropout_prob)
 
@@ -378,7 +379,7 @@ class BertPooler(nn.Module):
         hidden_size:int, # d
     ):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dense = Linear(hidden_size, hidden_size)
 
     @classmethod
     def from_config(cls, cfg): return dict(hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE)
@@ -398,7 +399,7 @@ class BertPredictionHeadTransform(nn.Module):
         layer_norm_eps:float, # 1e-12
     ):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dense = Linear(hidden_size, hidden_size)
         self.act = get_activation(hidden_act)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from .create_act import act_module
+from .few_rows import Linear
 from .rows import by_image
 from .scattention import SCAttention
 
@@ -17,7 +18,7 @@ from .scattention import SCAttention
 def _projection(embed_dim, heads, act_type, elu_alpha):
     act = act_module(act_type, elu_alpha, 'MODEL.BILINEAR.ACT')
     if act is None: raise ValueError("MODEL.BILINEAR.ACT is 'none', but the attention needs an activation (celu in the paper)")
-    return nn.Sequential(nn.Linear(embed_dim, embed_dim), act, nn.GroupNorm(heads, embed_dim))
+    return nn.Sequential(Linear(embed_dim, embed_dim), act, nn.GroupNorm(heads, embed_dim))
 
 # %% ../../../nbs/07_modeling/00_layers/45_lowrank_bilinear_layers.ipynb #a19c1509
 class LowRank(nn.Module):
@@ -135,7 +136,7 @@ class LowRankBilinearAttention(nn.Module):
         layer = lambda: LowRankBilinearLayer(embed_dim=embed_dim, att_heads=att_heads, att_mid_dim=att_mid_dim, att_mid_drop=att_mid_drop,
                                              dropout=dropout, act_type=act_type, elu_alpha=elu_alpha)
         self.layers = nn.ModuleList([layer() for _ in range(layer_num)])
-        self.proj = nn.Linear(embed_dim*(layer_num + 1), embed_dim)
+        self.proj = Linear(embed_dim*(layer_num + 1), embed_dim)
         self.layer_norm = nn.LayerNorm(embed_dim)
 
     def precompute(self,

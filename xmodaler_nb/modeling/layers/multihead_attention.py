@@ -11,6 +11,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .bert import split_heads, merge_heads
+from .few_rows import Linear
 from .rows import by_image
 
 # %% ../../../nbs/07_modeling/00_layers/30_multihead_attention.ipynb #e34af707
@@ -24,8 +25,8 @@ class ScaledDotProductAttention(nn.Module):
     ):
         super().__init__()
         self.num_head, self.d_k = num_head, d_k
-        self.fc_q, self.fc_k = nn.Linear(d_model, num_head*d_k), nn.Linear(d_model, num_head*d_k)
-        self.fc_v, self.fc_o = nn.Linear(d_model, num_head*d_v), nn.Linear(num_head*d_v, d_model)
+        self.fc_q, self.fc_k = Linear(d_model, num_head*d_k), Linear(d_model, num_head*d_k)
+        self.fc_v, self.fc_o = Linear(d_model, num_head*d_v), Linear(num_head*d_v, d_model)
         self.init_weights()
 
     def init_weights(self):
@@ -119,9 +120,10 @@ class MultiHeadAttention(nn.Module):
 
     def add(self, x, att): return self.layer_norm(x + self.dropout(att))
 
-    def ask(self, queries, k, v, mask=None):
-        "The same from prepared keys and values."
-        return self.add(queries, self.attention.ask(queries, k, v, mask)[0])
+    def ask(self, queries, k, v, mask=None, probs=False):
+        "The same from prepared keys and values: the answer, and the weights (b, h, t, n) or None."
+        answer, p = self.attention.ask(queries, k, v, mask, probs=probs)
+        return self.add(queries, answer), p
 
 class MultiHeadAttentionMemory(MultiHeadAttention):
     "The same with memory slots."

@@ -8,6 +8,7 @@ __all__ = ['PositionWiseFeedForward']
 # %% ../../../nbs/07_modeling/00_layers/35_positionwise_feedforward.ipynb #5c99fffc
 from torch import nn, Tensor
 from torch.nn import functional as F
+from .few_rows import Linear
 
 # %% ../../../nbs/07_modeling/00_layers/35_positionwise_feedforward.ipynb #28be43fd
 class PositionWiseFeedForward(nn.Module):
@@ -18,7 +19,7 @@ class PositionWiseFeedForward(nn.Module):
         dropout:float, # after the activation and before the residual, in [0,1)
     ):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+        self.fc1, self.fc2 = Linear(d_model, d_ff), Linear(d_ff, d_model)
         self.dropout, self.layer_norm = nn.Dropout(dropout), nn.LayerNorm(d_model)
 
     def forward(self,

@@ -9,6 +9,7 @@ __all__ = ['last_state', 'BasePredictor']
 import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg
+from ..layers.few_rows import Linear
 from .build import PREDICTOR_REGISTRY
 
 # %% ../../../nbs/07_modeling/40_predictor/10_base_predictor.ipynb #12de479e
@@ -28,7 +29,7 @@ class BasePredictor(nn.Module):
         dropout:float,   # in [0,1)
     ):
         super().__init__()
-        self.logits = nn.Linear(hidden_size, vocab_size)
+        self.logits = Linear(hidden_size, vocab_size)
         self.dropout = nn.Dropout(dropout) if dropout > 0. else None
 
     @classmethod

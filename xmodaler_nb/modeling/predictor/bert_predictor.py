@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from ...config import configurable, kfg
 from ..layers.bert import BertPredictionHeadTransform
+from ..layers.few_rows import Linear
 from .base_predictor import last_state
 from .build import PREDICTOR_REGISTRY
 
@@ -25,7 +26,7 @@ class BertPredictionHead(nn.Module):
     ):
         super().__init__()
         self.transform = transform
-        self.decoder = nn.Linear(hidden_size, vocab_size, bias=False)
+        self.decoder = Linear(hidden_size, vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.decoder.bias = self.bias                       # one parameter, two names
 
