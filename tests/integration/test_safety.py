@@ -17,7 +17,9 @@ from xmodaler_nb.checkpoint import CheckpointError, XmodalerCheckpointer, write_
 from xmodaler_nb.checkpoint.files import check_name, load_weights
 from xmodaler_nb.config import CfgNode
 from xmodaler_nb.engine import HookBase
+from xmodaler_nb.datasets.annotations import load_annotations
 from xmodaler_nb.engine.defaults import check_output_dir
+from xmodaler_nb.functional import read_np, read_np_bbox
 
 MARK = 'executed'
 
@@ -128,6 +130,23 @@ def test_yaml_with_a_tag(mark, tmp_path, text):
     (tmp_path/'c.yaml').write_text(text.replace('MARK', str(mark)))
     with pytest.raises(Exception) as e: CfgNode.load_yaml_with_base(str(tmp_path/'c.yaml'))
     assert 'c.yaml' in str(e.value)
+
+
+@pytest.mark.parametrize('kind', ['exec', 'os.system', 'nested', 'reduce_ex'])
+@pytest.mark.parametrize('ending', ['npz', 'npy'])
+def test_feature_files_with_objects(mark, tmp_path, kind, ending):
+    f = tmp_path/f'7.{ending}'
+    evil = np.empty(1, dtype=object)
+    evil[0] = evils(mark)[kind]
+    np.savez(f, features=evil) if ending == 'npz' else np.save(f, evil, allow_pickle=True)
+    for read in (read_np, lambda path: read_np_bbox(path, 10)):
+        with pytest.raises(ValueError, match=f.name): read(str(f))
+
+@pytest.mark.parametrize('op', list(opcodes('x')))
+def test_annotations_with_opcodes(mark, tmp_path, op):
+    f = tmp_path/'mscoco_caption_anno_train.pkl'
+    f.write_bytes(opcodes(mark)[op])
+    with pytest.raises((ValueError, pickle.UnpicklingError), match=f.name): load_annotations(f)
 
 
 # disks

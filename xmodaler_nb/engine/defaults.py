@@ -473,13 +473,13 @@ def load_state_dict(self:DefaultTrainer,
     if len(rng) == comm.get_world_size(): self.learn.resume_rng = rng[comm.get_rank()]
     self._rescale(s.get('iters_per_epoch', self.iters_per_epoch))
 
-# %% ../../nbs/14_engine/60_defaults.ipynb #d7a3ac5b
+# %% ../../nbs/14_engine/60_defaults.ipynb #2304c40b
 @patch
 def _rescale(self:DefaultTrainer, old):
     "Another number of processes (or batch size) than in the saved run: continue at the same part of the training. Not the same run bit for bit."
     if old == self.iters_per_epoch: return
     was,self.iter = self.iter,max(0, round((self.iter+1)/old*self.iters_per_epoch) - 1)
-    self.learn.resume_rng,self._pending = None,[]
+    self.learn.resume_rng = None
     if self.scheduler is not None:
         self.scheduler.last_epoch = self.iter
         self.scheduler.step()

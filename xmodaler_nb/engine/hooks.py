@@ -7,13 +7,14 @@ __all__ = ['logger', 'PeriodicCheckpoint', 'iters_per_epoch', 'CallbackHook', 'I
            'PeriodicCheckpointer', 'LRScheduler', 'reported_group', 'ScheduledSampling', 'flatten', 'stage_prefix',
            'EvalHook', 'ModelWeightsManipulating', 'AutogradProfiler', 'PreciseBN']
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #c27d172b
+# %% ../../nbs/14_engine/30_hooks.ipynb #501477e3
 import datetime, json, logging, math, os, sys, time
 from collections import Counter
 from pathlib import Path
 import torch
 from torch import nn
 from fastcore.basics import patch
+from ..checkpoint.files import CheckpointError, read_meta
 from ..checkpoint.xmodaler_checkpoint import PeriodicEpochCheckpointer
 from .methods import EndlessLoader
 from .train_loop import HookBase
@@ -85,19 +86,23 @@ def memory_report() -> str:
 
 def _clock(seconds): return str(datetime.timedelta(seconds=int(seconds)))
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #24adcfb5
+# %% ../../nbs/14_engine/30_hooks.ipynb #d09998e4
 class PeriodicWriter(HookBase):
     "Lets writers write every few steps, after the last one, and at the end."
     def __init__(self,
         writers,        # `EventWriter`s
         period:int=20,  # steps between two writes
-    ): self._writers,self._period = list(writers),period
+    ): self._writers,self._period,self._done = list(writers),period,None
+
+    def before_train(self): self._done = None
 
     def after_step(self):
+        self._done = self.trainer.iter
         if (self.trainer.iter+1) % self._period == 0 or self.trainer.iter >= self.trainer.max_iter-1: self._write()
 
     def after_train(self):
-        "What is left, also when the training stops inside an epoch or fails; then close."
+        "What is left, also when the training stops inside an epoch or fails; then close. It is about the last step that was finished."
+        if self._done is not None: self.trainer.storage.iter = self._done
         self._write()
         for w in self._writers: w.close()
 
@@ -114,7 +119,7 @@ class PeriodicWriter(HookBase):
         for w,s in zip(self._writers, state['writers']):
             if s and hasattr(w, 'load_state_dict'): w.load_state_dict(s)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #61f385ee
+# %% ../../nbs/14_engine/30_hooks.ipynb #d0051e86
 class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
     "Checkpointing as a hook. The period is in steps; names carry the epoch."
     def __init__(self,
@@ -134,10 +139,17 @@ class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
         if it >= self.max_iter-1: self._final = it
 
     def after_train(self):
-        "A training that was stopped early has a final checkpoint as well."
+        "A training that was stopped early has a final checkpoint as well; so has one that was killed just before writing it."
         t = self.trainer
-        if t.iter >= t.max_iter > t.start_iter and self._final != t.iter-1:
-            self.save(f'{self.file_prefix}_final', iteration=t.iter-1, epoch=t.iter//iters_per_epoch(t))
+        if t.iter < t.max_iter or self._final == t.iter-1: return
+        if t.start_iter >= t.max_iter and comm.all_gather(self._final_on_disk())[0] == t.iter-1: return
+        self.save(f'{self.file_prefix}_final', iteration=t.iter-1, epoch=t.iter//iters_per_epoch(t))
+        self.prune()
+
+    def _final_on_disk(self):
+        "Iteration of the final checkpoint that is there; None without one."
+        try: return read_meta(Path(self.checkpointer.save_dir)/f'{self.file_prefix}_final').get('iteration')
+        except CheckpointError: return None
 
 PeriodicCheckpoint = PeriodicCheckpointer
 
