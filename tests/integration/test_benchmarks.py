@@ -16,6 +16,12 @@ def test_plain_and_ours_agree(name):
     assert all(s > 0 for s in seconds)
 
 
+def test_metrics_smoke():
+    "Every row that needs no other program: made-up captions, and a plain reward scorer that must agree."
+    import metrics
+    rows = {r['name']: r for part in ('tokenizer', 'BLEU', 'ROUGE_L', 'CIDEr', 'METEOR', 'reward') for r in metrics.main(['--here', '--smoke', '--images', '12', '--repeats', '1', '--only', part])}
+    assert {'tokenizer', 'BLEU', 'ROUGE_L', 'CIDEr', 'CIDEr-D reward'} <= set(rows) and all(r['ours_s'] > 0 for r in rows.values())
+    assert rows['CIDEr-D reward']['ratio'] > rows['CIDEr-D reward']['target']/2
 def rows(capsys, *args):
     decode.main([*args, '--small', '--images', '3', '--repeats', '1', '--json'])
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -6,17 +6,18 @@
 __all__ = ['ID_COLUMNS', 'TEXT_COLUMNS', 'ALL_METRICS', 'read_json', 'as_references', 'as_predictions', 'align', 'EvalResult',
            'evaluate', 'score_tokens']
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #46d6f061
+# %% ../../nbs/10_evaluation/70_captions.ipynb #0a4b7aa9
 import json
 from collections.abc import Mapping
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .metrics import make_metric, metric_name, problem
+from .cider import DocumentFrequency
+from .metrics import MetricUnavailable, make_metric, metric_name, problem
 from .ngrams import References, count_ngrams, lay_out
 from ..tokenization.ptb import ptb_tokenize
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #284e12a2
+# %% ../../nbs/10_evaluation/70_captions.ipynb #ca204954
 ID_COLUMNS, TEXT_COLUMNS = ('image_id', 'id', 'image', 'video_id', 'file_name'), ('caption', 'captions', 'text', 'references', 'sentence')
 
 def _column(names, wanted, what):
@@ -49,7 +50,7 @@ def read_json(
     try: return json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f"{path}: not json ({e})") from None
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #6698e1fe
+# %% ../../nbs/10_evaluation/70_captions.ipynb #74a4c4e1
 def _missing_text(x): return x is None or isinstance(x, float) and x != x        # None, or a data frame's NaN
 
 def _as_list(x):
@@ -83,7 +84,7 @@ def _some(ids, n=5):
     ids = list(ids)
     return f"{len(ids)} id{'s' if len(ids) != 1 else ''}: {', '.join(map(repr, ids[:n]))}{', …' if len(ids) > n else ''}"
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #0d35e791
+# %% ../../nbs/10_evaluation/70_captions.ipynb #a4e611c3
 def align(
     predictions:dict,  # id -> caption
     references:dict,   # id -> captions
@@ -100,7 +101,7 @@ def align(
         raise ValueError(f"{'; '.join(parts)}. Pass strict=False to score the {len(references)-len(missing)} images that have both")
     return [i for i in references if i in predictions], predictions, missing, extra
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #e2792016
+# %% ../../nbs/10_evaluation/70_captions.ipynb #758888de
 class EvalResult:
     "Scores of a set of captions."
     def __init__(self,
@@ -112,9 +113,10 @@ class EvalResult:
         missing:list,    # ids without prediction
         extra:list,      # ids without references
         notes:list,      # what a reader of the numbers should know
+        metrics:dict=None, # metric -> the object that computed it
     ):
         self.ids, self.hyps, self.refs, self.scores, self.skipped = ids, hyps, refs, scores, skipped
-        self.missing, self.extra, self.notes = missing, extra, notes
+        self.missing, self.extra, self.notes, self.metrics = missing, extra, notes+[n for s in scores.values() for n in s.notes], metrics or {}
         self.corpus = {k: v for s in scores.values() for k, v in s.corpus.items()}
         columns = {k: np.asarray(v).tolist() for s in scores.values() for k, v in s.image.items()}
         self.per_image = {i: dict(zip(columns, row)) for i, row in zip(ids, zip(*columns.values()))} if columns else {i: {} for i in ids}
@@ -134,7 +136,7 @@ def table(self:EvalResult,
     if captions: df.insert(0, 'caption', self.hyps)
     return df
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #792d08ef
+# %% ../../nbs/10_evaluation/70_captions.ipynb #a32b8888
 ALL_METRICS = ('BLEU', 'METEOR', 'ROUGE_L', 'CIDEr', 'CIDEr_D')
 
 def _tokens(predictions, references, tokenize):
@@ -158,7 +160,7 @@ def _metric(name, options):
     if why: return None, why
     return make_metric(name, **options.get(name, {})), None
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #47107ccd
+# %% ../../nbs/10_evaluation/70_captions.ipynb #445fce2a
 def evaluate(
     predictions,          # {id: caption}, COCO results, their path, or a data frame
     references,           # {id: [captions]}, COCO annotations, their path, or a data frame
@@ -171,16 +173,17 @@ def evaluate(
     "Score captions against references."
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     names, options = list(dict.fromkeys(map(metric_name, names))), {metric_name(k): v for k, v in (options or {}).items()}
-    if df is not None: options['CIDEr_D'] = {'df': df, **options.get('CIDEr_D', {})}
-    ids, preds, missing, extra = align(as_predictions(predictions), as_references(references), strict)
-    if not ids: raise ValueError("no image to score: predictions and references have no id in common" if extra or missing else "no image to score: both sides are empty")
+    if df is not None: options['CIDEr_D'] = {'df': df if isinstance(df, DocumentFrequency) else DocumentFrequency.from_file(df), **options.get('CIDEr_D', {})}
     refs = as_references(references)
+    ids, preds, missing, extra = align(as_predictions(predictions), refs, strict)
+    if not ids: raise ValueError("no image to score: predictions and references have no id in common" if extra or missing else "no image to score: both sides are empty")
     lone = [i for i in ids if not refs[i]]
     notes = [f"no reference text for {_some(lone)}: scored against an empty reference"] if lone else []
-    hyps, refs = _tokens([_text(preds[i]) for i in ids], [list(map(_text, refs[i])) or [''] for i in ids], tokenize)
-    return score_tokens(ids, hyps, References(refs), names, options, missing, extra, notes)
+    raw = [_text(preds[i]) for i in ids], [list(map(_text, refs[i])) or [''] for i in ids]
+    hyps, refs = _tokens(*raw, tokenize)
+    return score_tokens(ids, hyps, References(refs), names, options, missing, extra, notes, raw)
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #c42f9e87
+# %% ../../nbs/10_evaluation/70_captions.ipynb #df32b172
 def score_tokens(
     ids:list,          # images
     hyps:list,         # tokenised predictions
@@ -190,6 +193,7 @@ def score_tokens(
     missing:list=(),   # ids without prediction, for the record
     extra:list=(),     # ids without references, for the record
     notes:list=(),     # remarks, for the record
+    raw:tuple=None,    # (predictions, references) before tokenising, for metrics that tokenise themselves; None: the tokens
 ) -> EvalResult:
     "Score tokenised captions against prepared references."
     ready, skipped, scores, counted, options = {}, {}, {}, None, options or {}
@@ -200,5 +204,8 @@ def score_tokens(
     if any(hasattr(m, 'n') for m in ready.values()):          # these share one table of n-grams
         lay = lay_out(hyps, refs)
         counted = lay, count_ngrams(lay, max(m.n for m in ready.values() if hasattr(m, 'n')))
-    for name, metric in ready.items(): scores[name] = metric(hyps, refs, counted)
-    return EvalResult(list(ids), hyps, refs, scores, skipped, list(missing), list(extra), list(notes))
+    for name, metric in ready.items():
+        own = getattr(metric, 'raw', False)
+        try: scores[name] = metric(list(ids), *(raw or (hyps, refs.texts))) if own else metric(hyps, refs, counted)
+        except MetricUnavailable as e: skipped[name] = str(e)
+    return EvalResult(list(ids), hyps, refs, scores, skipped, list(missing), list(extra), list(notes), ready)

@@ -5,30 +5,81 @@
 # %% auto #0
 __all__ = ['score_main']
 
-# %% ../../nbs/10_evaluation/78_cli.ipynb #abab0308
+# %% ../../nbs/10_evaluation/78_cli.ipynb #0efa2396
 import argparse
 import json
 import sys
 from pathlib import Path
-from .captions import ALL_METRICS, evaluate
+from .captions import ALL_METRICS, as_references, evaluate
+from .diversity import diversity
+from .metrics import available
+from ..tokenization.ptb import ptb_tokenize
 
-# %% ../../nbs/10_evaluation/78_cli.ipynb #812d723b
+# %% ../../nbs/10_evaluation/78_cli.ipynb #1b39500d
+def _parser():
+    "Options of `xm-score`."
+    p = argparse.ArgumentParser(prog='xm-score', description='Score captions against references.')
+    p.add_argument('predictions', nargs='?', help='JSON: COCO results, or {id: caption}')
+    p.add_argument('references', nargs='?', help='JSON: COCO captions, or {id: [captions]}')
+    p.add_argument('--available', action='store_true', help='list the metrics and whether they can run here, then stop')
+    p.add_argument('--metrics', nargs='+', default=list(ALL_METRICS), help='which ones')
+    p.add_argument('--tokens', action='store_true', help='captions are tokens joined by blanks already')
+    p.add_argument('--partial', action='store_true', help='score the ids that both files have, instead of complaining about the others')
+    p.add_argument('--df', metavar='FILE', help="document frequencies for CIDEr_D (X-modaler's pickle)")
+    p.add_argument('--confidence', type=int, default=0, metavar='N', help='95%% intervals from N bootstrap draws')
+    p.add_argument('--diversity', action='store_true', help='also distinct n-grams, lengths, vocabulary')
+    p.add_argument('--train', metavar='FILE', help='captions of the training set, for novelty and vocabulary use (implies --diversity)')
+    p.add_argument('--explain', metavar='ID', help='which n-gram of this caption earned what')
+    p.add_argument('--per-image', default='', metavar='FILE', help='also write the scores of every picture: .csv with captions, else JSON')
+    p.add_argument('--json', action='store_true', help='print one JSON object')
+    return p
+
+def _row(result, image_id):
+    "The id of the result that reads like the one asked for."
+    found = next((i for i in result.ids if str(i) == image_id), None)
+    if found is None: raise KeyError(f'no image {image_id!r} among the {len(result.ids)} that were scored')
+    return found
+
+def _write(result, path):
+    "Scores of every picture."
+    if path.suffix == '.csv': result.table().to_csv(path)
+    else: path.write_text(json.dumps({str(k): v for k, v in result.per_image.items()}))
+
+# %% ../../nbs/10_evaluation/78_cli.ipynb #0d47bb75
+def _score(args):
+    "(all numbers by name, lines to print)."
+    result = evaluate(args.predictions, args.references, args.metrics, not args.tokens, not args.partial, args.df)
+    numbers, lines = dict(result.corpus), []
+    bounds = result.confidence(n=args.confidence) if args.confidence else {}
+    for k, v in result.corpus.items(): lines.append(f'{k:10} {v:.4f}'+(f'  ({bounds[k][0]:.4f} to {bounds[k][1]:.4f})' if bounds else ''))
+    lines += [f'{k:10} skipped: {why}' for k, why in result.skipped.items()]+result.notes
+    for ids, what in ((result.missing, 'without a prediction'), (result.extra, 'without references')):
+        if ids: lines.append(f"{len(ids)} ids {what}: {', '.join(map(str, ids[:5]))}{', …' if len(ids) > 5 else ''}")
+    if args.diversity or args.train:
+        train = ptb_tokenize([c for cs in as_references(args.train).values() for c in cs]) if args.train else None
+        numbers['diversity'] = diversity(result.hyps, train)
+        lines += [f'{k:18} {v:.4f}' for k, v in numbers['diversity'].items()]
+    if bounds: numbers['confidence'] = bounds
+    if args.explain:
+        table = result.explain(_row(result, args.explain))
+        numbers['explain'] = table.to_dict('records')
+        lines += ['', table.round(4).to_string(index=False, max_rows=30)]
+    if args.per_image: _write(result, Path(args.per_image))
+    return numbers, lines
+
 def score_main(
     argv=None, # command line without the program; None = the process's own
 ) -> int:      # exit code
     "Entry point of `xm-score`."
-    p = argparse.ArgumentParser(prog='xm-score', description='Score captions against references.')
-    p.add_argument('predictions', help='JSON: COCO results, or {id: caption}')
-    p.add_argument('references', help='JSON: COCO captions, or {id: [captions]}')
-    p.add_argument('--metrics', nargs='+', default=list(ALL_METRICS), help='which ones')
-    p.add_argument('--per-image', default='', metavar='FILE', help='also write the scores of every picture as JSON')
-    p.add_argument('--json', action='store_true', help='print one JSON object')
+    p = _parser()
     args = p.parse_args(argv)
-    try: result = evaluate(args.predictions, args.references, metrics=args.metrics)
+    if args.available:
+        print(available())
+        return 0
+    if args.references is None: p.error('two files are needed: predictions and references')
+    try: numbers, lines = _score(args)
     except (KeyError, ValueError, OSError, TypeError) as e:
         print(f"error: {e.args[0] if isinstance(e, KeyError) and e.args else e}", file=sys.stderr)
         return 1
-    if args.json: print(json.dumps(result.corpus))
-    else: print(*(f'{k:10} {v:.4f}' for k, v in result.corpus.items()), *(f'{k:10} skipped: {why}' for k, why in result.skipped.items()), sep='\n')
-    if args.per_image: Path(args.per_image).write_text(json.dumps({str(k): v for k, v in result.per_image.items()}))
+    print(json.dumps(numbers) if args.json else '\n'.join(lines))
     return 0

@@ -6,7 +6,8 @@
 __all__ = ['WEIGHTS', 'ALPHA', 'BETA', 'GAMMA', 'DELTA', 'Sentence', 'word_links', 'phrase_links', 'candidates', 'committed',
            'search', 'statistics', 'meteor_score', 'Meteor']
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #f835f85c
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #f5ebd420
+import re
 from itertools import chain
 from operator import itemgetter
 import numpy as np
@@ -16,7 +17,7 @@ from .meteor_tables import ByteHash, MeteorTables, load_tables, meteor_problem
 from .meteor_text import normalize
 from .ngrams import References
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #debaaf68
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #bab970c6
 class Sentence:
     "The words of a caption and what METEOR knows about them."
     __slots__ = ('words', 'stems', 'function', 'senses', 'n_function', 'at_word', 'at_stem', 'all_senses', 'found', 'left', 'right')
@@ -39,7 +40,7 @@ class Sentence:
             self.at_stem.setdefault(s, []).append(i)
         self.all_senses = set().union(*self.senses)
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #df8ed51a
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #a21f92eb
 def word_links(
     hyp:Sentence,   # the caption
     word:str,       # a word of a reference
@@ -53,7 +54,7 @@ def word_links(
         out += [(i, 2) for i, s in enumerate(hyp.senses) if hyp.words[i] != word and not s.isdisjoint(senses)]
     return tuple(out)
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #105057f2
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #d8eec4a7
 def phrase_links(
     hyp:Sentence,  # the caption
     ref:Sentence,  # the reference
@@ -83,7 +84,7 @@ def candidates(
             out[j].append((l//2+k//2, i, k, l, (1 << k)-1 << i | (1 << l)-1 << n1+j, 3))
     return out
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #4ebbfad3
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #8c5164cd
 _CREDIT, _BREAK, _BEAM = 1 << 60, 1 << 36, 40
 _first = itemgetter(0)
 
@@ -122,7 +123,7 @@ def search(
         link = link[1]
     return chosen[::-1]
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #92b8ac41
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #f50ce90b
 def _extend(paths, cur, row, fixed, bit):
     "All paths one reference position further."
     out = []
@@ -144,10 +145,10 @@ def _extend(paths, cur, row, fixed, bit):
         add((order if last == -1 else order+_BREAK, -1, nxt, used, chosen))
     return out
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #855ceb04
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #c39ee385
 def _grams(sentences, hashed, longest=7):
     "Hashes of all n-grams: (hash, sentence, start, length)."
-    data = np.frombuffer(' '.join(' '.join(s.words) for s in sentences if s.words).encode(), np.uint8)
+    data = np.frombuffer(' '.join(' '.join(s.words) for s in sentences if s.words).encode('utf-8', 'surrogatepass'), np.uint8)
     lens = np.fromiter((len(s.words) for s in sentences), np.int64, len(sentences))
     end = np.append(np.flatnonzero(data == 32), len(data)) if len(data) else np.zeros(0, np.int64)
     start = np.append(0, end[:-1]+1) if len(data) else end
@@ -166,7 +167,7 @@ def _unique(x):
     x = np.sort(x)
     return x[np.append(True, x[1:] != x[:-1])] if len(x) else x
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #9137f4d9
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #26cca985
 def _hand_out(sentences, grams, keys, wanted, put):
     "For every n-gram occurrence whose hash is keys[wanted]: put(sentence, start, length, number in keys), in order of (sentence, start, length)."
     flag = np.zeros(len(keys)+1, bool)
@@ -201,7 +202,7 @@ def _phrases(hyps, refs, index):
         _hand_out(who, sides[here], keys[here], list(rights), _put_left(here, rights))
         _hand_out(whom, sides[there], keys[there], right, _put_right(here))
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #3a0f218c
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #5409c96d
 WEIGHTS, ALPHA, BETA, GAMMA, DELTA = (1., .6, .8, .6), .85, .2, .6, .75   # English, ranking task
 
 def statistics(
@@ -240,14 +241,14 @@ def meteor_score(
     frag = 0. if whole else s[20]/((s[21]+s[22])/2)
     return max(0., 1/((1-ALPHA)/p+ALPHA/r)*(1-GAMMA*frag**BETA))
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #a3767f97
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #1a4becaa
 class Meteor:
     "METEOR 1.5, English. Keeps what it learned about words and sentences."
     names = ['METEOR']
     def __init__(self,
         tables=None,    # `MeteorTables`; None: from the installed pycocoevalcap
         longest=1000,   # captions with more words are cut there: the search is made for sentences
-    ): self.tables, self.longest, self.hyps, self.refs = tables or load_tables(), longest, {}, {}
+    ): self.tables, self.longest, self.hyps, self.refs, self.cut = tables or load_tables(), longest, {}, {}, set()
 
     @staticmethod
     def problem():
@@ -258,8 +259,9 @@ class Meteor:
         "A prepared sentence, kept; captions and references apart, since paraphrases connect the two sides."
         s = kept.get(text)
         if s is None:
-            words = normalize(text, self.tables.prefixes, self.tables.numeric)[:self.longest]
-            s = kept[text] = Sentence(words, self.tables)
+            words = normalize(text, self.tables.prefixes, self.tables.numeric)
+            if len(words) > self.longest: self.cut.add(text)
+            s = kept[text] = Sentence(words[:self.longest], self.tables)
         return s
 
     def best(self, hyp, refs):
@@ -272,14 +274,42 @@ class Meteor:
             if value > top: top, kept = value, s
         hyp.at_word = hyp.at_stem = hyp.all_senses = None
         hyp.found = {}
-        return kept, top
+        return kept
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #8ef59388
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #23f5d00b
+_FOREIGN = re.compile('[\u0180-\u03ff\u0528-\u1cff\u1e00-\u1fff\u2e80-\ua63f\uac00-\ud7ff\uf900-\uffdc]').search
+
+@patch
+def remarks(self:Meteor,
+    hyps,  # captions
+    refs,  # references
+) -> tuple: # of strings
+    "What a reader of the score should know."
+    out, texts = [], {*hyps, *refs}
+    cut, foreign = len(self.cut & texts), sum(1 for t in texts if not t.isascii() and _FOREIGN(t))
+    if cut: out.append(f'METEOR: {cut} captions of more than {self.longest} words were cut there')
+    if 20*foreign > len(texts): out.append(f'METEOR knows English only: in {foreign} of {len(texts)} captions it splits words of another script into letters')
+    return tuple(out)
+
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #4beeb4bf
 def _split_bars(text):
     "A reference with ||| is several references for METEOR."
     parts = text.split('|||')
     while len(parts) > 1 and parts[-1] == '': parts.pop()
     return parts
+
+@patch
+def statistics(self:Meteor,
+    hyps:list,     # one tokenised hypothesis per image
+    refs:list,     # per image a list of tokenised references
+) -> np.ndarray:   # (images, 23) int64, of the best reference of each
+    "The numbers that scores are made of."
+    for kept in (self.hyps, self.refs):
+        if len(kept) > 500_000: kept.clear()
+    hs = [self.sentence(h.replace('|||', '').replace('  ', ' '), self.hyps) for h in hyps]
+    rs = [[self.sentence(p, self.refs) for r in row for p in (_split_bars(r) if '|||' in r else (r,))] for row in refs]
+    _phrases(list(dict.fromkeys(hs)), list(dict.fromkeys(chain.from_iterable(rs))), self.tables.index)
+    return np.array([self.best(h, r) for h, r in zip(hs, rs)], dtype=np.int64).reshape(len(hs), 23)
 
 @patch
 def __call__(self:Meteor,
@@ -289,15 +319,9 @@ def __call__(self:Meteor,
 ) -> Scores:       # of `METEOR`
     "Score tokenised captions."
     texts = refs.texts if isinstance(refs, References) else refs
-    for kept in (self.hyps, self.refs):
-        if len(kept) > 500_000: kept.clear()
-    hs = [self.sentence(h.replace('|||', '').replace('  ', ' '), self.hyps) for h in hyps]
-    rs = [[self.sentence(p, self.refs) for r in row for p in (_split_bars(r) if '|||' in r else (r,))] for row in texts]
-    _phrases(list(dict.fromkeys(hs)), list(dict.fromkeys(chain.from_iterable(rs))), self.tables.index)
-    found = [self.best(h, r) for h, r in zip(hs, rs)]
-    stats, image = np.array([s for s, _ in found], dtype=np.int64).reshape(len(hs), 23), np.array([v for _, v in found])
+    stats = self.statistics(hyps, texts)
+    image = np.array([meteor_score(s) for s in stats.tolist()])
     whole = (stats[:, 21] == stats[:, 0]) & (stats[:, 22] == stats[:, 1]) & (stats[:, 20] == 1)
-    summed = stats.copy()
-    summed[whole, 20] = 0
-    def again(rows=slice(None)): return {'METEOR': meteor_score(summed[rows].sum(0).tolist())}
-    return Scores(again(), {'METEOR': image}, again)
+    stats[whole, 20] = 0
+    def again(rows=slice(None)): return {'METEOR': meteor_score(stats[rows].sum(0).tolist())}
+    return Scores(again(), {'METEOR': image}, again, self.remarks(hyps, chain.from_iterable(texts)))
