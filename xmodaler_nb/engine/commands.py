@@ -354,9 +354,7 @@ def caption_main(argv):
     p.add_argument('--json', action='store_true', help='print one JSON object per picture')
     args = p.parse_args(argv)
     captioner = Captioner.from_pretrained(args.model)
-    from xmodaler_nb.functional import read_np
-    xs = [read_np(f) if Path(f).suffix in ('.npy', '.npz') else f for f in args.pictures]
-    found = captioner.describe(xs, strategy='beam' if args.beam > 1 else 'greedy', beam_size=args.beam, nbest=args.nbest, trace=bool(args.html), ids=args.pictures)
+    found = captioner.describe(args.pictures, strategy='beam' if args.beam > 1 else 'greedy', beam_size=args.beam, nbest=args.nbest, trace=bool(args.html), ids=args.pictures)
     for f, cs in zip(args.pictures, found):
         for c in cs if isinstance(cs, list) else [cs]:
             print(json.dumps(dict(picture=f, caption=c.text, log_prob=round(c.score, 4))) if args.json else f'{f}: {c.text}')

@@ -61,7 +61,7 @@ def forward(self:COSNetDecoder,
     stepping, n = kfg.TIME_STEP in b, len(self.g_layers)
     b = b if kfg.P_ATT_FEATS in b else {**b, **self.preprocess(b)}
     regions, words = b[kfg.P_ATT_FEATS].chunk(n, -1), b[kfg.P_SEMANTICS_FEATS].chunk(n, -1)
-    masks = (words_mask(b, len(x)), b.get(kfg.EXT_ATT_MASKS), b.get(kfg.EXT_SEMANTICS_MASKS))
+    masks = (words_mask(b, x.size(0)), b.get(kfg.EXT_ATT_MASKS), b.get(kfg.EXT_SEMANTICS_MASKS))
     history, weights = [], None
     for i, layer in enumerate(self.g_layers):
         kv = layer.attn.keys_values(x)

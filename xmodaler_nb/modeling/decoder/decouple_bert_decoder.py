@@ -82,7 +82,7 @@ def _generate(self:DecoupleBertDecoder, b, g, regions):
     "G_HIDDEN_STATES, and histories and attention while decoding."
     stepping = kfg.TIME_STEP in b
     if g.dim() == 2: g = g[:,None]
-    text_mask, v_mask = words_mask(b, len(g)), b.get(kfg.EXT_ATT_MASKS)
+    text_mask, v_mask = words_mask(b, g.size(0)), b.get(kfg.EXT_ATT_MASKS)
     states, kept, weights = [], [], None
     for i, (layer, v_kv) in enumerate(zip(self.g_layers, regions.chunk(len(self.g_layers), -1))):
         kv = layer.self_attn.self.keys_values(g)

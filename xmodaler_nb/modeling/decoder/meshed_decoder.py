@@ -119,7 +119,7 @@ def forward(self:MeshedDecoder,
     stepping = kfg.TIME_STEP in b
     regions = b[kfg.P_ATT_FEATS] if kfg.P_ATT_FEATS in b else self.preprocess(b)[kfg.P_ATT_FEATS]
     regions = regions.split(self.d_model, -1)
-    mask = words_mask(b, len(x))
+    mask = words_mask(b, x.size(0))
     text_mask = None if mask is None else mask == HIDDEN
     states, history, weights = [], [], None
     for i, layer in enumerate(self.layers):

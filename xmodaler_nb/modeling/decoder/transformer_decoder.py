@@ -63,7 +63,7 @@ def words_mask(
     mask, t = batch.get(kfg.EXT_G_TOKENS_MASKS), batch.get(kfg.TIME_STEP)
     if mask is None: return None
     if t is not None: mask = mask[:,:,t:t+1,:t+1]
-    return mask if len(mask) in (1, rows) else mask.repeat_interleave(rows//len(mask), 0)
+    return mask if mask.size(0) in (1, rows) else mask.repeat_interleave(rows//mask.size(0), 0)
 
 @patch
 def forward(self:TransformerDecoder,
@@ -75,7 +75,7 @@ def forward(self:TransformerDecoder,
     stepping = kfg.TIME_STEP in b
     regions = b[kfg.P_ATT_FEATS] if kfg.P_ATT_FEATS in b else self.preprocess(b)[kfg.P_ATT_FEATS]
     regions, v_mask = regions.chunk(len(self.g_layers), -1), b.get(kfg.EXT_ATT_MASKS)
-    text_mask = words_mask(b, len(x))
+    text_mask = words_mask(b, x.size(0))
     states, history, weights = [], [], None
     for i, layer in enumerate(self.g_layers):
         kv = layer.self_attn.self.keys_values(x)

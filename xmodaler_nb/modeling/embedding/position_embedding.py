@@ -16,11 +16,12 @@ POSITION_ENC_REGISTRY = Registry('POSITION_ENC')
 
 def _rows(table, x):
     "Rows of `table` (M, d) that `x` asks for; the answer broadcasts over the batch."
-    if isinstance(x, int): first, last = x, x + 1
+    one = not isinstance(x, Tensor)
+    if one: first, last = x, x + 1
     elif x.is_floating_point(): first, last = 0, x.size(1)
     else: return table[x]
     if last > table.size(0): raise ValueError(f"position {last-1} is beyond the table of {table.size(0)} positions (TOKEN_EMBED.POSITION_MAX_LEN)")
-    return table[None,first:last] if not isinstance(x, int) else table[x][None]
+    return table[first:last] if one else table[None,first:last]
 
 # %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #8c2eec33
 @POSITION_ENC_REGISTRY.register()

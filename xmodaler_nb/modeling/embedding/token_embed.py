@@ -77,7 +77,7 @@ class TokenBaseEmbedding(nn.Module):
     ) -> Tensor:                    # (b, t, dim) or (b, dim)
         "Embed one id tensor."
         x = self.embeddings(input_ids)
-        if self.embeddings_pos is not None: x = x + self.embeddings_pos(x if time_step is None else int(time_step))
+        if self.embeddings_pos is not None: x = x + self.embeddings_pos(x if time_step is None else time_step if isinstance(time_step, torch.SymInt) else int(time_step))
         if self.embeddings_token_type is not None and token_type_ids is not None:
             kind = token_type_ids if time_step is None else repeat_rows(token_type_ids[:,time_step], input_ids.size(0)//token_type_ids.size(0))
             x = x + self.embeddings_token_type(kind)

@@ -66,7 +66,7 @@ def _step(self:TwoStreamBertEncoder, batch):
     x = batch[kfg.G_TOKEN_EMBED]
     if x.dim() == 2: x = x[:,None]
     history = batch.get(kfg.ENC_HISTORY_STATES) if batch[kfg.TIME_STEP] > 0 else None
-    outs, kept, mask = [], [], words_mask(batch, len(x))
+    outs, kept, mask = [], [], words_mask(batch, x.size(0))
     for i, layer in enumerate(self.layers):
         kv = layer.attention.self.keys_values(x)
         if history is not None: kv = torch.cat([history[i], kv], 1)

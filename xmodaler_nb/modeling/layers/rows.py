@@ -15,8 +15,8 @@ def rows_per_image(
     images:int, # number of image rows
 ) -> int:       # s, so that rows == images*s
     "How many consecutive rows belong to one image."
-    s, rest = divmod(rows, images) if images else (1, rows)
-    if rest or s == 0: raise ValueError(f"{rows} rows cannot be shared out evenly over {images} images")
+    s = rows//images if images else 0
+    if s == 0 or s*images != rows: raise ValueError(f"{rows} rows cannot be shared out evenly over {images} images")
     return s
 
 # %% ../../../nbs/07_modeling/00_layers/05_rows.ipynb #f5157fdd
