@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/'benchmarks'))
-import decode, plain
+import decode, engine, plain
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -37,3 +37,8 @@ def test_variants_of_decoding(capsys):
 def test_decoding_against_transformers(capsys):
     if not importlib.util.find_spec('transformers'): pytest.skip('needs transformers: pip install -e .[bench]')      # not imported here: the script says how
     assert len(rows(capsys, '--against', 'bart', '--beams', '2', '3')) == 2
+
+def test_cost_of_the_engine(capsys):
+    engine.main(['--small', '--json'])
+    out = json.loads(capsys.readouterr().out)
+    assert [r['name'].split(':')[0] for r in out] == ['training step'] + ['batch']*4 and all(r['ours_s'] > 0 and r['peer_s'] > 0 for r in out) and out[0]['ratio'] > .5
