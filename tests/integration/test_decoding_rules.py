@@ -129,3 +129,40 @@ def test_self_critical_gradients_through_beams():
         (-(out[kfg.G_LOGP]*reward)).mean().backward()
         got = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         assert all(g.isfinite().all() for g in got.values()) and any(n.startswith('decoder') and g.abs().sum() > 0 for n, g in got.items())
+
+
+@pytest.mark.parametrize('which', [UPDOWN, TRANSFORMER], ids=['updown', 'transformer'])
+@pytest.mark.parametrize('name', STRATEGIES)
+def test_a_trace_tells_what_happened_and_changes_nothing(which, name):
+    "Same words with and without; the sum of a path's log-probabilities is its score; attention follows the path."
+    cfg, model = make(which)
+    kind, kw = STRATEGIES[name]
+    b = batch().merge({kfg.DECODE_BY_SAMPLE: True} if name == 'sampling' else {})
+    steps, outs = [], []
+    step = model.step
+    for trace in (False, True):
+        torch.manual_seed(5)
+        model.step = lambda tokens, state: (steps.append(len(tokens)), step(tokens, state))[1]
+        with torch.no_grad(): outs.append(kind(cfg, **{**kw, 'trace': trace})(b, False, model))
+        steps.append(None)
+    plain, traced = outs
+    assert torch.equal(plain[kfg.G_SENTS_IDS], traced[kfg.G_SENTS_IDS]) and kfg.TRACE not in plain
+    at = steps.index(None)
+    assert steps[:at] == steps[at+1:-1]                                       # the same rows at the same steps
+    for i in range(6):
+        h = traced[kfg.TRACE].best(i)
+        assert h.ids == traced[kfg.G_SENTS_IDS][i].tolist()[:len(h.ids)]
+        assert abs(h.score - sum(h.log_probs)) < 1e-4 and torch.allclose(torch.tensor(h.log_probs), traced[kfg.G_LOGP][i,:len(h.ids)], atol=1e-5)
+        assert h.attention.shape == (len(h.ids), 5) and torch.allclose(h.attention.sum(-1), torch.ones(len(h.ids)), atol=1e-4)
+        if i == 1: assert h.attention[:,3:].max() < 1e-6                      # this picture has three regions
+        assert traced[kfg.TRACE].to_json(i) and '<svg' in traced[kfg.TRACE].to_html(i)
+
+
+def test_equal_scores_are_decided_the_same_way_every_time():
+    from xmodaler_nb.modeling.decode_strategy.toy import TableModel
+    arg = dict(vocab_path='', max_seq_len=5, bert_tokenizer=None, bos_token_id=0, eos_token_id=0)
+    for v in (7, 300):                                                        # small tables are sorted, large ones searched
+        flat = TableModel(torch.zeros(1, v, v))
+        first, *rest = [BeamSearcher(**arg, beam_size=3)({kfg.IDS: [0, 1]}, model=flat)[kfg.G_SENTS_IDS] for _ in range(4)]
+        assert all(torch.equal(first, r) for r in rest) and torch.equal(first[0], first[1])
+        assert GreedyDecoder(**arg, beam_size=1)({kfg.IDS: [0]}, model=TableModel(torch.cat([torch.full((1, v, 1), -9.), torch.zeros(1, v, v-1)], -1)))[kfg.G_SENTS_IDS].tolist() == [[1]*5]

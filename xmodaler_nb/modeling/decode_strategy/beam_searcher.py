@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'DEAD', 'ENDED_WORD', 'best_of', 'BeamSearcher', 'overrides']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #910742f3
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #f411982a
 from types import SimpleNamespace
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .build import DECODE_STRATEGY_REGISTRY
 from .decode_strategy import DecodeStrategy, Transcript
 from .trace import TraceStep
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #3eb3ed50
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #9d7c180d
 SMALL = 128       # columns up to which a stable sort is used
 DEAD = -999.0     # X-modaler's score for what an ended sentence cannot say
 ENDED_WORD = 0    # X-modaler's word after the end
@@ -30,7 +30,7 @@ def best_of(
     values, order = torch.sort(x, dim=-1, descending=True, stable=True)
     return values[..., :k], order[..., :k]
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #a608c099
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #6eef0a36
 @DECODE_STRATEGY_REGISTRY.register()
 class BeamSearcher(DecodeStrategy):
     "Beam search decoding."
@@ -63,7 +63,7 @@ class BeamSearcher(DecodeStrategy):
         rows = torch.arange(batch_size, device=selected_beam.device)[:,None]*cur_beam_size + selected_beam
         states[:] = [s.index_select(0, rows.flatten()) for s in states]
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #e0c86190
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #0799a05f
 @patch
 def begin(self:BeamSearcher, batched_inputs, state):
     "One beam per row, alive, with score 0."
@@ -89,7 +89,7 @@ def choose(self:BeamSearcher, run, t, log_probs, state):
     if run.trace is not None: self._record(run, words, lp, ids, offers, state)
     return self._next(run, t, words, k)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #52fbb45e
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #88fb0e86
 @patch
 def _first(self:BeamSearcher, run, log_probs):
     "The beginning: one beam per row."
@@ -125,7 +125,7 @@ def overrides(
     "Whether a subclass brings its own version of a method."
     return getattr(type(strategy), name) is not getattr(BeamSearcher, name)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #209c6b17
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #0b235dd7
 @patch
 def _pick(self:BeamSearcher, run, t, ids, scores):
     "The new beams: flat indices (g, k') into the table and their scores."
@@ -169,12 +169,12 @@ def _history(self:BeamSearcher, run, words, k):
     rows = (torch.arange(g, device=words.device)[:,None]*k + run.parents).flatten()
     return torch.cat([run.said[rows], words.flatten()[:,None]], 1)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #df0d5e18
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #2dc0dafb
 @patch
 def _settled(self:BeamSearcher, run):
     "(g,) bool: the result for this picture is certain."
     dead = ~run.alive.any(-1)
-    if run.trace is not None or self.rules.required or overrides(self, '_select'): return dead
+    if self.rules.required or overrides(self, '_select'): return dead
     ranks, none = self._rank(run.scores, run.lengths), -float('inf')
     reach = run.scores/self.max_seq_len**self.length_penalty if self.length_penalty > 0 else ranks
     ended = ranks.masked_fill(run.alive, none)
@@ -201,7 +201,7 @@ def finish(self:BeamSearcher, run, batched_inputs, state):
     if run.trace is not None: out[kfg.TRACE] = run.trace.close(order)
     return out
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #942a4fb3
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #617a3301
 @patch
 def move(self:BeamSearcher, run, state, idx, whole):
     "Let the state follow the beams, through `_expand_state` where that is what a decoder or a subclass expects."
@@ -225,7 +225,7 @@ def _record(self:BeamSearcher, run, words, lp, ids, offers, state):
     run.trace.add(TraceStep(rows=rows, parents=run.parents, words=words, log_probs=lp, scores=run.scores, alive=run.alive,
                             candidates=ids.gather(2, at), candidate_log_probs=top, attention=None if att is None else att.view(g, k, -1)))
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #6f6ac9f7
+# %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #190a65c7
 @patch
 def _add_required(self:BeamSearcher, ids, offers, table):
     "Offer the required words, too, where they are not among the likeliest."

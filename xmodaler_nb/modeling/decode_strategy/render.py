@@ -6,7 +6,7 @@
 __all__ = ['png_uri', 'size_of', 'region_boxes', 'render_regions', 'render_attention', 'render_attention_strip',
            'render_beam_tree', 'render_caption_card']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #a8b747dc
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #cf148232
 import base64
 import io
 import math
@@ -14,7 +14,7 @@ import zlib
 from html import escape
 import numpy as np
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #be744704
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #b27dc4a1
 def png_uri(
     image,        # (h, w, 3) uint8 array or PIL image
     side:int=480, # larger pictures are shrunk to this many pixels on their longer side
@@ -49,7 +49,7 @@ def region_boxes(
     cells = [(c*w/cols, r*h/rows, (c+1)*w/cols, (r+1)*h/rows) for r in range(rows) for c in range(cols)][:n]
     return np.array([(0., 0, w, h)]*(n-len(cells)) + cells)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #215ad635
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #9a0b12fe
 def _image_tag(image, size):
     "(id, SVG element) of a picture; the id depends on the pixels only, so equal pictures share it."
     if image is None: return None, ''
@@ -76,7 +76,7 @@ def render_regions(
                     for i, (x1, y1, x2, y2) in enumerate(region_boxes(n, size, boxes_or_grid) if n else []))
     return _svg(_image_tag(image, size)[1] + marks, size, width)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #52f74761
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #930d7278
 def _lights(weights, boxes, size):
     "Darkness with a hole for every region, the deeper the larger its weight; the strongest is outlined."
     weights, (h, w) = np.asarray(weights, dtype=float), size
@@ -112,7 +112,7 @@ def render_attention(
         figures.append(f'<figure style="margin:2px;display:inline-block;text-align:center;{bold}">{_svg(base + _lights(row, boxes, size), size, width)}<figcaption>{escape(str(word))}</figcaption></figure>')
     return f'<div class="attention" style="font:13px system-ui,sans-serif">{"".join(figures)}</div>'
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #af6aaf39
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #ceb9f465
 def render_attention_strip(
     words:list, # t words
     weights,    # (t, n) attention
@@ -127,7 +127,7 @@ def render_attention_strip(
     width = n*cell + 10 + max([len(str(w)) for w in words] or [0])*cell*.6
     return f'<svg width="{width:.0f}" height="{t*cell}" xmlns="http://www.w3.org/2000/svg">{cells}{names}</svg>'
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #a1acfad6
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #df6054fc
 def _tip(step, parent, words):
     "What a beam offered, as a tooltip."
     if parent >= len(step['candidates']): return ''
@@ -170,7 +170,7 @@ def render_beam_tree(
     width, height = 20 + w + len(steps)*dx, 10 + k*dy
     return (f'<div class="beams" style="overflow-x:auto"><svg width="{width}" height="{height}" font-family="system-ui,sans-serif" xmlns="http://www.w3.org/2000/svg">{body}</svg></div>')
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #1539d356
+# %% ../../../nbs/07_modeling/50_decode_strategy/60_render.ipynb #788ea320
 def render_caption_card(
     caption,            # object with `text`, `words`, and as far as known `image`, `boxes`, `attention` (t, n), `score`, `id` (a `Caption`)
     references=(),      # what people said

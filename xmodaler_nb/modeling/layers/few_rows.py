@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FEW', 'MANY', 'is_turned', 'linear', 'Linear', 'LSTMCell', 'turned_gates_to_state']
 
-# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #66c9cd1f
+# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #a69580a7
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from fastcore.basics import patch
 from .unrolled_lstm import gates_to_state
 
-# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #de457ad1
+# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #7bd0e591
 FEW, MANY = 4, 64   # rows between which a product is turned round
 
 def is_turned(
@@ -25,7 +25,7 @@ def is_turned(
     if x.device.type != 'cpu' or x.dtype != torch.float32 or weight.dtype != torch.float32: return False
     return not torch.is_autocast_enabled('cpu') and torch.backends.mkl.is_available()
 
-# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #402f3ee0
+# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #f9161c2f
 def linear(
     x:Tensor,         # (…, d)
     weight:Tensor,    # (e, d)
@@ -37,7 +37,7 @@ def linear(
     y = weight @ rows if bias is None else torch.addmm(bias[:,None], weight, rows)      # (e, rows)
     return y.t().contiguous().view(*x.shape[:-1], -1)
 
-# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #0308576f
+# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #45226308
 class Linear(nn.Linear):
     "`nn.Linear` for few rows."
     def forward(self,
@@ -46,7 +46,7 @@ class Linear(nn.Linear):
         "Map."
         return linear(input, self.weight, self.bias)
 
-# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #f02b03ec
+# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #dfa0662a
 class LSTMCell(nn.LSTMCell):
     "`nn.LSTMCell` for few rows, and for inputs that come in parts."
     def forward(self,
@@ -76,7 +76,7 @@ class LSTMCell(nn.LSTMCell):
         h, c = turned_gates_to_state(self.turned_sums(products, known), c.t())
         return h.t().contiguous(), c.t().contiguous()
 
-# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #b6866a6d
+# %% ../../../nbs/07_modeling/00_layers/16_few_rows.ipynb #d62f9e2b
 @patch
 def sums(self:LSTMCell,
     products:list,     # of (weight (4·d, ·), x (b, ·))
