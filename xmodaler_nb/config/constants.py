@@ -70,7 +70,6 @@ class kfg:
     OUT_SIZE = 'OUT_SIZE'                       # int, beams to return
     RECORD = 'RECORD'                           # bool, decoders write ATT_WEIGHTS
     TRACE = 'TRACE'                             # bool, record a DecodeTrace; in the result: the trace
-    # --- semantic words (COS-Net)
     SEMANTICS_IDS = 'SEMANTICS_IDS'             # (b, m) int64, retrieved words
     SEMANTICS_MASK = 'SEMANTICS_MASK'           # (b, m) float32, 1 = real
     EXT_SEMANTICS_MASKS = 'EXT_SEMANTICS_MASKS' # (b, 1, 1, m) float32, additive
