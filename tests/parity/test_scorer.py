@@ -43,3 +43,10 @@ def test_self_critical_rewards_on_coco(real_data):
     out = scorer({kfg.IDS: d['hyp_index'], kfg.G_SENTS_IDS: d['hyp_ids']})
     np.testing.assert_allclose(out[kfg.REWARDS], d['scores'], rtol=0, atol=1e-9)
     assert out['Cider'] == pytest.approx(d['mean'], abs=1e-9)
+
+
+def test_captions_that_share_nothing_with_the_references():
+    "Not one n-gram in common, in the whole batch: rewards of 0."
+    refs = {'1': [[5, 3, 7, 0]], '2': [[4, 4, 0]]}
+    scorer = BaseScorer(types=['Cider'], scorers=[Cider(cider_cached={'document_frequency': {(5,): 1., (3,): 1.}, 'ref_len': math.log(2)})], weights=[1.], gt_path=refs, eos_id=0)
+    np.testing.assert_array_equal(scorer({kfg.IDS: ['1', '2'], kfg.G_SENTS_IDS: [[9, 9, 9], [8, 8, 8]]})[kfg.REWARDS], [0., 0.])

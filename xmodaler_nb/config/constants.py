@@ -68,6 +68,7 @@ class kfg:
     SS_PROB = 'SS_PROB'                         # float in [0, 1], chance of feeding the model its own word
     TIME_STEP = 'TIME_STEP'                     # int, present = one decoding step, 0-based
     OUT_SIZE = 'OUT_SIZE'                       # int, beams to return
+    ENCODED = 'ENCODED'                         # dict, what `see` computed for these images; with it, nothing visual is encoded again
     RECORD = 'RECORD'                           # bool, decoders write ATT_WEIGHTS
     TRACE = 'TRACE'                             # bool, record a DecodeTrace; in the result: the trace
     SEMANTICS_IDS = 'SEMANTICS_IDS'             # (b, m) int64, retrieved words

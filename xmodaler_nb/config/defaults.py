@@ -99,6 +99,10 @@ _C.LOSSES = CN(dict(NAMES=[''], LABELSMOOTHING=0.1, MARGIN=0.2, MAX_VIOLATION=Tr
 # %% ../../nbs/03_config/10_defaults.ipynb #0e5bd6af
 _C.SCORER = CN(dict(NAME='', TYPES=[''], WEIGHTS=[1.0], GT_PATH='coco_train_gts.pkl', CIDER_CACHED='coco_train_cider.pkl', EOS_ID=0))
 
+_C.RL = CN(dict(                                # ours: self-critical training
+    SAMPLE_MODE='upstream',                      # captions are drawn in training mode; 'eval': without dropout, images encoded once, gradient in one pass
+    CHECK='warn', MIN_REWARD=0.1))               # before the first step, a model whose likeliest captions earn less: 'warn', 'error' or 'off'
+
 _C.DECODE_STRATEGY = CN(dict(NAME='BeamSearcher', BEAM_SIZE=1,
     TAIL='upstream',                             # greedy and sampling: 'drop' lets finished rows leave the batch
     SYNC_EVERY=0,                                # steps between two looks at whether all is finished; 0 = 1 on the CPU, 4 elsewhere
@@ -118,7 +122,7 @@ _C.SEED = -1                                     # −1 = a new one each run
 _C.CUDNN_BENCHMARK = True
 
 # %% ../../nbs/03_config/10_defaults.ipynb #0d085919
-OUR_KEYS = ('MODEL.EXPAND', 'MODEL.BACKBONE', *(f'ENGINE.{k}' for k in _C.ENGINE if k != 'NAME'))   # keys of the default tree that X-modaler does not know
+OUR_KEYS = ('MODEL.EXPAND', 'MODEL.BACKBONE', 'RL', *(f'ENGINE.{k}' for k in _C.ENGINE if k != 'NAME'))   # keys of the default tree that X-modaler does not know
 
 def without_our_keys(
     cfg:CN, # any config

@@ -7,7 +7,8 @@ __all__ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiL
            'CaptionLearner', 'Loaders', 'HookBase', 'TrainerBase', 'AutogradProfiler', 'CallbackHook', 'EvalHook',
            'IterationTimer', 'LRScheduler', 'ModelWeightsManipulating', 'PeriodicCheckpoint', 'PeriodicCheckpointer',
            'PeriodicWriter', 'PreciseBN', 'ScheduledSampling', 'EarlyStopping', 'KeepBest', 'ProgressBar', 'ModelEma',
-           'AMP', 'DefaultTrainer', 'default_argument_parser', 'default_setup', 'default_writers']
+           'AMP', 'DefaultTrainer', 'default_argument_parser', 'default_setup', 'default_writers', 'SelfCritical',
+           'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer']
 
 # %% ../../nbs/14_engine/99_engine.ipynb #3951bc78
 from .launch import launch
@@ -21,9 +22,14 @@ from .watch import EarlyStopping, KeepBest, ProgressBar
 from .ema import ModelEma
 from .amp import AMP
 from .defaults import DefaultTrainer, default_argument_parser, default_setup, default_writers
+from .self_critical import SelfCritical
+from .rl_trainer import RLTrainer
+from .rl_mean_trainer import RLMeanTrainer
+from .rl_beam_trainer import RLBeamTrainer
 
 # %% ../../nbs/14_engine/99_engine.ipynb #06ff9b27
 _all_ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiLoader', 'TeacherForcing', 'TrainingMethod', 'CaptionLearner', 'Loaders',
          'HookBase', 'TrainerBase', 'AutogradProfiler', 'CallbackHook', 'EvalHook', 'IterationTimer', 'LRScheduler', 'ModelWeightsManipulating',
          'PeriodicCheckpoint', 'PeriodicCheckpointer', 'PeriodicWriter', 'PreciseBN', 'ScheduledSampling', 'EarlyStopping', 'KeepBest', 'ProgressBar',
-         'ModelEma', 'AMP', 'DefaultTrainer', 'default_argument_parser', 'default_setup', 'default_writers']
+         'ModelEma', 'AMP', 'DefaultTrainer', 'default_argument_parser', 'default_setup', 'default_writers',
+         'SelfCritical', 'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer']

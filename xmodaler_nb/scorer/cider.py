@@ -179,7 +179,7 @@ def scores(self:NgramIndex,
     hit, row = np.repeat(known, size), _ragged(np.append(start, 0)[at], size)
     shared = np.minimum(weight[hit], r_weight[row])*r_weight[row]
     pairs, first = many[slot], np.cumsum(many[slot])-many[slot]            # (hypothesis, reference) pairs in a row
-    dot = np.bincount((first[sent[hit]]+ref[row])*n+order[hit], shared, pairs.sum()*n).reshape(-1, n)
+    dot = np.bincount((first[sent[hit]]+ref[row])*n+order[hit], shared, pairs.sum()*n).astype(np.float64).reshape(-1, n)      # without a single hit bincount counts in integers
     hyp, other = np.repeat(np.arange(len(hyps)), pairs), _ragged((np.cumsum(many)-many)[slot], pairs)
     both = norm[hyp]*np.concatenate([p.norm for p in sets])[other]
     np.divide(dot, both, out=dot, where=both > 0)

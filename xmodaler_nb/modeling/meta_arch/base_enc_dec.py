@@ -166,9 +166,16 @@ def encode(self:BaseEncoderDecoder,
     "Masks, visual embedding and visual encoder."
     batch = Batch(batch)
     batch = batch.merge(self.get_extended_attention_mask(batch))
-    if self.visual_embed is not None: batch = batch.merge(self.visual_embed(batch))
-    if self.encoder is not None: batch = batch.merge(self.encoder(batch, mode='v'))
-    return batch
+    return batch.merge(batch[kfg.ENCODED] if kfg.ENCODED in batch else self.see(batch))
+
+@patch
+def see(self:BaseEncoderDecoder,
+    batch, # Batch with masks; rows as they come
+) -> dict: # what the visual parts computed; in the field ENCODED of a batch it spares `encode` the work
+    "Visual embedding and visual encoder."
+    seen = dict(self.visual_embed(batch)) if self.visual_embed is not None else {}
+    if self.encoder is not None: seen.update(self.encoder(batch.merge(seen), mode='v'))
+    return seen
 
 @patch
 def prepare(self:BaseEncoderDecoder,

@@ -1,0 +1,142 @@
+"""A step of self-critical training against the plain recipe, as ratios in one run.
+
+    python benchmarks/rl.py                          # Up-Down and Transformer at the published sizes, both sample modes
+    python benchmarks/rl.py transformer --mode eval --json out.json
+    python benchmarks/rl.py --small                  # a smoke test
+
+One step = draw 5 captions for each of 16 images, decode the greedy baseline, score both, loss, backward, clip, Adam. Images have up to 50 regions; captions may have 20 words and
+have 8 at least, 10.3 on average (an untrained model would not stop; both sides get the same push towards the end mark, from the ninth word on).
+The plain recipe does it as X-modaler does: features expanded to all 80 rows first, greedy decoding of all 80 rows, then drawing 80 captions in training mode with the gradient through every
+step, one after the other; finished rows stay; attention with explicit weights; one optimizer kernel per tensor. Same parameters, same reward.
+"""
+import argparse, json, math, statistics, time
+import numpy as np
+import torch
+from torch import nn
+from xmodaler_nb.config import config_file, kfg, load_cfg_file
+from xmodaler_nb.datasets.collate import collate
+from xmodaler_nb.engine.learner import CaptionLearner
+from xmodaler_nb.engine.self_critical import SelfCritical, evaluating
+from xmodaler_nb.losses import build_rl_losses
+from xmodaler_nb.modeling import build_model
+from xmodaler_nb.scorer import BaseScorer, Cider
+from plain import SMALL, plainly, samples, without_dropout
+
+FAMILIES = dict(updown='image_caption/updown/updown_rl.yaml', transformer='image_caption/transformer/transformer_rl.yaml')
+FIRST, HAZARD = 8, .3       # words before the end mark may come, its chance at every word from there on
+
+
+def push_to_end(model, vocab):
+    "Give an untrained model captions of a natural length: a bias on the end mark that depends on the position alone."
+    table = torch.full((64,), -30.)
+    table[FIRST:] = math.log(HAZARD/(1 - HAZARD)) + math.log(vocab - 1)
+    mark = torch.zeros(vocab)
+    mark[0] = 1.
+    def push(module, args, out):
+        x, t = out[kfg.G_LOGITS], args[0].get(kfg.TIME_STEP)
+        return {**out, kfg.G_LOGITS: x + (table[t] if t is not None else table[:x.size(1), None])*mark}
+    model.predictor.register_forward_hook(push)
+    return model
+
+
+class Clocked:
+    "The scorer, and the processor seconds it took."
+    def __init__(self, scorer): self.scorer, self.seconds = scorer, 0.
+    def __call__(self, batch):
+        start = time.thread_time()
+        try: return self.scorer(batch)
+        finally: self.seconds += time.thread_time() - start
+
+
+def reference_scorer(items, vocab):
+    "CIDEr-D against the items' own captions, with the document frequencies of a larger set."
+    rng = np.random.default_rng(0)
+    refs = {i[kfg.IDS]: [[w for w in t.tolist() if w >= 0] for t in i[kfg.G_TARGET_IDS]] for i in items}
+    df = {(w,): float(n) for w, n in enumerate(rng.integers(1, 5000, vocab))}
+    return BaseScorer(types=['Cider'], scorers=[Cider(cider_cached={'document_frequency': df, 'ref_len': math.log(113287)})], weights=[1.], gt_path=refs, eos_id=0)
+
+
+class Step:
+    "One step, in either way."
+    def __init__(self, cfg, how):
+        self.how, self.items = how, samples(cfg, images=16)
+        torch.manual_seed(0)
+        self.model = push_to_end(build_model(cfg).train(), cfg.MODEL.VOCAB_SIZE)
+        self.scorer, self.losses = Clocked(reference_scorer(self.items, cfg.MODEL.VOCAB_SIZE)), build_rl_losses(cfg)
+        self.opt = torch.optim.Adam(self.model.parameters(), 1e-6, foreach=False, **({} if how == 'plain' else {'fused': True}))
+        method = SelfCritical(self.scorer, 'upstream' if how == 'plain' else how, check='off')
+        self.ready = collate(self.items)                       # our loader's workers do this
+        self.learn = CaptionLearner([[self.ready]], self.model, self.losses, opt_func=self.opt, method=method)
+
+    def plain_loss(self):
+        batch = self.model.preprocess_batch([*self.items])
+        ids = batch[kfg.IDS]
+        batch = type(batch)({k: v for k, v in batch.items() if k not in (kfg.G_TOKENS_IDS, kfg.G_TARGET_IDS, kfg.TOKENS_MASKS)})
+        with evaluating(self.model), torch.no_grad(): greedy = self.model(batch, use_beam_search=False)
+        base = self.scorer({kfg.IDS: ids, kfg.G_SENTS_IDS: greedy[kfg.G_SENTS_IDS]})
+        drawn = self.model(batch.merge({kfg.DECODE_BY_SAMPLE: True}), use_beam_search=False)
+        mine = self.scorer({kfg.IDS: ids, kfg.G_SENTS_IDS: drawn[kfg.G_SENTS_IDS]})
+        drawn[kfg.REWARDS] = torch.as_tensor(mine[kfg.REWARDS] - base[kfg.REWARDS], dtype=torch.float32)
+        return {k: v for loss in self.losses for k, v in loss(drawn).items()}
+
+    def __call__(self):
+        self.opt.zero_grad(set_to_none=True)
+        if self.how == 'plain':
+            with plainly(self.model): return self.finish(self.plain_loss())
+        return self.finish(next(self.learn.method.losses(self.ready)))
+
+    def finish(self, entries):
+        sum(entries.values()).backward()
+        nn.utils.clip_grad_value_(self.model.parameters(), 0.1, foreach=self.how != 'plain')
+        self.opt.step()
+        self.scorer.last, self.scorer.seconds = self.scorer.seconds, 0.
+
+
+def same_gradient(step):
+    "At dropout 0 the gradient of one forced pass is that of the steps that drew the captions."
+    without_dropout(step)
+    model, method, grads = step.model, step.learn.method, {}
+    for mode in SelfCritical.modes:
+        method.sample_mode = mode
+        torch.manual_seed(1)
+        model.zero_grad()
+        sum(next(method.losses(step.ready)).values()).backward()
+        grads[mode] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return (grads['eval'] - grads['upstream']).abs().max().item()/grads['upstream'].abs().max().item()
+
+
+def compare(name, modes=SelfCritical.modes, small=False, repeats=3):
+    "Rows: medians of processor seconds per step, ours and plain, taken in turns, and the reward's share of our step."
+    cfg = load_cfg_file(config_file(FAMILIES[name]), ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', '', 'MODEL.WEIGHTS', ''] + (SMALL if small else []))
+    steps = {how: Step(cfg, how) for how in ('plain', *modes)}
+    seconds, share = {how: [] for how in steps}, {how: [] for how in steps}
+    for i in range(repeats + 1):
+        for how, step in steps.items():
+            start = time.process_time()
+            step()
+            took = time.process_time() - start
+            if i: seconds[how].append(took); share[how].append(step.scorer.last/took)
+    median = {how: statistics.median(s) for how, s in seconds.items()}
+    return [dict(name=f'{name} {m}', ours_s=median[m], peer_s=median['plain'], ratio=median['plain']/median[m], reward_share=statistics.median(share[m]),
+                 **({'gradient_difference': same_gradient(steps[m])} if m == 'eval' else {})) for m in modes]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('families', nargs='*', default=list(FAMILIES), help=', '.join(FAMILIES))
+    parser.add_argument('--mode', action='append', choices=SelfCritical.modes, help='default: both')
+    parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
+    parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--json', metavar='FILE', help='also write the rows')
+    args = parser.parse_args()
+    print(f"{'':24}{'plain s':>9}{'ours s':>9}{'ratio':>8}{'reward':>9}   ({torch.get_num_threads()} threads)")
+    rows = []
+    for name in args.families:
+        for row in compare(name, args.mode or SelfCritical.modes, args.small, args.repeats):
+            print(f"{row['name']:24}{row['peer_s']:9.2f}{row['ours_s']:9.2f}{row['ratio']:8.2f}{row['reward_share']:9.2%}", flush=True)
+            rows.append(row)
+    if args.json:
+        with open(args.json, 'w') as f: json.dump(rows, f, indent=1)
+
+
+if __name__ == '__main__': main()

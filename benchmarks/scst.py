@@ -1,0 +1,153 @@
+"""Does self-critical training raise held-out CIDEr by more than its own seed noise?
+
+    python benchmarks/scst.py                                  # scenes: Up-Down and Transformer, one XE checkpoint each, three seeds
+    python benchmarks/scst.py ucm --data ../shared/data/ucm_captions
+    python benchmarks/scst.py scenes/updown --xe-only          # only the checkpoint to start from
+    python benchmarks/scst.py --table                          # what is finished so far
+    python benchmarks/scst.py --tiny                           # a smoke test
+
+Each training is a run of its own under --output-dir, and is not repeated if it is there. Small models, 64 images per step, a few minutes a run on one core.
+The control goes on from the same checkpoint with cross-entropy, for as many steps on the same images: what more training alone would have given.
+Scores are CIDEr-D on the test split, which neither training sees.
+"""
+import argparse, json, logging, statistics, time
+from pathlib import Path
+from xmodaler_nb.config import load_cfg_file
+from xmodaler_nb.datasets.real import prepare_real, real_options
+from xmodaler_nb.datasets.scenes import make_scenes
+from xmodaler_nb.engine.build import build_engine
+from xmodaler_nb.engine.commands import caption_split, read_references, score_split
+from xmodaler_nb.utils.env import seed_all_rng
+from xmodaler_nb.utils.events import truncate_jsonl
+
+COMMON = ['MODEL.DEVICE', 'cpu', 'DATALOADER.NUM_WORKERS', 0, 'SCHEDULED_SAMPLING.START_EPOCH', 999, 'SOLVER.EVAL_PERIOD', 999, 'SOLVER.CHECKPOINT_PERIOD', 999,
+          'DATALOADER.TEST_BATCH_SIZE', 100, 'DECODE_STRATEGY.BEAM_SIZE', 3, 'INFERENCE.TEST_EVAL_START', 9999, 'INFERENCE.VAL_EVAL_START', 9999]
+UPDOWN = ['MODEL.DECODER_DIM', 128, 'MODEL.ENCODER_DIM', 128, 'MODEL.TOKEN_EMBED.DIM', 96, 'MODEL.VISUAL_EMBED.OUT_DIM', 128, 'MODEL.UPDOWN.ATT_EMBED_SIZE', 64,
+          'MODEL.PRED_DROPOUT', .2, 'MODEL.TOKEN_EMBED.DROPOUT', .2, 'MODEL.VISUAL_EMBED.DROPOUT', .2]
+TRANSFORMER = ['MODEL.DECODER_DIM', 128, 'MODEL.ENCODER_DIM', 128, 'MODEL.TOKEN_EMBED.DIM', 128, 'MODEL.VISUAL_EMBED.OUT_DIM', 128, 'MODEL.PRED_DROPOUT', .1,
+               'MODEL.VISUAL_EMBED.DROPOUT', .1, 'MODEL.BERT.HIDDEN_SIZE', 128, 'MODEL.BERT.INTERMEDIATE_SIZE', 256, 'MODEL.BERT.NUM_ATTENTION_HEADS', 4,
+               'MODEL.BERT.NUM_HIDDEN_LAYERS', 2, 'MODEL.BERT.NUM_GENERATION_LAYERS', 2]
+MODELS = dict(updown=('image_caption/updown/updown.yaml', UPDOWN), transformer=('image_caption/transformer/transformer.yaml', TRANSFORMER))
+XE = dict(updown=['SOLVER.BASE_LR', .004, 'SOLVER.GRAD_CLIP_TYPE', 'value'], transformer=['SOLVER.BASE_LR', .001, 'SOLVER.GRAD_CLIP', 1., 'SOLVER.GRAD_CLIP_TYPE', 'norm'])
+XE_COMMON = ['DATALOADER.TRAIN_BATCH_SIZE', 32, 'DATALOADER.SEQ_PER_SAMPLE', 3, 'LR_SCHEDULER.NAME', 'WarmupCosine', 'LR_SCHEDULER.WARMUP', 1, 'LR_SCHEDULER.MIN_LR', .01,
+             'LOSSES.NAMES', ['CrossEntropy'], 'SOLVER.EPOCH', 8]
+XE_DATA = {('scenes', 'transformer'): ['SOLVER.EPOCH', 5], ('ucm', 'updown'): ['SOLVER.EPOCH', 5], ('ucm', 'transformer'): ['SOLVER.EPOCH', 5]}
+AFTER = ['DATALOADER.TRAIN_BATCH_SIZE', 64, 'DATALOADER.SEQ_PER_SAMPLE', 4, 'LR_SCHEDULER.NAME', 'FixLR', 'SOLVER.GRAD_CLIP', 1., 'SOLVER.GRAD_CLIP_TYPE', 'norm', 'LOSSES.NAMES', ['CrossEntropy'],
+         'RL.SAMPLE_MODE', 'eval', 'RL.CHECK', 'error', 'SCORER.NAME', 'BaseScorer', 'SCORER.TYPES', ['Cider'], 'SOLVER.WRITE_PERIOD', 1]
+RATE = dict(updown=.0005, transformer=.0003)
+SEEDS, STEPS = (1, 2, 3), 60
+
+
+def data_options(data, out, folder, tiny):
+    "Write the data set if it is not there; the options that point a config at it."
+    if data == 'scenes':
+        counts = dict(train=24, val=4, test=8) if tiny else None
+        return make_scenes(out/('scenes-tiny' if tiny else 'scenes'), 'demo', counts=counts).cfg_overrides
+    where = out/f'{data}-data'
+    if not (where/'captions_test.json').exists(): prepare_real(folder, where)
+    vocab = len((where/'vocabulary.txt').read_text().split('\n'))
+    return [*real_options(where), 'MODEL.VOCAB_SIZE', vocab, 'MODEL.VISUAL_EMBED.IN_DIM', 384, 'DATALOADER.MAX_FEAT_NUM', 50]
+
+
+def trained(cfg, seed, steps=None):
+    "Build, load MODEL.WEIGHTS, train, score the test split."
+    seed_all_rng(seed)
+    trainer = build_engine(cfg)
+    trainer.resume_or_load(resume=False)
+    start = time.process_time()
+    trainer.train(0, steps)
+    return dict(after=scores_of(trainer), steps=steps or trainer.max_iter, cpu_seconds=time.process_time() - start)
+
+
+def scores_of(trainer):
+    refs, out = read_references(trainer.cfg.INFERENCE.TEST_ANNFILE), {}
+    for name, beam in (('greedy', False), ('beam', True)):
+        said = caption_split(trainer.model, trainer.test_data_loader, beam)
+        out[name] = score_split(said, refs)[0]
+        out[name]['length'] = statistics.mean(len(s.split()) for s in said.values())
+    return out
+
+
+def once(folder, work):
+    "Do the work unless its result is there."
+    file = folder/'scores.json'
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        truncate_jsonl(folder/'events.jsonl', -1)
+        file.write_text(json.dumps(work(), indent=1))
+    return json.loads(file.read_text())
+
+
+def xe(data, model, opts, out, tiny=False):
+    "The cross-entropy checkpoint everything starts from."
+    config, sizes = MODELS[model]
+    folder = out/f'{data}-{model}-xe'
+    def work():
+        epochs = ['SOLVER.EPOCH', 1] if tiny else XE_DATA.get((data, model), [])
+        return trained(load_cfg_file(config, [*opts, *COMMON, *sizes, *XE_COMMON, *XE[model], *epochs, 'OUTPUT_DIR', str(folder), 'SEED', 1]), 1)
+    return once(folder, work), folder/'model_final'
+
+
+def after(data, model, opts, out, seed, engine='RLTrainer', tiny=False):
+    "From that checkpoint: rewards (RLTrainer), or the control, more cross-entropy (DefaultTrainer)."
+    config, sizes = MODELS[model]
+    folder, steps = out/f"{data}-{model}-{'rl' if engine == 'RLTrainer' else 'control'}{seed}", 2 if tiny else STEPS
+    def work():
+        more = ['DATALOADER.TRAIN_BATCH_SIZE', 12, 'RL.CHECK', 'off'] if tiny else []
+        return trained(load_cfg_file(config, [*opts, *COMMON, *sizes, *AFTER, 'SOLVER.EPOCH', 99, 'ENGINE.NAME', engine, 'SOLVER.BASE_LR', RATE[model], *more,
+                                              'MODEL.WEIGHTS', str(out/f'{data}-{model}-xe'/'model_final'), 'OUTPUT_DIR', str(folder), 'SEED', seed]), seed, steps)
+    return once(folder, work)
+
+
+def table(out):
+    "One row per data set and model: the start, three seeds, the control."
+    rows = []
+    for folder in sorted(out.glob('*-xe')):
+        name = folder.name[:-3]
+        def read(pattern): return [json.loads(f.read_text())['after'] for f in sorted(out.glob(f'{name}-{pattern}/scores.json'))]
+        start, rl, control = read('xe'), read('rl*'), read('control*')
+        if not start or not rl: continue
+        for how in ('greedy', 'beam'):
+            got = [s[how]['CIDEr_D'] for s in rl]
+            gain, noise = statistics.mean(got) - start[0][how]['CIDEr_D'], statistics.stdev(got) if len(got) > 1 else float('nan')
+            rows.append(dict(name=name, decoder=how, xe=start[0][how]['CIDEr_D'], rl=got, gain=gain, noise=noise, gain_per_noise=gain/noise if noise else float('nan'),
+                             control=[s[how]['CIDEr_D'] for s in control], length=[start[0][how]['length'], statistics.mean(s[how]['length'] for s in rl)],
+                             distinct=[start[0][how]['distinct_captions'], statistics.mean(s[how]['distinct_captions'] for s in rl)]))
+    return rows
+
+
+def print_table(rows):
+    print(f"{'':20}{'':8}{'XE':>7}   {'RL, three seeds':24}{'gain':>7}{'noise':>8}{'ratio':>7}   {'control':9}{'length':>13}{'distinct':>12}")
+    for r in rows:
+        print(f"{r['name']:20}{r['decoder']:8}{r['xe']:7.3f}   {' '.join(f'{x:.3f}' for x in r['rl']):24}{r['gain']:+7.3f}{r['noise']:8.3f}{r['gain_per_noise']:7.1f}   "
+              f"{' '.join(f'{x:.3f}' for x in r['control']):9}{r['length'][0]:7.1f} → {r['length'][1]:.1f}{r['distinct'][0]:6.0f} → {r['distinct'][1]:.0f}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('which', nargs='*', default=['scenes'], help='scenes, ucm, or with a model: scenes/updown')
+    parser.add_argument('--data', default='../shared/data/ucm_captions', help='folder of the real data set')
+    parser.add_argument('--output-dir', default='runs/scst')
+    parser.add_argument('--xe-only', action='store_true', help='only the checkpoints to start from')
+    parser.add_argument('--seeds', type=int, nargs='*', default=SEEDS)
+    parser.add_argument('--control', action='store_true', help='also the control, one seed')
+    parser.add_argument('--table', action='store_true', help='train nothing; print what is finished')
+    parser.add_argument('--tiny', action='store_true', help='two steps on a few scenes: a smoke test')
+    parser.add_argument('--json', metavar='FILE', help='also write the rows')
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    out = Path(args.output_dir)
+    for which in [] if args.table else args.which:
+        data, _, model = which.partition('/')
+        opts = data_options(data, out, args.data, args.tiny)
+        for m in [model] if model else MODELS:
+            xe(data, m, opts, out, args.tiny)
+            if args.xe_only: continue
+            for seed in args.seeds: after(data, m, opts, out, seed, tiny=args.tiny)
+            if args.control: after(data, m, opts, out, 1, 'DefaultTrainer', args.tiny)
+    rows = table(out)
+    print_table(rows)
+    if args.json: Path(args.json).write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == '__main__': main()
