@@ -22,6 +22,8 @@ def test_metrics_smoke():
     rows = {r['name']: r for part in ('tokenizer', 'BLEU', 'ROUGE_L', 'CIDEr', 'METEOR', 'reward') for r in metrics.main(['--here', '--smoke', '--images', '12', '--repeats', '1', '--only', part])}
     assert {'tokenizer', 'BLEU', 'ROUGE_L', 'CIDEr', 'CIDEr-D reward'} <= set(rows) and all(r['ours_s'] > 0 for r in rows.values())
     assert rows['CIDEr-D reward']['ratio'] > rows['CIDEr-D reward']['target']/2
+
+
 def rows(capsys, *args):
     decode.main([*args, '--small', '--images', '3', '--repeats', '1', '--json'])
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -8,7 +8,7 @@ __all__ = ['EVALUATION_REGISTRY', 'build_evaluation', 'EvalResult', 'evaluate', 
            'COCOEvaler', 'COCOPrinter', 'References', 'flatten_results_dict', 'print_csv_format', 'verify_results',
            'metrics']
 
-# %% ../../nbs/10_evaluation/99_evaluation.ipynb #0c4a4acb
+# %% ../../nbs/10_evaluation/99_evaluation.ipynb #6efe5a8e
 from .build import EVALUATION_REGISTRY, build_evaluation
 from .captions import EvalResult, evaluate, score_tokens
 from .cider import DocumentFrequency
@@ -21,6 +21,6 @@ from .ngrams import References
 from .testing import flatten_results_dict, print_csv_format, verify_results
 import xmodaler_nb.evaluation.metrics as metrics
 
-# %% ../../nbs/10_evaluation/99_evaluation.ipynb #ad89ccca
+# %% ../../nbs/10_evaluation/99_evaluation.ipynb #7d6a6ca9
 _all_ = ['EVALUATION_REGISTRY', 'build_evaluation', 'EvalResult', 'evaluate', 'score_tokens', 'DocumentFrequency', 'bootstrap', 'compare', 'ngram_credit', 'distinct_n', 'diversity', 'novelty', 'self_cider', 'vocabulary_use', 'COCOEvaler', 'COCOPrinter',
          'References', 'flatten_results_dict', 'print_csv_format', 'verify_results', 'metrics']
