@@ -41,6 +41,8 @@ readme: setup  ## README.md from nbs/index.ipynb
 	$(BIN)/python -m xmodaler_nb.utils.docs readme
 docs: setup    ## the site, as static pages in _docs/
 	$(BIN)/python -m xmodaler_nb.utils.docs site
+models: setup ## train every captioner on embedded data (about 15 minutes) and write nbs/01_tour/20_models.ipynb
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/xm-models --output-dir runs/models --write nbs/01_tour/20_models.ipynb $(ARGS)
 bench: setup   ## every comparison in benchmarks/
 	for b in benchmarks/*.py; do $(BIN)/python $$b; done
 clean:         ## remove what commands made (not .venv)

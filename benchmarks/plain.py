@@ -2,13 +2,15 @@
 
     python benchmarks/plain.py                    # Up-Down and Transformer at the published sizes
     python benchmarks/plain.py --all --repeats 5  # every captioner
+    python benchmarks/plain.py --profile updown   # also peak memory and the share of matrix products
+    python benchmarks/plain.py --json rows.json   # rows as JSON
     python benchmarks/plain.py --small            # a smoke test
 
 One step = list of samples → batch → forward → loss → backward → clip → Adam, for 8 images with 5 captions of up to 20 words whose lengths are spread as in COCO.
 The plain recipe does it as X-modaler does: batch made on the training thread and features expanded to all captions first, visual embedding and encoder on the
 expanded rows, one LSTM cell and one predictor call per word, attention with explicit weights, one optimizer kernel per tensor. Same parameters, same loss.
 """
-import argparse, statistics, time
+import argparse, json, statistics, time
 import torch
 from torch import nn
 from xmodaler_nb.config import config_file, kfg, load_cfg_file
@@ -18,14 +20,18 @@ from xmodaler_nb.modeling import build_model
 
 FAMILIES = dict(updown='image_caption/updown/updown.yaml', transformer='image_caption/transformer/transformer.yaml',
                 attention='image_caption/attention/attention.yaml', xlan='image_caption/xlan/xlan.yaml', meshed_memory='image_caption/meshed_memory/meshed_memory.yaml',
-                clip_transformer='image_caption/transformer/clip_transformer.yaml', mplstm='video_caption/msvd/mplstm/mplstm.yaml')
+                clip_transformer='image_caption/transformer/clip_transformer.yaml', mplstm='video_caption/msvd/mplstm/mplstm.yaml',
+                gcn='image_caption/gcn/gcn.yaml', lstm_a='image_caption/lstm-A/lstm-A.yaml', cosnet='image_caption/cosnet/cosnet.yaml', tden='image_caption/tden/tden.yaml',
+                salstm='video_caption/msvd/salstm/salstm.yaml', video_transformer='video_caption/msvd/transformer/transformer.yaml', tdconved='video_caption/msvd/tdconved/tdconved.yaml')
 SMALL = ['MODEL.VOCAB_SIZE', 60, 'MODEL.TOKEN_EMBED.DIM', 32, 'MODEL.VISUAL_EMBED.OUT_DIM', 32, 'MODEL.DECODER_DIM', 32, 'MODEL.BERT.HIDDEN_SIZE', 32,
          'MODEL.BERT.INTERMEDIATE_SIZE', 64, 'MODEL.BERT.NUM_HIDDEN_LAYERS', 2, 'MODEL.BERT.NUM_GENERATION_LAYERS', 2]
 
 
 SMALL_TOO = dict(xlan=['MODEL.BILINEAR.DIM', 32, 'MODEL.BILINEAR.HEAD', 2, 'MODEL.BILINEAR.ENCODE.ATT_MID_DIM', [16, 8, 16], 'MODEL.BILINEAR.DECODE.ATT_MID_DIM', [16, 8, 16]],
                  meshed_memory=[x for k in ('ENCODER', 'DECODER') for x in (f'MODEL.MESHEDMEORY.{k}.DIM_MODEL', 32, f'MODEL.MESHEDMEORY.{k}.DIM_FEEDFORWARD', 64)],
-                 clip_transformer=['MODEL.VISUAL_EMBED.G_IN_DIM', 32])
+                 clip_transformer=['MODEL.VISUAL_EMBED.G_IN_DIM', 32], cosnet=['MODEL.VISUAL_EMBED.G_IN_DIM', 32, 'MODEL.COSNET.NUM_CLASSES', 20, 'MODEL.COSNET.NUM_SEMCOMPHDER_LAYERS', 1],
+                 gcn=['MODEL.VISUAL_EMBED.IN_DIM', 40, 'MODEL.VISUAL_EMBED.OUT_DIM', 40, 'MODEL.GCN.IN_DIM', 40, 'MODEL.GCN.OUT_DIM', 40],
+                 tden=['MODEL.BERT.V_NUM_HIDDEN_LAYERS', 2, 'MODEL.BERT.NUM_ATTENTION_HEADS', 4], tdconved=['MODEL.TDCONVED.ENCODER.HIDDEN_SIZE', 32, 'MODEL.TDCONVED.DECODER.HIDDEN_SIZE', 32])
 
 
 def samples(cfg, images=8, captions=5, words=20, regions=50, seed=0):
@@ -33,7 +39,7 @@ def samples(cfg, images=8, captions=5, words=20, regions=50, seed=0):
     g = torch.Generator().manual_seed(seed)
     grid, out = cfg.MODEL.VISUAL_EMBED.NAME == 'VisualGridEmbedding', []
     for i in range(images):
-        n = cfg.DATALOADER.MAX_FEAT_NUM - 1 if grid else int(torch.randint(regions//2, regions + 1, (1,), generator=g)) if i else regions
+        n = cfg.DATALOADER.MAX_FEAT_NUM - 1 if grid else 36 if cfg.MODEL.ENCODER == 'GCNEncoder' else int(torch.randint(regions//2, regions + 1, (1,), generator=g)) if i else regions
         tokens, targets = [], []
         for _ in range(captions):
             k = int((torch.randn(1, generator=g)*2.4 + 10.5).round().clamp(5, words - 1))
@@ -43,8 +49,19 @@ def samples(cfg, images=8, captions=5, words=20, regions=50, seed=0):
         item = {kfg.IDS: str(i), kfg.ATT_FEATS: torch.randn(n, cfg.MODEL.VISUAL_EMBED.IN_DIM, generator=g), kfg.SEQ_PER_SAMPLE: torch.tensor(captions),
                 kfg.G_TOKENS_IDS: tokens, kfg.G_TARGET_IDS: targets, kfg.G_TOKENS_TYPE: [torch.ones_like(t) for t in tokens]}
         if grid: item[kfg.GLOBAL_FEATS] = torch.randn(1, cfg.MODEL.VISUAL_EMBED.G_IN_DIM, generator=g)
-        out.append(item)
+        out.append({**item, **extras(cfg.MODEL, n, captions, g)})
     return out
+
+
+def extras(m, n, captions, g):
+    "What some models eat besides features."
+    ints = lambda high, *size: torch.randint(high, size, generator=g)
+    if m.ENCODER == 'GCNEncoder': return {kfg.RELATION: ints(m.GCN.RELATION_NUM, n, n)}
+    if m.DECODER == 'AttributeDecoder': return {kfg.ATT_FEATS: torch.zeros(1, 1), kfg.ATTRIBUTE: torch.rand(m.LSTMA.ATTRIBUTE_DIM, generator=g), kfg.GLOBAL_FEATS: torch.randn(m.VISUAL_EMBED.IN_DIM, generator=g)}
+    if m.VISUAL_EMBED.LOCATION_SIZE > 0: return {kfg.ATT_FEATS_LOC: torch.rand(n, 5, generator=g)}
+    if m.ENCODER != 'COSNetEncoder': return {}
+    c, words = m.COSNET.NUM_CLASSES, 12
+    return {kfg.SEMANTICS_IDS: [ints(c, words) for _ in range(captions)], kfg.SEMANTICS_LABELS: [ints(c + 1, words) for _ in range(captions)], kfg.SEMANTICS_MISS_LABELS: [ints(2, c + 1) for _ in range(captions)]}
 
 
 def explicit_attention(q, k, v, mask, heads, dropout=0., probs=False):
@@ -59,14 +76,16 @@ class plainly:
     "Within this context our modules work as the plain recipe does."
     def __init__(self, model): self.model = model
     def __enter__(self):
-        from xmodaler_nb.modeling.layers import bert
-        self.bert, self.attend = bert, bert.attend
-        self.model.expand, bert.attend = 'early', explicit_attention
+        from xmodaler_nb.modeling.layers import bert, cosnet_layer
+        self.users, self.attend = (bert, cosnet_layer), bert.attend
+        self.model.expand = 'early'
+        for m in self.users: m.attend = explicit_attention
         decoder = type(self.model.decoder)
         self.decoder, self.unroll = decoder, decoder.__dict__.get('unroll')
         if self.unroll is not None: del decoder.unroll
     def __exit__(self, *_):
-        self.model.expand, self.bert.attend = 'late', self.attend
+        self.model.expand = 'late'
+        for m in self.users: m.attend = self.attend
         if self.unroll is not None: self.decoder.unroll = self.unroll
 
 
@@ -103,7 +122,22 @@ def without_dropout(step):
     return step
 
 
-def compare(name, small=False, repeats=3):
+PRODUCTS = ('mm', 'addmm', 'bmm', 'baddbmm', 'mv', 'linear', 'mkldnn_linear', 'mkldnn_convolution', 'convolution_backward', '_scaled_dot_product_flash_attention_for_cpu',
+            '_scaled_dot_product_flash_attention_for_cpu_backward')
+
+def look_inside(step):
+    "Peak of what one step allocates (MB), and the share of its time that matrix products take."
+    from torch.profiler import ProfilerActivity, profile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: step()
+    now = peak = 0
+    for e in sorted((e for e in p.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns()):
+        now += e.nbytes()
+        peak = max(peak, now)
+    rows = p.key_averages()
+    return peak/2**20, sum(r.self_cpu_time_total for r in rows if r.key.removeprefix('aten::') in PRODUCTS)/sum(r.self_cpu_time_total for r in rows)
+
+
+def compare(name, small=False, repeats=3, inside=False):
     "Medians of processor seconds per step, plain and ours, taken in turns; the first losses must agree."
     opts = ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', ''] + (SMALL + SMALL_TOO.get(name, []) if small else [])
     cfg = load_cfg_file(config_file(FAMILIES[name]), opts)
@@ -115,11 +149,13 @@ def compare(name, small=False, repeats=3):
             step()
             if i: seconds[step].append(time.process_time() - start)
     a, b = (statistics.median(seconds[s]) for s in (plain, ours))
+    row = dict(name=name, ours_s=b, peer_s=a, ratio=a/b)
+    if inside: (row['peer_peak_mb'], row['peer_products']), (row['ours_peak_mb'], row['ours_products']) = look_inside(plain), look_inside(ours)
     without_dropout(ours).model.load_state_dict(without_dropout(plain).model.state_dict())
     with plainly(plain.model): want = plain.loss().item()
     got = ours.loss().item()
     assert abs(got - want) < 1e-4*abs(want), f'{name}: losses differ, {want} and {got}'
-    return a, b
+    return row
 
 
 def main():
@@ -128,11 +164,18 @@ def main():
     parser.add_argument('--all', action='store_true', help='every family')
     parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
     parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--profile', action='store_true', help='also peak memory and the share of matrix products')
+    parser.add_argument('--json', default='', metavar='FILE', help='write the rows')
     args = parser.parse_args()
     print(f"{'':20}{'plain s':>9}{'ours s':>9}{'ratio':>8}   ({torch.get_num_threads()} threads)")
+    rows = []
     for name in FAMILIES if args.all else args.families:
-        a, b = compare(name, args.small, args.repeats)
-        print(f'{name:20}{a:9.2f}{b:9.2f}{a/b:8.2f}', flush=True)
+        r = compare(name, args.small, args.repeats, args.profile)
+        rows.append(r)
+        more = f"   peak {r['peer_peak_mb']:.0f} → {r['ours_peak_mb']:.0f} MB, products {r['peer_products']:.0%} → {r['ours_products']:.0%}" if args.profile else ''
+        print(f"{name:20}{r['peer_s']:9.2f}{r['ours_s']:9.2f}{r['ratio']:8.2f}{more}", flush=True)
+    if args.json:
+        with open(args.json, 'w') as f: json.dump(rows, f, indent=1)
 
 
 if __name__ == '__main__': main()

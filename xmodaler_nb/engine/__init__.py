@@ -8,7 +8,7 @@ __all__ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiL
            'IterationTimer', 'LRScheduler', 'ModelWeightsManipulating', 'PeriodicCheckpoint', 'PeriodicCheckpointer',
            'PeriodicWriter', 'PreciseBN', 'ScheduledSampling', 'EarlyStopping', 'KeepBest', 'ProgressBar', 'ModelEma',
            'AMP', 'DefaultTrainer', 'default_argument_parser', 'default_setup', 'default_writers', 'SelfCritical',
-           'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer']
+           'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer', 'Ensembler']
 
 # %% ../../nbs/14_engine/99_engine.ipynb #3951bc78
 from .launch import launch
@@ -33,3 +33,7 @@ _all_ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiLoa
          'PeriodicCheckpoint', 'PeriodicCheckpointer', 'PeriodicWriter', 'PreciseBN', 'ScheduledSampling', 'EarlyStopping', 'KeepBest', 'ProgressBar',
          'ModelEma', 'AMP', 'DefaultTrainer', 'default_argument_parser', 'default_setup', 'default_writers',
          'SelfCritical', 'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer']
+
+# %% ../../nbs/14_engine/99_engine.ipynb #cfb4fb00
+from .ensembler import Ensembler
+_all_ = ['Ensembler']

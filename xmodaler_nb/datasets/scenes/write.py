@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW_LEN', 'SIZES', 'SPLITS', 'SPECIAL_PIECES', 'VARIANTS', 'VERSION', 'token_rows', 'draw_splits',
            'write_annotations', 'proposals', 'write_proposals', 'write_karpathy', 'variant_folder', 'write_features',
-           'write_pictures', 'write_questions', 'ScenesData', 'make_scenes']
+           'region_relations', 'write_pictures', 'write_questions', 'ScenesData', 'make_scenes']
 
 # %% ../../../nbs/06_datasets/64_scenes_write.ipynb #53f4e6e0
 import json, os, pickle, shutil, tempfile
@@ -148,7 +148,7 @@ def write_features(
         for o in records:
             r = plain[o['id']] if v == 'boxes' else VARIANTS[v](o['pixels'])
             if v == 'regions':   plain[o['id']] = r
-            if v == 'regions36': relations[str(o['id'])] = relation_matrix(r['boxes'], r['image_h'], r['image_w'])
+            if v == 'regions36': relations[str(o['id'])] = region_relations(r)
             _save_npz(out/f"{o['id']}.npz", r, v)
     feats = {i:r['features'] for i,r in plain.items()}
     train = [o for o in records if o['split'] == 'train']
@@ -161,6 +161,14 @@ def write_features(
     if 'boxes' in variants: write_karpathy(folder, records)
     _dump_pickle(folder/'gv_feat.pkl', {str(i):f[0] for i,f in feats.items()})
     if relations: _dump_pickle(folder/'relation.pkl', relations)
+
+def region_relations(
+    r:dict,     # what an extractor returned: boxes (n, 4), image_h, image_w, n_regions
+) -> np.ndarray: # (n, n) uint8
+    "Relations among the found regions; the whole picture and the filling cells take no part."
+    k,res = 1+r['n_regions'],np.zeros((len(r['boxes']),)*2, np.uint8)
+    res[1:k,1:k] = relation_matrix(r['boxes'][1:k], r['image_h'], r['image_w'])
+    return res
 
 def _save_npz(path, r, variant):
     "One picture's file."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['build_model', 'add_config', 'META_ARCH_REGISTRY', 'BaseEncoderDecoder', 'RnnAttEncoderDecoder',
-           'TransformerEncoderDecoder', 'TDENCaptioner']
+           'TransformerEncoderDecoder', 'TDENCaptioner', 'Ensemble']
 
 # %% ../../../nbs/07_modeling/60_meta_arch/99_meta_arch.ipynb #4d49e305
 from .build import build_model, add_config, META_ARCH_REGISTRY
@@ -17,4 +17,5 @@ _all_ = ['build_model', 'add_config', 'META_ARCH_REGISTRY', 'BaseEncoderDecoder'
 
 # %% ../../../nbs/07_modeling/60_meta_arch/99_meta_arch.ipynb #20c29f58
 from .tden import TDENCaptioner
-_all_ = ['TDENCaptioner']
+from .ensemble import Ensemble
+_all_ = ['TDENCaptioner', 'Ensemble']
