@@ -15,7 +15,6 @@ from torch import Tensor
 class kfg:
     "Names of the fields of a batch."
     IDS = 'IDS'                                 # list of b, image or video id (text or int)
-    # --- what is seen
     IMAGES = 'IMAGES'                           # (b, 3, h, w) float32 in [0,1], pictures that no network has seen yet
     ATT_FEATS = 'ATT_FEATS'                     # (b, n, d) float32, region, grid or frame features; 0 on padding
     ATT_FEATS_WO_MASK = 'ATT_FEATS_WO_MASK'     # (b, n, d) float32, the same before regions were masked (pre-training)
