@@ -8,7 +8,7 @@ from xmodaler_nb.datasets.collate import collate
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, GreedyDecoder
 from xmodaler_nb.modeling.export import ExportedModel, export_model
 
-QUICK = ['updown']           # the notebook of  does the Transformer
+QUICK = ['updown']           # the notebook on export does the Transformer
 SLOW = ['transformer', 'attention', 'lstm_a', 'video_mplstm', 'video_salstm', 'xlan', 'video_transformer', 'meshed_memory', 'clip_transformer', 'video_tdconved', 'cosnet', 'tden_captioner', 'gcn']
 families = [*QUICK, *(pytest.param(f, marks=pytest.mark.slow) for f in SLOW)]
 
