@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LONGEST', 'word_masks', 'lcs_length', 'match_masks', 'lcs_lengths', 'RougeL', 'single_blanks']
 
-# %% ../../nbs/10_evaluation/20_rouge.ipynb #b9731f7c
+# %% ../../nbs/10_evaluation/20_rouge.ipynb #832f0352
 from itertools import chain
 import numpy as np
 from fastcore.basics import patch
 from .metrics import Scores
 from .ngrams import References, encode
 
-# %% ../../nbs/10_evaluation/20_rouge.ipynb #cdb1dee9
+# %% ../../nbs/10_evaluation/20_rouge.ipynb #f741412a
 def word_masks(
     words:list,  # of the hypothesis
 ) -> dict:       # word -> integer with a one at each position of the word
@@ -36,7 +36,7 @@ def lcs_length(
             v = v+u | v-u
     return n-(v & full).bit_count()
 
-# %% ../../nbs/10_evaluation/20_rouge.ipynb #9664f0e3
+# %% ../../nbs/10_evaluation/20_rouge.ipynb #d5e4191c
 _BITS = np.array([bin(i).count('1') for i in range(256)], np.uint8)
 LONGEST = 62      # words of a caption whose steps fit into one integer
 
@@ -76,7 +76,7 @@ def lcs_lengths(
     out[order] = n.astype(np.int64)-_BITS[(v & full).view(np.uint8)].reshape(-1, 8).sum(1)
     return out
 
-# %% ../../nbs/10_evaluation/20_rouge.ipynb #c116588d
+# %% ../../nbs/10_evaluation/20_rouge.ipynb #b365e9a0
 class RougeL:
     "ROUGE-L, largest precision and recall over the references."
     names = ['ROUGE_L']
@@ -111,7 +111,7 @@ class RougeL:
         for i in odd.tolist(): image[i] = self.one(hyps[i], refs.texts[i])
         return Scores({'ROUGE_L': float(image.mean())}, {'ROUGE_L': image})
 
-# %% ../../nbs/10_evaluation/20_rouge.ipynb #47e4b83f
+# %% ../../nbs/10_evaluation/20_rouge.ipynb #7be8af3c
 def single_blanks(
     sentences:list,    # of strings
     ids:np.ndarray,    # (all words,) word numbers
@@ -119,8 +119,10 @@ def single_blanks(
     size:np.ndarray,   # (words known,) characters of each word
 ) -> np.ndarray:       # (sentences,) bool
     "True where a sentence is words joined by single blanks, and not empty."
-    n = len(sentences)
-    blanks, chars = (np.fromiter(f, np.int64, n) for f in ((s.count(' ') for s in sentences), map(len, sentences)))
+    codes = np.frombuffer('\n'.join(sentences).encode('utf-32-le', 'surrogatepass'), np.uint32)
+    ends = np.append(np.flatnonzero(codes == 10), len(codes))
+    if len(ends) != len(sentences): return np.zeros(len(sentences), bool)            # a line break inside a sentence
+    chars, blanks = np.diff(ends, prepend=-1)-1, np.diff(np.append(0, np.cumsum(codes == 32))[ends], prepend=0)
     written = np.diff(np.append(0, np.cumsum(size[ids]))[np.append(0, np.cumsum(lens))])
     return (lens > 0) & (blanks == lens-1) & (written+blanks == chars)
 
