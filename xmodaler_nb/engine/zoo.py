@@ -60,7 +60,7 @@ ZOO = {
     'Up-Down, pixels': Recipe(f'{_I}/updown/updown.yaml', 'pixels', [*widths(128, 64), *_keys('UPDOWN', ATT_EMBED_SIZE=64)]),
     'Attention':       Recipe(f'{_I}/attention/attention.yaml', 'regions', [*widths(128, 64), *_keys('SALSTM', ATT_EMBED_SIZE=64)]),
     'LSTM-A':          Recipe(f'{_I}/lstm-A/lstm-A.yaml', 'attributes', [*widths(96), 'SOLVER.EPOCH', 9]),
-    'GCN-LSTM':        Recipe(f'{_I}/gcn/gcn.yaml', 'relations', [*widths(128, 64), 'MODEL.VISUAL_EMBED.OUT_DIM', 156, *_keys('UPDOWN', ATT_EMBED_SIZE=64, DROPOUT2=.1, ATT_EMBED_DROPOUT=0.), *_keys('GCN', DROPOUT=0.), 'SOLVER.EPOCH', 3]),
+    'GCN-LSTM':        Recipe(f'{_I}/gcn/gcn.yaml', 'relations', [*widths(128, 64), 'MODEL.VISUAL_EMBED.OUT_DIM', 156, *_keys('UPDOWN', ATT_EMBED_SIZE=64, DROPOUT2=.1, ATT_EMBED_DROPOUT=0.), *_keys('GCN', DROPOUT=0.), 'DATALOADER.TRAIN_BATCH_SIZE', 10, 'SOLVER.EPOCH', 3]),
     'Transformer':     Recipe(f'{_I}/transformer/transformer.yaml', 'regions', bert(96)),
     'Meshed-Memory':   Recipe(f'{_I}/meshed_memory/meshed_memory.yaml', 'regions', [*widths(96), 'SOLVER.BASE_LR', .003, *(x for side in ('ENCODER', 'DECODER') for x in
                               _keys(f'MESHEDMEORY.{side}', DIM_MODEL=96, DIM_FEEDFORWARD=192, NUM_LAYER=2, NUM_ATT_HEAD=4)), *_keys('MESHEDMEORY.ENCODER', NUM_ATT_MEMORY=8)]),
@@ -73,7 +73,7 @@ ZOO = {
 
 # %% ../../nbs/14_engine/95_zoo.ipynb #440efb40
 ZOO |= {
-    'MP-LSTM (clips)':     Recipe(f'{_V}/mplstm/mplstm.yaml', 'clips', [*widths(96), 'SOLVER.EPOCH', 6]),
+    'MP-LSTM (clips)':     Recipe(f'{_V}/mplstm/mplstm.yaml', 'clips', widths(96)),
     'Attention (clips)':   Recipe(f'{_V}/salstm/salstm.yaml', 'clips', [*widths(128, 64), *_keys('SALSTM', ATT_EMBED_SIZE=64)]),
     'Transformer (clips)': Recipe(f'{_V}/transformer/transformer.yaml', 'clips', bert(96)),
     'TDConvED (clips)':    Recipe(f'{_V}/tdconved/tdconved.yaml', 'clips', [*widths(96), *_keys('TDCONVED.ENCODER', HIDDEN_SIZE=96, DROPOUT=.1),
