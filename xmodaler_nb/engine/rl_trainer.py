@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RLTrainer']
 
-# %% ../../nbs/14_engine/63_rl_trainer.ipynb #5b2bb257
+# %% ../../nbs/14_engine/63_rl_trainer.ipynb #75bbd59e
 from fastcore.basics import patch
 from .build import ENGINE_REGISTRY
 from .defaults import DefaultTrainer, over_ranks
@@ -13,7 +13,7 @@ from .learner import device_of
 from .self_critical import SelfCritical
 from ..utils import comm
 
-# %% ../../nbs/14_engine/63_rl_trainer.ipynb #f6c73c28
+# %% ../../nbs/14_engine/63_rl_trainer.ipynb #5cb390e8
 @ENGINE_REGISTRY.register()
 class RLTrainer(DefaultTrainer):
     "Self-critical trainer with a greedy baseline."
@@ -41,7 +41,7 @@ def build_method(self:RLTrainer, cfg):
     "How a batch becomes losses."
     return self.method_class(self.scorer, cfg.RL.SAMPLE_MODE, cfg.RL.CHECK, cfg.RL.MIN_REWARD)
 
-# %% ../../nbs/14_engine/63_rl_trainer.ipynb #4962fde4
+# %% ../../nbs/14_engine/63_rl_trainer.ipynb #48746e46
 @patch
 def run_step(self:RLTrainer):
     "One training step, and its numbers into the storage."

@@ -91,9 +91,9 @@ def prepare(self:SelfCritical,
     batch,  # a training batch
 ) -> tuple: # pictures, captions per picture
     "The pictures; in `eval` mode encoded, where one encoding can serve all."
-    images, k = pictures_of(batch)
-    if kfg.SEMANTICS_IDS in images: return expand_images(images, k), k         # a word list per caption (COS-Net): every row for itself
     model = unwrap_model(self.learn.model)
+    images, k = pictures_of(model.look(batch) if hasattr(model, 'look') else batch)
+    if kfg.SEMANTICS_IDS in images: return expand_images(images, k), k         # a word list per caption (COS-Net): every row for itself
     alone = self.learn.model is model and getattr(model, 'expand', '') == 'late' and hasattr(model, 'see')
     if self.sample_mode == 'eval' and alone:
         images = images.merge({kfg.ENCODED: model.see(images.merge(model.get_extended_attention_mask(images)))})
