@@ -102,7 +102,7 @@ def tokenizer(refs, hyps, peers, repeats):
 
 
 def counted(name, refs, hyps, peers, repeats):
-    "BLEU, ROUGE-L, CIDEr: encoding of the references is part of the time."
+    "BLEU, ROUGE-L, CIDEr: first with encoding of the references, then with references prepared before, as every evaluation of a run but its first has them."
     from xmodaler_nb.evaluation.metrics import make_metric
     from xmodaler_nb.evaluation.ngrams import References
     metric, peer = make_metric(name), None
@@ -116,7 +116,8 @@ def counted(name, refs, hyps, peers, repeats):
         def peer(): return scorer().compute_score(g, h)
     a, b, mine, theirs = in_turns(ours, peer, repeats)
     if theirs: same(list(mine.image.values()), np.array(theirs[1]).reshape(len(mine.image), -1), name)
-    return [row(name, a, b)]
+    prepared = References(refs)
+    return [row(name, a, b), row(f'{name} prepared', in_turns(lambda: metric(hyps, prepared), None, repeats)[0], b)]
 
 
 def meteor(refs, hyps, others, peers, repeats):
