@@ -61,11 +61,12 @@ def _is_file(x): return isinstance(x, (str, Path)) and Path(x).suffix in ('.npz'
 def read_item(
     path,         # .npz, .npy, or an id in a store: store/id.npz
     max_feat_num, # regions kept
+    grid=True,    # read `g_feature` too, if it is there
 ) -> dict:        # fields of an item
     "A feature file as `MSCoCoDataset` and `MSCoCoCOSNetDataset` read it."
     content = read_np(path)
     out = region_fields(content, max_feat_num, path)
-    if 'g_feature' in content: out[kfg.GLOBAL_FEATS] = torch.from_numpy(content['g_feature'].astype(np.float32))
+    if grid and 'g_feature' in content: out[kfg.GLOBAL_FEATS] = torch.from_numpy(content['g_feature'].astype(np.float32))
     return out
 
 # %% ../nbs/07_modeling/90_captioner.ipynb #2cb6c3f6
@@ -92,7 +93,8 @@ class Captioner:
     ) -> tuple:  # (item for `collate`, picture or None, boxes or None)
         "One input as the model's data set would have returned it."
         image, item = None, {kfg.IDS: id, kfg.G_TOKENS_TYPE: torch.ones(self.cfg.MODEL.MAX_SEQ_LEN, dtype=torch.long)}
-        if _is_file(x): item.update(read_item(x, self.cfg.DATALOADER.MAX_FEAT_NUM)); self._check_width(item[kfg.ATT_FEATS]); return item, None, None
+        grid = self.cfg.MODEL.VISUAL_EMBED.NAME == 'VisualGridEmbedding'     # only these models read `g_feature`
+        if _is_file(x): item.update(read_item(x, self.cfg.DATALOADER.MAX_FEAT_NUM, grid)); self._check_width(item[kfg.ATT_FEATS]); return item, None, None
         if not _is_features(x): image, x = self.look(x)
         parts = x if isinstance(x, dict) else {'features': x}
         feats = torch.as_tensor(np.asarray(parts['features'], dtype='float32')) if not torch.is_tensor(parts['features']) else parts['features'].float().cpu()
@@ -100,7 +102,7 @@ class Captioner:
         limit = self.cfg.DATALOADER.MAX_FEAT_NUM
         item[kfg.ATT_FEATS] = feats[:limit] if limit > 0 else feats
         for name, key in (('global_feat', kfg.GLOBAL_FEATS), ('g_feature', kfg.GLOBAL_FEATS), ('attribute', kfg.ATTRIBUTE), ('relation', kfg.RELATION)):
-            if name in parts: item[key] = torch.as_tensor(np.asarray(parts[name]), dtype=torch.long if name == 'relation' else torch.float32)
+            if name in parts and (grid or name != 'g_feature'): item[key] = torch.as_tensor(np.asarray(parts[name]), dtype=torch.long if name == 'relation' else torch.float32)
         return item, image, parts.get('boxes')
 
     def look(self,
