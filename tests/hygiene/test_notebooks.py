@@ -23,7 +23,7 @@ def text(x): return x if isinstance(x, str) else ''.join(x)
 
 def test_clean(nb):
     path, d = nb
-    assert set(d['metadata']) <= {'kernelspec', 'language_info'} and set(d['metadata'].get('kernelspec', {})) <= {'display_name', 'language', 'name'}
+    assert set(d['metadata']) <= {'kernelspec'} and set(d['metadata'].get('kernelspec', {})) <= {'display_name', 'language', 'name'}
     for c in d['cells']: assert not c.get('metadata'), f"cell metadata {c['metadata']}"
     for c in code(d):
         assert c.get('execution_count') is None, 'execution count left: run nbdev_clean'
