@@ -52,6 +52,7 @@ def test_form(nb):
     path, d = nb
     prose = [text(c['source']) for c in d['cells'] if c['cell_type'] == 'markdown']
     assert prose and prose[0].startswith('# '), 'the first prose cell is the title'
+    assert '\n- ' not in prose[0], 'nbdev reads lines with a dash in the title cell as settings: begin its lists with *'
     exports = any(re.match(r'\s*#\s*\|\s*default_exp', text(c['source'])) for c in code(d))
     if exports:
         assert '\n> ' in prose[0], 'below the title stands the question the notebook answers, as a quote'
