@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = {'.safetensors', '.npz', '.npy', '.png', '.jpg', '.pkl', '.gz', '.pt', '.pth'}
 PATHS = r'(?<![\w.}])/(' + '|'.join(['home/[a-z]', 'Users/[A-Za-z]', 'root/', 'wo' + 'rk/', 'fa' + 'rm/', 'opt/whe' + 'els']) + ')'
 MAY_LACK = 0.10         # share of public parameters that may lack a comment
-UNFINISHED = '|'.join(['TO' + 'DO', 'FIX' + 'ME', r'NotImpl' + r'ementedError', r'pass +# *stub'])
+UNFINISHED = '|'.join(['TO' + 'DO', 'FIX' + 'ME', r'\bXX' + r'X\b', r'\bHA' + r'CK\b', r'NotImpl' + r'ementedError', r'pass +# *stub'])
 
 
 def tracked(*args) -> list:
@@ -30,7 +30,7 @@ def hits(pattern, names, flags=0) -> list:
 
 def test_no_machine_paths(): assert not hits(PATHS, tracked())
 def test_no_hard_wired_device(): assert not hits(r'\.cuda\(', [f for f in tracked('xmodaler_nb', 'benchmarks', 'nbs') if f.endswith(('.py', '.ipynb'))])
-def test_nothing_unfinished(): assert not hits(UNFINISHED, [f for f in tracked('xmodaler_nb', 'tests', 'benchmarks') if f.endswith('.py')])
+def test_nothing_unfinished(): assert not hits(UNFINISHED, tracked('xmodaler_nb', 'tests', 'benchmarks', 'nbs', 'configs'))      # code, notebooks and test data
 def test_no_muted_warnings(): assert not hits(r'filterwarnings\(.{0,2}ignore', tracked('xmodaler_nb', 'nbs'))
 
 

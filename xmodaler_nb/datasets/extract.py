@@ -367,13 +367,13 @@ def extract_features(
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'")
     (i, n), named = parse_shard(shard), name_files(files)
     mine, there = named[i::n], _present(store, layout)
-    todo = [(id, f) for id, f in mine if id not in there]
+    pending = [(id, f) for id, f in mine if id not in there]
     ex = as_extractor(backbone, kind or _usual_kind(named), options)
-    done = Extraction(skipped=len(mine) - len(todo))
-    bar = TextBar(len(todo), progress if progress is not None or i == 0 else False)
+    done = Extraction(skipped=len(mine) - len(pending))
+    bar = TextBar(len(pending), progress if progress is not None or i == 0 else False)
     with FeatureWriter(store, dtype, f'r{i}of{n}') if layout == 'store' else NpzWriter(store, f'.{layout}') as writer:
         _describe(ex, store)
-        for group in _groups(ex, todo, boxes, frames, workers, batch_size, on_error, done):
+        for group in _groups(ex, pending, boxes, frames, workers, batch_size, on_error, done):
             for id, arrays in _run(ex, group): writer.add(id, **arrays); done.added += 1
             if done.added and done.added // seal_every != (done.added - len(group)) // seal_every: writer.seal()
             bar.step(len(group))
@@ -404,9 +404,9 @@ def _read_one(ex, id, path, boxes, frames):
     if not isinstance(ex, BackboneExtractor): return ex(np.stack(read_clip(path, frames)) if Path(path).suffix.lower() in CLIPS else read_picture(path))
     return _load(ex, id, path, boxes, frames)
 
-def _groups(ex, todo, boxes, frames, workers, size, on_error, done):
+def _groups(ex, pending, boxes, frames, workers, size, on_error, done):
     "Lists of (id, what was read), at most `size` long; files ahead of the network are read by threads."
-    files, waiting, group = iter(todo), [], []
+    files, waiting, group = iter(pending), [], []
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         def more(k): waiting.extend((id, pool.submit(_read_one, ex, id, f, boxes, frames)) for id, f in islice(files, k))
         more(2*size)

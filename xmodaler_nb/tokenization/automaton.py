@@ -220,12 +220,12 @@ class Machine:
 @patch
 def state(self:Machine, nodes):
     "The state of a set of nodes and all they reach freely."
-    todo, seen = list(nodes), set(nodes)
-    while todo:
-        for t in self.net.eps[todo.pop()]:
+    pending, seen = list(nodes), set(nodes)
+    while pending:
+        for t in self.net.eps[pending.pop()]:
             if t not in seen:
                 seen.add(t)
-                todo.append(t)
+                pending.append(t)
     keep = frozenset(i for i in seen if self.net.moves[i] or self.net.accept[i] is not None)
     if not keep: return None
     if keep not in self.states:

@@ -14,7 +14,7 @@ ends = 's ed ing er board surf ly 0 é e'.split()
 letters = list('abcdefghijklmnopqrstuvwxyz0123456789')
 punct = list(".,!?'\"-()[]{}$^`~@#%&*_+=/\\<>|:;") + ['—', '…', '¿', '。']
 vocab = list(dict.fromkeys(special + stems + letters[:20] + ['##' + e for e in ends] + ['##' + c for c in letters[:30]] + punct))
-odd = ['\u00a0', '\u200b', '\u200d', '\ufeff', '\x00', '\ufffd', '\t', '\n', '\r', '\u3000', '\u2028', '\u0301', 'İ', 'ß', 'ﬁ', 'Ω', 'é', 'É', 'ñ', 'Å', '狗', '人', '한', '🙂', '½', '№', '\u0600', 'x'*101]
+odd = ['\u00a0', '\u200b', '\u200d', '\ufeff', '\x00', '\ufffd', '\t', '\n', '\r', '\u3000', '\u2028', '\u0301', 'İ', 'ß', 'ﬁ', 'Ω', 'é', 'É', 'ñ', 'Å', '狗', '人', '한', '🙂', '½', '№', '\u0600', 'q'*101]
 
 
 def word():
