@@ -22,13 +22,13 @@ from xmodaler_nb.utils.events import truncate_jsonl
 
 COMMON = ['MODEL.DEVICE', 'cpu', 'DATALOADER.NUM_WORKERS', 0, 'SCHEDULED_SAMPLING.START_EPOCH', 999, 'SOLVER.EVAL_PERIOD', 999, 'SOLVER.CHECKPOINT_PERIOD', 999,
           'DATALOADER.TEST_BATCH_SIZE', 100, 'DECODE_STRATEGY.BEAM_SIZE', 3, 'INFERENCE.TEST_EVAL_START', 9999, 'INFERENCE.VAL_EVAL_START', 9999]
-UPDOWN = ['MODEL.DECODER_DIM', 128, 'MODEL.ENCODER_DIM', 128, 'MODEL.TOKEN_EMBED.DIM', 96, 'MODEL.VISUAL_EMBED.OUT_DIM', 128, 'MODEL.UPDOWN.ATT_EMBED_SIZE', 64,
-          'MODEL.PRED_DROPOUT', .2, 'MODEL.TOKEN_EMBED.DROPOUT', .2, 'MODEL.VISUAL_EMBED.DROPOUT', .2]
+UPDOWN = ['MODEL.DECODER_DIM', 144, 'MODEL.ENCODER_DIM', 144, 'MODEL.TOKEN_EMBED.DIM', 72, 'MODEL.VISUAL_EMBED.OUT_DIM', 144, 'MODEL.UPDOWN.ATT_EMBED_SIZE', 72,
+          'MODEL.PRED_DROPOUT', .1, 'MODEL.TOKEN_EMBED.DROPOUT', .1, 'MODEL.VISUAL_EMBED.DROPOUT', .1]
 TRANSFORMER = ['MODEL.DECODER_DIM', 128, 'MODEL.ENCODER_DIM', 128, 'MODEL.TOKEN_EMBED.DIM', 128, 'MODEL.VISUAL_EMBED.OUT_DIM', 128, 'MODEL.PRED_DROPOUT', .1,
                'MODEL.VISUAL_EMBED.DROPOUT', .1, 'MODEL.BERT.HIDDEN_SIZE', 128, 'MODEL.BERT.INTERMEDIATE_SIZE', 256, 'MODEL.BERT.NUM_ATTENTION_HEADS', 4,
                'MODEL.BERT.NUM_HIDDEN_LAYERS', 2, 'MODEL.BERT.NUM_GENERATION_LAYERS', 2]
 MODELS = dict(updown=('image_caption/updown/updown.yaml', UPDOWN), transformer=('image_caption/transformer/transformer.yaml', TRANSFORMER))
-XE = dict(updown=['SOLVER.BASE_LR', .004, 'SOLVER.GRAD_CLIP_TYPE', 'value'], transformer=['SOLVER.BASE_LR', .001, 'SOLVER.GRAD_CLIP', 1., 'SOLVER.GRAD_CLIP_TYPE', 'norm'])
+XE = dict(updown=['SOLVER.BASE_LR', .005, 'SOLVER.GRAD_CLIP', .1, 'SOLVER.GRAD_CLIP_TYPE', 'norm', 'DATALOADER.TRAIN_BATCH_SIZE', 25], transformer=['SOLVER.BASE_LR', .001, 'SOLVER.GRAD_CLIP', 1., 'SOLVER.GRAD_CLIP_TYPE', 'norm'])
 XE_COMMON = ['DATALOADER.TRAIN_BATCH_SIZE', 32, 'DATALOADER.SEQ_PER_SAMPLE', 3, 'LR_SCHEDULER.NAME', 'WarmupCosine', 'LR_SCHEDULER.WARMUP', 1, 'LR_SCHEDULER.MIN_LR', .01,
              'LOSSES.NAMES', ['CrossEntropy'], 'SOLVER.EPOCH', 8]
 XE_DATA = {('scenes', 'transformer'): ['SOLVER.EPOCH', 5], ('ucm', 'updown'): ['SOLVER.EPOCH', 5], ('ucm', 'transformer'): ['SOLVER.EPOCH', 5]}
@@ -41,7 +41,7 @@ SEEDS, STEPS = (1, 2, 3), 60
 def data_options(data, out, folder, tiny):
     "Write the data set if it is not there; the options that point a config at it."
     if data == 'scenes':
-        counts = dict(train=24, val=4, test=8) if tiny else None
+        counts = dict(train=32, val=4, test=8) if tiny else None
         return make_scenes(out/('scenes-tiny' if tiny else 'scenes'), 'demo', counts=counts).cfg_overrides
     where = out/f'{data}-data'
     if not (where/'captions_test.json').exists(): prepare_real(folder, where)
@@ -123,7 +123,7 @@ def print_table(rows):
               f"{' '.join(f'{x:.3f}' for x in r['control']):9}{r['length'][0]:7.1f} → {r['length'][1]:.1f}{r['distinct'][0]:6.0f} → {r['distinct'][1]:.0f}", flush=True)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('which', nargs='*', default=['scenes'], help='scenes, ucm, or with a model: scenes/updown')
     parser.add_argument('--data', default='../shared/data/ucm_captions', help='folder of the real data set')
@@ -134,7 +134,7 @@ def main():
     parser.add_argument('--table', action='store_true', help='train nothing; print what is finished')
     parser.add_argument('--tiny', action='store_true', help='two steps on a few scenes: a smoke test')
     parser.add_argument('--json', metavar='FILE', help='also write the rows')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
     out = Path(args.output_dir)
     for which in [] if args.table else args.which:

@@ -1,11 +1,17 @@
 "Self-critical training from the published configs: end to end on scenes, by every trainer, with several rewards, interrupted and continued."
 import json
+import pickle
+import sys
+from collections import Counter
 import numpy as np
 import pytest
 import torch
-from xmodaler_nb.config import kfg, load_cfg_file
+from conftest import ROOT
+from xmodaler_nb.config import config_file, kfg, load_cfg_file
+from xmodaler_nb.datasets.sampler import TrainingLoader
 from xmodaler_nb.datasets.scenes import make_scenes
 from xmodaler_nb.engine import build_engine
+from xmodaler_nb.engine.build import ENGINE_REGISTRY
 from xmodaler_nb.utils.env import seed_all_rng
 
 SMALL = ['MODEL.DEVICE', 'cpu', 'MODEL.WEIGHTS', '', 'MODEL.DECODER_DIM', 16, 'MODEL.TOKEN_EMBED.DIM', 16, 'MODEL.VISUAL_EMBED.OUT_DIM', 16, 'DATALOADER.NUM_WORKERS', 0, 'DATALOADER.TRAIN_BATCH_SIZE', 4,
@@ -81,6 +87,7 @@ def test_a_bad_start_is_noticed_before_the_first_step(scenes, tmp_path, caplog):
 
 
 @pytest.mark.parametrize('opts,message', [(['ENGINE.NAME', 'RLMeanTrainer', 'DATALOADER.SEQ_PER_SAMPLE', 1], 'SEQ_PER_SAMPLE is 1'), (['ENGINE.NAME', 'RLBeamTrainer', 'DECODE_STRATEGY.BEAM_SIZE', 1], 'BEAM_SIZE is 1'),
+                                          (['DECODE_STRATEGY.TEMPERATURE', .5], "set RL.SAMPLE_MODE to 'eval'"), (['RL.SAMPLE_MODE', 'eval', 'DECODE_STRATEGY.TOP_P', .9], 'DECODE_STRATEGY.TOP_K is 0 and TOP_P 0.9'),
                                           (['RL.SAMPLE_MODE', 'both'], 'RL.SAMPLE_MODE'), (['RL.CHECK', 'maybe'], 'RL.CHECK'), (['SCORER.NAME', ''], 'SCORER.NAME')])
 def test_mistakes_are_named(scenes, tmp_path, opts, message):
     with pytest.raises(ValueError, match=message): trainer(scenes, tmp_path, 'updown/updown', *opts)
@@ -96,9 +103,61 @@ def test_the_baseline_uses_no_dropout_and_no_dice(scenes, tmp_path):
     assert not torch.equal(t.method.draw(images, k)[kfg.G_SENTS_IDS], t.method.draw(images, k)[kfg.G_SENTS_IDS])
 
 
+def test_the_gradient_belongs_to_the_distribution_drawn_from(scenes, tmp_path):
+    "At a temperature the log-probabilities are those of the sharpened model, word by word; the greedy captions stay."
+    cold = trainer(scenes, tmp_path/'cold', 'updown/updown', 'RL.SAMPLE_MODE', 'eval', 'DECODE_STRATEGY.TEMPERATURE', .25)
+    plain = trainer(scenes, tmp_path/'plain', 'updown/updown', 'RL.SAMPLE_MODE', 'eval')
+    plain.model.load_state_dict(cold.model.state_dict())
+    for p in plain.model.predictor.parameters(): p.data *= 4
+    batch = next(iter(cold.train_data_loader))
+    def told(t):
+        t.model.eval()
+        images, k = t.method.prepare(batch)
+        torch.manual_seed(0)
+        ids = t.method.draw(images, k)[kfg.G_SENTS_IDS]
+        return ids, t.method.retell(images, ids)[kfg.G_LOGP], t.method.baseline(images)
+    (ids, logp, greedy), (ids2, logp2, greedy2) = told(cold), told(plain)
+    assert torch.equal(ids, ids2) and torch.equal(greedy, greedy2)
+    assert (logp - logp2).abs().max() < 1e-4
+
+
+def references(g, words):
+    "Made-up references for the images of a golden batch, and their document frequencies."
+    gts = {str(i): [words[j:j+6] for j in range(3)] for i in g.images()[kfg.IDS]}
+    grams = Counter(tuple(r[i:i+n]) for refs in gts.values() for r in refs for n in range(1, 5) for i in range(len(r)-n+1))
+    return gts, dict(document_frequency=dict.fromkeys(grams, 1.), ref_len=1.)
+
+
+@pytest.mark.parametrize('name', ['cosnet', 'tden'])
+def test_published_configs_of_other_data_take_a_step(name, tmp_path):
+    "COS-Net and TDEN read data that scenes do not have: from X-modaler's own batch, one step of everything the YAML names."
+    sys.path.insert(0, str(ROOT/'tests'/'parity'))
+    from golden_models import Golden
+    g = Golden({'tden': 'tden_captioner'}.get(name, name))
+    words = g.meta['bert_vocab'][-8:]+['.'] if name == 'tden' else list(range(1, 9))+[0]
+    for file, content in zip(('gts', 'df'), references(g, words)): (tmp_path/f'{file}.pkl').write_bytes(pickle.dumps(content))
+    cfg = load_cfg_file(config_file(f'image_caption/{name}/{name}_rl.yaml'), [*g.opts(), 'MODEL.WEIGHTS', '', 'DATASETS.VAL', '', 'DATASETS.TEST', '', 'OUTPUT_DIR', str(tmp_path), 'SOLVER.EPOCH', 1, 'SOLVER.WRITE_PERIOD', 1,
+        'SCORER.GT_PATH', str(tmp_path/'gts.pkl'), 'SCORER.CIDER_CACHED', str(tmp_path/'df.pkl'), 'ENGINE.PROGRESS', False, 'RL.CHECK', 'off', 'DATALOADER.SEQ_PER_SAMPLE', 2])
+    class OneBatch(ENGINE_REGISTRY.get(cfg.ENGINE.NAME)):
+        @classmethod
+        def build_train_loader(cls, cfg): return TrainingLoader(range(2), 2, seed=1, collate_fn=lambda _: g.images())
+    t = OneBatch(cfg)
+    before = {n: p.clone() for n, p in t.model.named_parameters()}
+    run(t)
+    assert type(t.scorer).__name__ == cfg.SCORER.NAME and t.iter == 1 and np.isfinite(events(tmp_path)[-1]['total_loss'])
+    assert any(not torch.equal(p, before[n]) for n, p in t.model.named_parameters()) and (t.ema is not None) == cfg.MODEL.USE_EMA
+    assert t.method.captions['drawn'].shape == (len(g.batch()[kfg.IDS]), cfg.MODEL.MAX_SEQ_LEN)
+
+
+def test_benchmark_of_the_gain_runs(tmp_path, capsys):
+    sys.path.insert(0, str(ROOT/'benchmarks'))
+    import scst
+    scst.main(['scenes', '--tiny', '--seeds', '1', '--control', '--output-dir', str(tmp_path), '--json', str(tmp_path/'rows.json')])
+    rows = json.loads((tmp_path/'rows.json').read_text())
+    assert {(r['name'], r['decoder']) for r in rows} == {(f'scenes-{m}', d) for m in ('updown', 'transformer') for d in ('greedy', 'beam')}
+
+
 def test_benchmark_runs_and_gradients_agree():
-    import sys
-    from conftest import ROOT
     sys.path.insert(0, str(ROOT/'benchmarks'))
     import rl
     for row in rl.compare('updown', small=True, repeats=1):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RLTrainer']
 
-# %% ../../nbs/14_engine/63_rl_trainer.ipynb #75bbd59e
+# %% ../../nbs/14_engine/63_rl_trainer.ipynb #1c1de0ab
 from fastcore.basics import patch
 from .build import ENGINE_REGISTRY
 from .defaults import DefaultTrainer, over_ranks
@@ -13,7 +13,7 @@ from .learner import device_of
 from .self_critical import SelfCritical
 from ..utils import comm
 
-# %% ../../nbs/14_engine/63_rl_trainer.ipynb #5cb390e8
+# %% ../../nbs/14_engine/63_rl_trainer.ipynb #a30207a7
 @ENGINE_REGISTRY.register()
 class RLTrainer(DefaultTrainer):
     "Self-critical trainer with a greedy baseline."
@@ -39,9 +39,13 @@ def build_losses(cls:RLTrainer, cfg) -> list:
 @patch
 def build_method(self:RLTrainer, cfg):
     "How a batch becomes losses."
+    d, mode = cfg.DECODE_STRATEGY, cfg.RL.SAMPLE_MODE
+    if d.TOP_K > 0 or d.TOP_P < 1: raise ValueError(f"DECODE_STRATEGY.TOP_K is {d.TOP_K} and TOP_P {d.TOP_P}, but {type(self).__name__} learns from draws of the whole distribution: leave them at 0 and 1")
+    if d.TEMPERATURE != 1 and mode == 'upstream':
+        raise ValueError(f"DECODE_STRATEGY.TEMPERATURE is {d.TEMPERATURE} and RL.SAMPLE_MODE 'upstream', where the gradient would be that of another distribution than the one drawn from: set RL.SAMPLE_MODE to 'eval'")
     return self.method_class(self.scorer, cfg.RL.SAMPLE_MODE, cfg.RL.CHECK, cfg.RL.MIN_REWARD)
 
-# %% ../../nbs/14_engine/63_rl_trainer.ipynb #48746e46
+# %% ../../nbs/14_engine/63_rl_trainer.ipynb #73e15d86
 @patch
 def run_step(self:RLTrainer):
     "One training step, and its numbers into the storage."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORD_FIELDS', 'pictures_of', 'forced_log_probs', 'evaluating', 'leaving', 'SelfCritical']
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #fbbce0c2
+# %% ../../nbs/14_engine/62_self_critical.ipynb #fe31dfb7
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -20,7 +20,7 @@ from ..losses.reward_criterion import upto_eos
 from ..modeling.meta_arch.base_enc_dec import collapse_images, expand_images
 from ..utils.comm import unwrap_model
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #9882a59a
+# %% ../../nbs/14_engine/62_self_critical.ipynb #eff8f1a1
 WORD_FIELDS = (kfg.G_TOKENS_IDS, kfg.G_TARGET_IDS, kfg.TOKENS_MASKS)
 
 def pictures_of(
@@ -34,13 +34,14 @@ def pictures_of(
     if types is not None and len(types) > n: images[kfg.G_TOKENS_TYPE] = types[::len(types)//n]
     return images.merge({kfg.IDS: list(ids)[::len(ids)//n]}), k
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #c70e9268
+# %% ../../nbs/14_engine/62_self_critical.ipynb #1a5c45cb
 def forced_log_probs(
     model,      # a captioner
     batch:Batch,# n pictures
     ids:Tensor, # (n·k, t) int64, captions; k consecutive rows belong to one picture
     bos:int,    # stands before the first word
     eos:int,    # ends a caption
+    temperature:float=1.0, # divides the logits, as it did when the captions were drawn
 ) -> tuple:     # what the model returned, and log-probabilities (n·k, t), 0 after the end
     "What a model thinks of captions, by teacher forcing."
     steps = int(upto_eos(ids, eos).sum(1).max())
@@ -49,10 +50,12 @@ def forced_log_probs(
     if kfg.G_TOKENS_TYPE in batch: batch[kfg.G_TOKENS_TYPE] = torch.ones_like(tokens)
     out = model(batch)
     logits, said = out[kfg.G_LOGITS], ids[:,:steps]
-    logp = -F.cross_entropy(logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), said.flatten(), reduction='none').view(said.shape)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1: logits = logits/temperature
+    logp = -F.cross_entropy(logits.flatten(0, 1), said.flatten(), reduction='none').view(said.shape)
     return out, F.pad(logp*upto_eos(said, eos), (0, ids.size(1) - steps))
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #4852b570
+# %% ../../nbs/14_engine/62_self_critical.ipynb #e478c86f
 @contextmanager
 def evaluating(model):
     "Within this context a model is in evaluation mode."
@@ -85,7 +88,7 @@ class SelfCritical(TrainingMethod):
         self.scorer, self.sample_mode, self.check, self.min_reward = scorer, sample_mode, check, min_reward
         self.stats, self.checked, self.captions = {}, check == 'off', None
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #63ad64e7
+# %% ../../nbs/14_engine/62_self_critical.ipynb #17fcfd22
 @patch
 def prepare(self:SelfCritical,
     batch,  # a training batch
@@ -128,7 +131,7 @@ def advantage(self:SelfCritical,
     "How much better was it than what the model would have said?"
     return reward - baseline
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #4c303228
+# %% ../../nbs/14_engine/62_self_critical.ipynb #c88022dd
 @patch
 def losses(self:SelfCritical,
     batch,   # a training batch; its captions only say how many to draw
@@ -161,10 +164,10 @@ def retell(self:SelfCritical,
 ) -> dict:      # the model's output with G_SENTS_IDS and G_LOGP
     "The drawn captions once more, all words at once, with gradient."
     strategy = unwrap_model(self.learn.model).greedy_decoder
-    out, logp = forced_log_probs(self.learn.model, images, ids, strategy.bos_token_id, strategy.eos_token_id)
+    out, logp = forced_log_probs(self.learn.model, images, ids, strategy.bos_token_id, strategy.eos_token_id, strategy.temperature)
     return Batch({**out, kfg.G_SENTS_IDS: ids, kfg.G_LOGP: logp})
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #60cf3c23
+# %% ../../nbs/14_engine/62_self_critical.ipynb #9f4a85b3
 @patch
 @torch.no_grad()
 def note(self:SelfCritical,
@@ -185,7 +188,7 @@ def note(self:SelfCritical,
     if not self.checked: self.look_at_start(out[kfg.G_LOGP].size(-1))
     self.checked = True
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #30b47f0a
+# %% ../../nbs/14_engine/62_self_critical.ipynb #28eb00b6
 @patch
 def look_at_start(self:SelfCritical,
     steps:int, # words per caption at most
