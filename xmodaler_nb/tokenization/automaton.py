@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CharSet', 'PatternParser', 'Network', 'State', 'Machine']
 
-# %% ../../nbs/05_tokenization/15_automaton.ipynb #0d608ded
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #674281e6
 import re
 from fastcore.basics import patch
 
-# %% ../../nbs/05_tokenization/15_automaton.ipynb #599ec84f
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #ade8bc80
 class CharSet:
     "A set of characters: single members, ranges, named sets; possibly negated."
     def __init__(self,
@@ -23,10 +23,13 @@ class CharSet:
 
     def __contains__(self, ch):
         c = ord(ch)
-        hit = any(a <= c <= b for a, b in self.ranges) or any(self.named(n, ch) for n in self.names)
-        return hit != self.negated
+        for a, b in self.ranges:
+            if a <= c <= b: return not self.negated
+        for n in self.names:
+            if self.named(n, ch): return not self.negated
+        return self.negated
 
-# %% ../../nbs/05_tokenization/15_automaton.ipynb #9a733050
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #6e6074b1
 _ESC = {'n':'\n', 't':'\t', 'r':'\r', 'f':'\f', 'v':'\v', '0':'\0'}
 _FOLD = {'i':'\u0130\u0131', 's':'\u017f', 'k':'\u212a'}   # simple case folding beyond ASCII
 _NAMED = re.compile(r'\{([A-Z]+)\}')
@@ -40,7 +43,7 @@ def _escape(s, i):
         return chr(int(s[i+2:i+2+n], 16)), i+2+n
     return _ESC.get(c, c), i+2
 
-# %% ../../nbs/05_tokenization/15_automaton.ipynb #77a80ed5
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #56d5a19a
 class PatternParser:
     "Reads one pattern into a tree of tuples."
     def __init__(self,
@@ -74,7 +77,7 @@ class PatternParser:
             parts.append(part)
         return (parts[0] if len(parts) == 1 else ('cat', parts)), i
 
-# %% ../../nbs/05_tokenization/15_automaton.ipynb #0410a64e
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #c5da5e8d
 @patch
 def _times(self:PatternParser, tree, s, i):
     "Apply the repeat mark at `s[i]`, if there is one."
@@ -103,7 +106,7 @@ def _atom(self:PatternParser, s, i):
     if c.isascii() and c.isalpha(): members |= {c.lower(), c.upper(), *_FOLD.get(c.lower(), '')}
     return ('set', CharSet([(ord(x), ord(x)) for x in members])), i
 
-# %% ../../nbs/05_tokenization/15_automaton.ipynb #581ef2cc
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #4105342c
 @patch
 def _brackets(self:PatternParser, s, i):
     "The set whose first character inside the brackets is `s[i]`."
@@ -132,7 +135,7 @@ def named_tree(self:PatternParser,
     if name not in self.known: self.known[name] = self(self.defs[name])
     return self.known[name]
 
-# %% ../../nbs/05_tokenization/15_automaton.ipynb #ecb351b1
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #6fcac4b2
 class Network:
     "Thompson's network: nodes with free moves, moves that read one character, and rules accepted."
     def __init__(self):
@@ -162,7 +165,7 @@ class Network:
         for part in parts: start = self.add(part, start)
         return start
 
-# %% ../../nbs/05_tokenization/15_automaton.ipynb #5e4c0cf1
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #9623302d
 @patch
 def _alt(self:Network, start, branches):
     end = self.node()
@@ -188,12 +191,14 @@ def _rep(self:Network, start, tree, least, most):
     self.eps[start].append(end)
     return end
 
-# %% ../../nbs/05_tokenization/15_automaton.ipynb #65b45ab6
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #265b2af9
 class State(dict):
     "One state: a dictionary from characters to states (None: no way on) that fills itself."
-    __slots__ = ('machine', 'nodes', 'rule', 'open')
+    __slots__ = ('machine', 'ways', 'rule', 'open', 'by_sig')
     def __missing__(self, ch):
-        nxt = self[ch] = self.machine.step(self.nodes, self.machine.signature(ch))
+        sig = self.machine.signature(ch)
+        if sig not in self.by_sig: self.by_sig[sig] = self.machine.step(self, sig)
+        nxt = self[ch] = self.by_sig[sig]
         return nxt
 
 class Machine:
@@ -202,13 +207,13 @@ class Machine:
         trees,  # one tree per rule, in order of precedence
     ):
         self.net = Network()
-        self.states, self.known, self.sigs = {}, {}, {}
+        self.states, self.sigs, self.free = {}, {}, {}
         first = self.net.node()
         for i, tree in enumerate(trees):
             s = self.net.node()
             self.net.eps[first].append(s)
             self.net.accept[self.net.add(tree, s)] = i
-        self.start = self.state({first})
+        self.start = self.state(self.reached(first))
 
     def signature(self, ch):
         "One bit for every set that holds `ch`."
@@ -216,35 +221,39 @@ class Machine:
         if sig is None: sig = self.sigs[ch] = sum(1 << k for k, s in enumerate(self.net.sets) if ch in s)
         return sig
 
-# %% ../../nbs/05_tokenization/15_automaton.ipynb #f90d7a52
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #c6bae4c7
+@patch
+def reached(self:Machine, node):
+    "The nodes that read or accept something, among those that `node` reaches freely (itself included)."
+    if node not in self.free:
+        pending, seen = [node], {node}
+        while pending:
+            new = [t for t in self.net.eps[pending.pop()] if t not in seen]
+            seen.update(new)
+            pending += new
+        self.free[node] = frozenset(i for i in seen if self.net.moves[i] or self.net.accept[i] is not None)
+    return self.free[node]
+
 @patch
 def state(self:Machine, nodes):
-    "The state of a set of nodes and all they reach freely."
-    pending, seen = list(nodes), set(nodes)
-    while pending:
-        for t in self.net.eps[pending.pop()]:
-            if t not in seen:
-                seen.add(t)
-                pending.append(t)
-    keep = frozenset(i for i in seen if self.net.moves[i] or self.net.accept[i] is not None)
-    if not keep: return None
-    if keep not in self.states:
-        s = State()
-        s.machine, s.nodes = self, keep
-        s.rule = min((r for i in keep if (r := self.net.accept[i]) is not None), default=None)
-        s.open = any(self.net.moves[i] for i in keep)
-        self.states[keep] = s
-    return self.states[keep]
+    "The state of a set of nodes, what they reach included."
+    if nodes in self.states: return self.states[nodes]
+    s, ways = State(), {}
+    for i in nodes:
+        for k, t in self.net.moves[i]: ways.setdefault(1 << k, []).append(self.reached(t))
+    s.machine, s.open, s.by_sig = self, bool(ways), {}
+    s.ways = [(bit, frozenset().union(*there)) for bit, there in ways.items()]
+    s.rule = min((r for i in nodes if (r := self.net.accept[i]) is not None), default=None)
+    self.states[nodes] = s
+    return s
 
 @patch
-def step(self:Machine, nodes, sig):
-    "Where a character of signature `sig` leads from `nodes`."
-    key = (nodes, sig)
-    if key not in self.known:
-        self.known[key] = self.state({t for i in nodes for k, t in self.net.moves[i] if sig >> k & 1})
-    return self.known[key]
+def step(self:Machine, s, sig):
+    "Where a character of signature `sig` leads from state `s`."
+    nodes = frozenset().union(*(there for bit, there in s.ways if sig & bit))
+    return self.state(nodes) if nodes else None
 
-# %% ../../nbs/05_tokenization/15_automaton.ipynb #fddb0ba2
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #6f7282b1
 @patch
 def longest(self:Machine,
     text:str,  # UTF-16 units

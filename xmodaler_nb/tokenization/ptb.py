@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PTBLexer', 'ChunkCache', 'LineTokenizer', 'ptb_tokenize']
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #8ea27728
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #db7dfef5
 import re
 import unicodedata
 from bisect import bisect_left
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .automaton import Machine, PatternParser
 from .ptb_tables import PUNCTUATION, char_in, definitions, rules
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #437914fd
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #228e38b5
 _QUOTES = {**dict.fromkeys('\u0091\u2018\u201b\u2039', '`'), **dict.fromkeys('\u0092\u2019\u203a', "'"),
            **dict.fromkeys('\u0093\u201c\u00ab', '``'), **dict.fromkeys('\u0094\u201d\u00bb', "''")}
 _FRACTIONS = dict(zip('¼½¾⅓⅔', '1/4 1/2 3/4 1/3 2/3'.split()))
@@ -41,7 +41,7 @@ _REWRITE = dict(
     PHONE=lambda s: _nbsp(_paren(s)), BRACKET=lambda s: _BRACKETS[s],
     DASHES=lambda s: '--' if len(s) in (3, 4) else s)
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #d35f8f2f
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #3f5fbf77
 def _cased(c): return unicodedata.category(c) in ('Lu', 'Ll', 'Lt')
 def _runs(c): return unicodedata.category(c)[0] in 'LMN'
 def _glue(c): return c in '-"\'._\u00ad\u2027' or unicodedata.category(c) == 'Pd'
@@ -67,7 +67,7 @@ def _lower(s):
         return 'ς' if final else 'σ'
     return ''.join(map(one, range(len(s))))
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #9e5f2de3
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #7abcbe51
 _BEYOND = re.compile('[\U00010000-\U0010ffff]')
 _ALONE = re.compile('[\ud800-\udfff]')
 
@@ -81,11 +81,11 @@ def _to_units(s):
 
 def _from_units(s): return s.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #64f4ea90
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #e801b442
 class PTBLexer:
     "The rules, compiled when first needed."
     def __init__(self):
-        parse = PatternParser(definitions(), char_in)
+        parse = PatternParser(definitions(), lru_cache(None)(char_in))
         self.actions = [r[4] for r in rules()]
         self.trees = [(parse(r[2]), parse(r[3]) if r[3] else None) for r in rules()]
         self.machine = Machine([('cat', [p, a]) if a else p for p, a in self.trees])
@@ -102,7 +102,7 @@ class PTBLexer:
         pattern, ahead = self.parts[rule]
         return next(h for h in reversed(pattern.ends(text, pos, end)) if end in ahead.ends(text, h, end))
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #06c98794
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #7940618c
 @patch
 def next_token(self:PTBLexer,
     text:str,  # UTF-16 units
@@ -123,7 +123,7 @@ def next_token(self:PTBLexer,
     token = action[1:-1] if action[0] == '"' else _REWRITE[action](s)
     return [_lower(token)], end, curious
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #3e6bfefe
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #3c0c8235
 @patch
 def line(self:PTBLexer,
     text:str,   # UTF-16 units
@@ -142,7 +142,7 @@ def _lexer(): return PTBLexer()
 
 _NEXT = '\nA dog'   # what follows a caption that is tokenised on its own: the next one, begun as most are
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #86cd9d03
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #3a613430
 _GAPS = ' \t\u00a0\u3000'+''.join(map(chr, range(0x2000, 0x200b)))
 _PLAIN = re.compile(r'[A-Za-z]+').fullmatch
 _SPLIT = {'cannot', 'gonna', 'gotta', 'lemme', 'gimme', 'wanna'}
@@ -177,7 +177,11 @@ class ChunkCache(dict):
         if tokens and tokens[-1][-1].isspace(): return None
         return _from_units(' '.join(filter(self.keep, tokens)))
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #764bfc46
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #116b2b69
+def _no_split(s): return not ('cannot' in s or 'gonna' in s or 'gotta' in s or 'lemme' in s or 'gimme' in s or 'wanna' in s)
+_HAS_BREAK = re.compile('[\n\r\v\f\u2028\u2029]').search
+_BREAKS = dict.fromkeys(map(ord, '\n\r\v\f\u2028\u2029'), ' ')
+
 class LineTokenizer:
     "Tokenises lines of a text, by the cache where it can and by the automaton where it must."
     def __init__(self,
@@ -185,30 +189,79 @@ class LineTokenizer:
         following=_NEXT,   # what stands behind a caption that is tokenised on its own
     ): self.keep, self.following, self.inner, self.last = keep, following, ChunkCache(' ', keep), ChunkCache('\n', keep)
 
+    def looked_up(self, line):
+        "What the cache knows: one string or None per chunk."
+        *chunks, last = line.split(' ')
+        out = [self.inner[c] for c in chunks]
+        out.append(self.last[last])
+        return out
+
+    def plain(self,
+        line:str,  # one line, without its line break, known to be followed by one
+    ) -> str|None: # tokens joined by spaces; None unless all chunks but the last are plain words
+        "Tokens of a simple line."
+        head, _, last = line.rstrip(' ').rpartition(' ')
+        if not head.replace(' ', '').isalpha() or not head.isascii() or ' ' in (head[0], head[-1]) or '  ' in head: return None
+        words, end = head.lower(), self.last[line[len(head)+1:]]
+        return None if end is None or not _no_split(words) else f'{words} {end}' if end else words
+
     def cached(self,
         line:str,  # one line, without its line break, known to be followed by one
     ) -> str|None: # tokens joined by spaces; None where the cache does not know
         "Tokens of a line from the cache alone."
-        *chunks, last = line.split(' ')
-        out = [self.inner[c] for c in chunks]
-        out.append(self.last[last])
-        if None in out: return None
-        return ' '.join(filter(None, out))
+        out = self.plain(line)
+        if out is not None: return out
+        out = self.looked_up(line)
+        return None if None in out else ' '.join(filter(None, out))
 
-    def joined(self, tokens):
-        "What the tools make of the tokens of one line (several, where a tag spans lines)."
-        lines = (l.rstrip().split(' ') for l in ' '.join(tokens).split('\n'))
-        return [_from_units(' '.join(filter(self.keep, l))) for l in lines]
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #e4288080
+@patch
+def joined(self:LineTokenizer, tokens):
+    "What the tools make of the tokens of one line (several, where a tag spans lines)."
+    lines = (l.rstrip().split(' ') for l in ' '.join(tokens).split('\n'))
+    return [_from_units(' '.join(filter(self.keep, l))) for l in lines]
 
-    def alone(self, caption):
-        "One caption on its own, followed by the beginning of an imagined next one."
-        caption = caption.translate(_BREAKS)
-        out = self.cached(caption)
-        return self.joined(_lexer().line(_to_units(caption)+self.following)[0])[0] if out is None else out
+@patch
+def stretch(self:LineTokenizer, text, n, pos, goals):
+    "Tokens from `pos` to the next place of `goals` or the line's end `n`, and that place; None where that cannot be told for this stretch alone."
+    tokens, start = [], pos
+    while pos < n and (pos == start or pos not in goals):
+        new, pos, _ = _lexer().next_token(text, pos)
+        if new == [None]: return None, pos
+        tokens += new
+    if pos > n or tokens and tokens[-1][-1].isspace(): return None, pos
+    return _from_units(' '.join(filter(self.keep, ' '.join(tokens).split(' ')))), pos
 
-_BREAKS = dict.fromkeys(map(ord, '\n\r\v\f\u2028\u2029'), ' ')
+@patch
+def mended(self:LineTokenizer, line, out):
+    "Tokens of a line whose chunks the cache answers with `out`; None where the line must be read as a whole."
+    units = _to_units(line)
+    text, starts = units+self.following, [0, *accumulate(len(c)+1 for c in units.split(' '))]
+    goals = {p: k for k, (p, known) in enumerate(zip(starts, out)) if known is not None}
+    goals.update({p-1: k for p, k in goals.items() if k})                  # the blank before a chunk will do, too
+    done, k = [], 0
+    while k < len(out):
+        if out[k] is None:
+            found, pos = self.stretch(text, len(units), max(0, starts[k]-1), goals)
+            if found is None: return None
+            done.append(found)
+            k = goals[pos] if pos < len(units) else len(out)
+        else:
+            done.append(out[k])
+            k += 1
+    return ' '.join(filter(None, done))
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #8d00d890
+@patch
+def alone(self:LineTokenizer, caption):
+    "One caption on its own, followed by the beginning of an imagined next one."
+    out = self.plain(caption)
+    if out is not None: return out
+    if _HAS_BREAK(caption): return self.alone(caption.translate(_BREAKS))
+    known = self.looked_up(caption)
+    out = ' '.join(filter(None, known)) if None not in known else self.mended(caption, known)
+    return self.joined(_lexer().line(_to_units(caption)+self.following)[0])[0] if out is None else out
+
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #ca7e768e
 @patch
 def corpus(self:LineTokenizer,
     captions:list, # raw captions
@@ -241,7 +294,7 @@ def slow(self:LineTokenizer, text, starts, i):
         k = bisect_left(starts, pos)
         if starts[k] == pos: return out, k
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #146efdb4
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #949f3ef0
 @lru_cache(None)
 def _line_tokenizer(keep_punctuation, following):
     return LineTokenizer(_keep_all if keep_punctuation else _keep_words, '\n'+_to_units(following))
