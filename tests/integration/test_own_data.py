@@ -183,8 +183,8 @@ def test_a_killed_extraction_goes_on(photos, tmp_path):
     assert (done.added, done.skipped) == (10, 10) and len(FeatureStore(tmp_path/'s')) == 20
 
 
-def test_a_backbone_by_name(photos):
-    """Without weights nothing is downloaded; the shapes are those of the published features.
+def test_a_backbone_by_name(photos, tmp_path):
+    """Without weights nothing is downloaded; the shapes are those of the published features. Weights come from a file as well, also for a model that looks at pictures, and a failed download says so.
 
     In a process of its own, which declares torchvision's operators where its compiled part does not fit this torch; the networks do not use them."""
     code = f'''
@@ -205,10 +205,39 @@ for name, says in (('nosuchnet', 'nosuchnet'), ('vit_b_16', 'no convolutional ma
     try: load_backbone(f'torchvision/{{name}}', None)
     except ValueError as e: assert says in str(e), e
     else: raise AssertionError(name)
+from torchvision import models
+from xmodaler_nb.config import load_cfg_file
+from xmodaler_nb.modeling.backbone import build_backbone
+net = models.resnet18(num_classes=7)                 # own classes: the head does not fit, and does not matter
+torch.save(net.state_dict(), {str(tmp_path/'mine.pth')!r})
+pic = np.asarray(Image.open({str(photos/'pic0.png')!r}))
+mine = BackboneExtractor('torchvision/resnet18', 'grid', size=64, weights={str(tmp_path/'mine.pth')!r})
+x = mine.prepare(pic)[None]
+net.eval()
+with torch.no_grad(): want = net.layer4(net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x))))))))
+assert np.allclose(mine(pic)['features'], want[0].flatten(1).T, atol=1e-5)
+assert np.array_equal(BackboneExtractor.from_dict(mine.to_dict())(pic)['features'], mine(pic)['features'])
+cfg = load_cfg_file('image_caption/transformer/clip_transformer_test_raw.yaml', ['MODEL.BACKBONE.NAME', 'torchvision/resnet18', 'MODEL.BACKBONE.WEIGHTS', {str(tmp_path/'mine.pth')!r}])
+with torch.no_grad(): assert torch.allclose(build_backbone(cfg).eval().net(x), want, atol=1e-5)
+torch.hub.set_dir({str(tmp_path/'hub')!r})
+import urllib.error, urllib.request
+def no_internet(*args, **kwargs): raise urllib.error.URLError('no route to host')
+urllib.request.urlopen = torch.hub.urlopen = no_internet
+try: load_backbone('torchvision/resnet18')
+except OSError as e: assert 'could not be downloaded' in str(e) and 'no route to host' in str(e) and 'weights=' in str(e), e
+else: raise AssertionError('nothing was downloaded, and nobody said so')
 '''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     if done.returncode == 5: pytest.skip('torchvision is not installed')
     assert done.returncode == 0, done.stderr[-1500:]
+
+
+def test_without_the_extra_vision(photos, tmp_path, monkeypatch, capsys):
+    "What to install is said, in Python and in a shell."
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    with pytest.raises(ImportError, match=r"this needs torchvision: pip install 'xmodaler_nb\[vision\]'"): BackboneExtractor('torchvision/resnet50')
+    assert data_main(['extract', str(photos), str(tmp_path/'s'), '--backbone', 'torchvision/resnet50', '--weights', 'mine.pth']) == 1
+    assert "pip install 'xmodaler_nb[vision]'" in capsys.readouterr().err
 
 
 def test_a_video_file(tmp_path):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['open_source', 'data_parser', 'data_main']
 
-# %% ../../nbs/06_datasets/87_data_cli.ipynb #2f0bd7cc
+# %% ../../nbs/06_datasets/87_data_cli.ipynb #5d479aaa
 import argparse
 import json
 import pickle
@@ -16,7 +16,7 @@ from .own import CaptionData, read_table, samples_from_rows
 from .store_import import import_features
 from ..utils.store import FeatureStore
 
-# %% ../../nbs/06_datasets/87_data_cli.ipynb #46c48c3b
+# %% ../../nbs/06_datasets/87_data_cli.ipynb #e723f1ed
 def open_source(
     source,     # folder or file
     images='',  # folder of the pictures, where they do not lie beside the file
@@ -29,7 +29,7 @@ def open_source(
     rows, notes = read_table(p)
     return CaptionData(samples_from_rows(rows, images or p.parent, where=str(p)), notes, p.name)
 
-# %% ../../nbs/06_datasets/87_data_cli.ipynb #28eecbeb
+# %% ../../nbs/06_datasets/87_data_cli.ipynb #364f1d1f
 def _check(args):
     data = open_source(args.source, args.images)
     table = data.check(args.references)
@@ -38,15 +38,17 @@ def _check(args):
     return 1 if table.errors else 0
 
 def _write(args):
-    written = open_source(args.source, args.images).write(args.out, args.backbone, args.layout, args.min_count, args.max_len, args.val, args.test, args.seed, args.drop, dtype=args.dtype)
+    written = open_source(args.source, args.images).write(args.out, args.backbone, args.layout, args.min_count, args.max_len, args.val, args.test, args.seed, args.drop, dtype=args.dtype, **(dict(weights=args.weights) if args.weights else {}))
     (Path(args.out)/'options.txt').write_text(' '.join(str(x) or "''" for x in written.cfg_overrides) + '\n', encoding='utf-8')
     print(written)
     if written.report['findings']: print('found:', ', '.join(f'{k} {n}' for k, n in written.report['findings'].items()))
+    print('words seen   there are   known in training   in validation   whole captions there')
+    for r in written.report['thresholds']: print(f"{r['min_count']:4d} times{r['words']:12d}{r['train']:20.1%}{r['val']:16.1%}{r['val_captions']:23.1%}")
     print(f"{written.report['coverage']:.1%} of the training words are in the vocabulary; options for xm-train are in {Path(args.out)/'options.txt'}")
 
 def _extract(args):
     boxes = json.loads(Path(args.boxes).read_text(encoding='utf-8')) if args.boxes else None
-    options = {k: v for k in ('size', 'cells', 'device', 'crop') if (v := getattr(args, k))}
+    options = {k: v for k in ('size', 'cells', 'device', 'crop', 'weights') if (v := getattr(args, k))}
     files = args.files[0] if len(args.files) == 1 and Path(args.files[0]).is_dir() else args.files
     done = extract_features(args.backbone, files, args.store, args.kind, boxes, args.batch_size, args.shard, args.layout, args.dtype, args.frames, on_error='skip' if args.skip_errors else 'raise', **options)
     print(f"{done.added} added, {done.skipped} were there, {len(done.failed)} failed")
@@ -62,7 +64,7 @@ def _verify(args):
     for b in bad: print(b)
     return 1 if bad else 0
 
-# %% ../../nbs/06_datasets/87_data_cli.ipynb #7525d3f4
+# %% ../../nbs/06_datasets/87_data_cli.ipynb #3df4ebd9
 def data_parser() -> argparse.ArgumentParser:
     "The command line of `xm-data`."
     p = argparse.ArgumentParser(prog='xm-data', description='Check, write, extract, import and verify data for captioning.')
@@ -87,6 +89,7 @@ def data_parser() -> argparse.ArgumentParser:
     e.add_argument('--skip-errors', action='store_true', help='go on after files that cannot be read')
     w.add_argument('--layout', choices=('xmodaler', 'store'), default='xmodaler', help='features as single files or as a store'); e.add_argument('--layout', choices=('store', 'npz', 'npy'), default='store')
     w.add_argument('--backbone', default=None, help='patches, torchvision/NAME'); e.add_argument('--backbone', default='patches', help='patches, torchvision/NAME')
+    for x in (w, e): x.add_argument('--weights', default='', help='of torchvision/NAME: a .pth or .safetensors file, or a name that torchvision knows (default: its best, downloaded once)')
     i = add('import', _import, 'Features of others into a store: folder of .npz, TSV, HDF5, LMDB.')
     i.add_argument('source'); i.add_argument('store'); i.add_argument('--part', default='all', help='name of this writer, where several work at once')
     for x in (w, e, i): x.add_argument('--dtype', choices=('float16', 'float32'), default='float32' if x is w else 'float16')

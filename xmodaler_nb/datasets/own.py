@@ -6,7 +6,7 @@
 __all__ = ['PREFIXES', 'CaptionData', 'read_text', 'clean_text', 'split_name', 'samples_from_rows', 'read_table', 'coverage',
            'WrittenData', 'write_annotation_files', 'copy_features']
 
-# %% ../../nbs/06_datasets/84_own.ipynb #864293c8
+# %% ../../nbs/06_datasets/84_own.ipynb #7fda2001
 import csv
 import io
 import json
@@ -25,7 +25,7 @@ from .own_check import CLIPS, FEATURES, IMAGES, SPLITS, CheckTable, Finding, Sam
 from ..functional import load_vocab, read_np
 from ..utils.store import FeatureStore, FeatureWriter, feature_files, store_at
 
-# %% ../../nbs/06_datasets/84_own.ipynb #884214db
+# %% ../../nbs/06_datasets/84_own.ipynb #5100c739
 @dataclass
 class CaptionData:
     "Pictures or clips with captions, and what was noticed on reading them."
@@ -66,7 +66,7 @@ def split_name(
     if text not in _SPLIT_NAMES and text: raise ValueError(f"split {name!r} is not one of {', '.join(sorted(_SPLIT_NAMES))}")
     return _SPLIT_NAMES.get(text, '')
 
-# %% ../../nbs/06_datasets/84_own.ipynb #a5c09f8b
+# %% ../../nbs/06_datasets/84_own.ipynb #46821ac3
 _COLUMNS = dict(file=('file', 'image', 'file_name', 'filename', 'image_path', 'path', 'img', 'video', 'clip', 'image_name', 'filepath', 'url'),
                 id=('id', 'image_id', 'video_id', 'imgid', 'cocoid'), caption=('caption', 'captions', 'text', 'sentence', 'sentences', 'raw', 'description', 'comment', 'references'), split=('split', 'set', 'fold'))
 
@@ -105,7 +105,7 @@ def samples_from_rows(
         if keys['split'] is not None and keys['split'] in row: s.split = split_name(row[keys['split']])
     return list(found.values())
 
-# %% ../../nbs/06_datasets/84_own.ipynb #2869adf5
+# %% ../../nbs/06_datasets/84_own.ipynb #bf821b8d
 @patch(cls_method=True)
 def from_df(cls:CaptionData,
     df,             # pandas.DataFrame, one row per caption or per picture
@@ -150,7 +150,7 @@ def from_json(cls:CaptionData,
     if not isinstance(content, list) or not all(isinstance(r, dict) for r in content): raise ValueError(f"{path}: expected records or {{file: captions}}, found a {type(content).__name__}")
     return cls(samples_from_rows(content, folder, where=str(path), **columns), notes, Path(path).name)
 
-# %% ../../nbs/06_datasets/84_own.ipynb #6aec6299
+# %% ../../nbs/06_datasets/84_own.ipynb #bd2e5e40
 @patch(cls_method=True)
 def from_coco(cls:CaptionData,
     files,      # an annotation file, or split → file
@@ -185,7 +185,7 @@ def from_karpathy(cls:CaptionData,
         out.append(Sample(str(id), str(folder/p.get('filepath', '')/p['filename']), _texts(p['sentences']), split_name(p.get('split'))))
     return cls(out, notes, Path(path).name)
 
-# %% ../../nbs/06_datasets/84_own.ipynb #62e3d32b
+# %% ../../nbs/06_datasets/84_own.ipynb #2a04fc12
 _CAPTION_FILES = [f'{stem}{end}' for stem in ('captions', 'results', 'metadata', 'annotations') for end in ('.json', '.jsonl', '.csv', '.tsv', '.txt', '.token')]
 
 @patch(cls_method=True)
@@ -230,7 +230,7 @@ def _find_files(data, folder, files):
         if not s.split and s.file and Path(s.file).is_relative_to(folder): s.split = _folder_split(folder, s.file)
     data.notes += [Finding('file without caption', 'warning', '', str(p)) for p in files if str(p) not in named]
 
-# %% ../../nbs/06_datasets/84_own.ipynb #f70cc69d
+# %% ../../nbs/06_datasets/84_own.ipynb #cf759807
 PREFIXES = dict(mscoco='image_id', msvd='video_id', msrvtt='video_id')
 
 @patch(cls_method=True)
@@ -264,7 +264,7 @@ def _coco_captions(path):
     for a in json.loads(path.read_text(encoding='utf-8'))['annotations']: out[str(a['image_id'])].append(a['caption'])
     return out
 
-# %% ../../nbs/06_datasets/84_own.ipynb #394d3af6
+# %% ../../nbs/06_datasets/84_own.ipynb #4dab2435
 @patch
 def check(self:CaptionData,
     expected:int|None=None, # captions per picture that scored splits should have; None: what most have, at most 5
@@ -295,7 +295,7 @@ def decide_splits(self:CaptionData,
     out.digests = self.digests
     return out
 
-# %% ../../nbs/06_datasets/84_own.ipynb #4e7df4ed
+# %% ../../nbs/06_datasets/84_own.ipynb #9c8f2d02
 def coverage(
     words,           # set of known words
     captions:list,   # of lists of words
@@ -328,7 +328,7 @@ def vocabulary(self:CaptionData,
     if min_count is None: min_count = max((r['min_count'] for r in self.coverage_report((1, 2, 3, 5)) if r['train'] >= enough), default=1)
     return build_words(self._words('train'), min_count)
 
-# %% ../../nbs/06_datasets/84_own.ipynb #e0000b1c
+# %% ../../nbs/06_datasets/84_own.ipynb #dbbe9bdc
 class WrittenData:
     "A folder that a captioner can train on."
     def __init__(self,
@@ -366,7 +366,7 @@ def _usable(data, table, drop):
     if not out: raise DatasetError(data.name, ['no sample is left'])
     return CaptionData(out, data.notes, data.name)
 
-# %% ../../nbs/06_datasets/84_own.ipynb #b1720682
+# %% ../../nbs/06_datasets/84_own.ipynb #9f0c8acc
 def write_annotation_files(
     data:CaptionData,  # with splits
     out,               # folder
@@ -408,7 +408,7 @@ def copy_features(
         if prefix == 'mscoco': np.savez(Path(out)/f'{id}.npz', **content)
         else: np.save(Path(out)/f'{id}.npy', content['features'])
 
-# %% ../../nbs/06_datasets/84_own.ipynb #65b2df10
+# %% ../../nbs/06_datasets/84_own.ipynb #ce0288bb
 @patch
 def write(self:CaptionData,
     out,                     # folder; made if needed
@@ -456,7 +456,7 @@ def _report(data, table, out, numbers, words, prefix, max_len):
     if first: width = read_np(out/'features'/first)['features'].shape[1]
     train = coverage(set(words), data._words('train'))[0]
     report = dict(counts={s: sum(x.split == s for x in data.samples) for s in SPLITS}, vocab_size=len(words) + 1, coverage=round(train, 4), prefix=prefix, max_len=max_len, width=width,
-                  rows=rows + (prefix == 'mscoco' and first is not None and 'boxes' in read_np(out/'features'/first)), features='', findings=table.counts())
+                  rows=rows + (prefix == 'mscoco' and first is not None and 'boxes' in read_np(out/'features'/first)), features='', findings=table.counts(), thresholds=data.coverage_report())
     (out/'files.json').write_text(json.dumps({numbers[s.id]: s.file or s.id for s in data.samples}, indent=1, ensure_ascii=False), encoding='utf-8')
     (out/'report.json').write_text(json.dumps(report, indent=1), encoding='utf-8')
     return WrittenData(out)

@@ -6,7 +6,7 @@
 __all__ = ['TSV6', 'TSV10', 'fill_store', 'import_npz', 'decode_row', 'import_tsv', 'need', 'import_hdf5', 'decode_value',
            'import_lmdb', 'import_features']
 
-# %% ../../nbs/06_datasets/80_store_import.ipynb #46bae63d
+# %% ../../nbs/06_datasets/80_store_import.ipynb #36746341
 import base64
 import binascii
 import csv
@@ -20,7 +20,7 @@ from ..functional import read_np
 from ..utils.safe_pickle import safe_loads
 from ..utils.store import FeatureStore, FeatureWriter
 
-# %% ../../nbs/06_datasets/80_store_import.ipynb #376cf4a0
+# %% ../../nbs/06_datasets/80_store_import.ipynb #85cd3124
 def fill_store(
     items,               # of (id, function without arguments that gives the arrays by name)
     out,                 # folder of the store
@@ -51,7 +51,7 @@ def import_npz(
     if not files: raise ValueError(f"{folder}: holds no .npz and no .npy file")
     return fill_store(((p.stem, lambda p=p: read_np(p)) for p in files), out, **kwargs)
 
-# %% ../../nbs/06_datasets/80_store_import.ipynb #ddb14eea
+# %% ../../nbs/06_datasets/80_store_import.ipynb #2db747dc
 TSV6 = ('image_id', 'image_w', 'image_h', 'num_boxes', 'boxes', 'features')
 TSV10 = ('image_id', 'image_h', 'image_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes', 'boxes', 'features')
 _INTS = ('objects_id', 'attrs_id')
@@ -88,7 +88,7 @@ def import_tsv(
                     yield row['image_id'], lambda row=row, n=n, path=path: decode_row(row, f'{path}, line {n}')
     return fill_store(rows(), out, **kwargs)
 
-# %% ../../nbs/06_datasets/80_store_import.ipynb #64ea9aa3
+# %% ../../nbs/06_datasets/80_store_import.ipynb #bf2d8a7a
 def need(
     module:str, # to import
     extra:str,  # of this package that brings it
@@ -96,7 +96,7 @@ def need(
     "An optional package, or which extra to install."
     try: return importlib.import_module(module)
     except ImportError: raise ImportError(f"this needs {module}: pip install 'xmodaler_nb[{extra}]'") from None
-    except RuntimeError as e: raise ImportError(f"{module} is installed but cannot be imported ({e}); the usual cause is a build for another version of torch") from None
+    except RuntimeError as e: raise ImportError(f"{module} is installed but cannot be imported ({e}); the usual cause is a build for another version of torch: install both together, pip install 'xmodaler_nb[{extra}]'") from None
 
 _SUFFIXES = ('features', 'boxes', 'cls_prob', 'image_h', 'image_w', 'g_feature', 'global_feat')
 
@@ -121,7 +121,7 @@ def import_hdf5(
     except OSError as e: raise ValueError(f"{path}: not a readable HDF5 file ({e})") from None
     with f: return fill_store(((id, lambda keys=keys: {n: f[k][()] for n, k in keys.items()}) for id, keys in _hdf5_index(f).items()), out, **kwargs)
 
-# %% ../../nbs/06_datasets/80_store_import.ipynb #8e2efda7
+# %% ../../nbs/06_datasets/80_store_import.ipynb #9a9bd9ae
 def decode_value(
     data:bytes, # value of one key
     where='',   # what messages call it
@@ -153,7 +153,7 @@ def import_lmdb(
         items = ((bytes(k).decode(), lambda v=v, k=bytes(k): decode_value(v, f'{path}, key {k.decode()}')) for k, v in t.cursor() if bytes(k) not in (b'keys', b'__keys__', b'__len__'))
         return fill_store(items, out, **kwargs)
 
-# %% ../../nbs/06_datasets/80_store_import.ipynb #b2b6a73b
+# %% ../../nbs/06_datasets/80_store_import.ipynb #1fcf8172
 def import_features(
     source,  # folder of .npz, .tsv file, .h5/.hdf5 file, LMDB folder or file
     out,     # folder of the store

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'ALIGN', 'EXACT', 'AHEAD', 'POPULATE_READ', 'StoreError', 'write_index', 'read_index', 'store_array',
            'FeatureWriter', 'FeatureStore', 'store_at', 'feature_files']
 
-# %% ../../nbs/02_utils/78_store.ipynb #530abe65
+# %% ../../nbs/02_utils/78_store.ipynb #82fb1c95
 import json
 import mmap
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../nbs/02_utils/78_store.ipynb #06f4be04
+# %% ../../nbs/02_utils/78_store.ipynb #65221fa5
 FORMAT = 'xmodaler_nb.store/1'
 ALIGN = 64                       # every array begins at a multiple, in bytes
 
@@ -61,7 +61,7 @@ def read_index(
     if head.get('format') != FORMAT: raise StoreError(f"{path}: format is {head.get('format')!r}, expected {FORMAT!r}")
     return head, ids.tolist(), starts, rows, crc
 
-# %% ../../nbs/02_utils/78_store.ipynb #9ec025ee
+# %% ../../nbs/02_utils/78_store.ipynb #14b671ee
 EXACT = ('boxes', 'image_h', 'image_w')     # arrays that are never stored as float16
 
 def store_array(
@@ -107,7 +107,7 @@ class FeatureWriter:
 
     def _clear(self): self._file, self._size, self._fields, self._items = None, 0, [], {}
 
-# %% ../../nbs/02_utils/78_store.ipynb #54e46e33
+# %% ../../nbs/02_utils/78_store.ipynb #13bb3419
 def _field(fields, name, a, id):
     "Number of the field that takes array `a`."
     for k, (known, dtype, tail) in enumerate(fields):
@@ -165,7 +165,7 @@ def __enter__(self:FeatureWriter): return self
 @patch
 def __exit__(self:FeatureWriter, *_): self.close()
 
-# %% ../../nbs/02_utils/78_store.ipynb #b9d83477
+# %% ../../nbs/02_utils/78_store.ipynb #785c7535
 class _Shard:
     "One mapped file."
     def __init__(self, index):
@@ -174,7 +174,7 @@ class _Shard:
         self.fields = [(n, np.dtype(t), tuple(tail), int(np.prod(tail, dtype=np.int64))) for n, t, tail in head['fields']]
         found = self.path.stat().st_size if self.path.is_file() else None
         if found != self.size: raise StoreError(f"{self.path}: {'no such file' if found is None else f'{found} bytes'}, its index says {self.size} bytes; the shard is cut off or was replaced")
-        self._map, self.ready = None, 0          # ready: bytes that `items` has entered into the memory map
+        self._map, self._views, self.ready = None, None, 0     # ready: bytes that `items` has entered into the memory map
 
     @property
     def data(self):
@@ -183,18 +183,26 @@ class _Shard:
             with open(self.path, 'rb') as f: self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         return self._map
 
-    def item(self, k):
-        "Arrays of item k, as views that cannot be written to."
-        out, at = {}, int(self.starts[k])
-        for (name, dtype, tail, width), n in zip(self.fields, self.rows[k].tolist()):
+    @property
+    def views(self):
+        "(name, whole file as numbers of its type, sizes of a row, numbers in a row, bytes of a number) of each field."
+        if self._views is None: self._views = [(name, np.frombuffer(self.data, dtype, self.size//dtype.itemsize), tail, width, dtype.itemsize) for name, dtype, tail, width in self.fields]
+        return self._views
+
+    def cut(self, at, rows):
+        "Arrays of the item at byte `at`, as views that cannot be written to."
+        out = {}
+        for (name, whole, tail, width, nbytes), n in zip(self.views, rows):
             if n < 0: continue
-            out[name] = np.frombuffer(self.data, dtype, n*width, at).reshape(n, *tail)
-            at += _padded(n*width*dtype.itemsize)
+            first, size = at//nbytes, n*width
+            out[name] = whole[first:first + size].reshape(n, *tail)
+            at += _padded(size*nbytes)
         return out
 
+    def item(self, k): return self.cut(int(self.starts[k]), self.rows[k].tolist())
     def span(self, k): return int(self.starts[k]), int(self.starts[k+1]) if k + 1 < len(self.starts) else self.size
 
-# %% ../../nbs/02_utils/78_store.ipynb #ea2ef017
+# %% ../../nbs/02_utils/78_store.ipynb #7dcc13c2
 class FeatureStore:
     "Arrays of many items, by id."
     def __init__(self,
@@ -238,7 +246,7 @@ class FeatureStore:
         "The arrays of an item, as copies that belong to the caller."
         return {k: a.copy() for k, a in self[id].items()}
 
-# %% ../../nbs/02_utils/78_store.ipynb #97631b13
+# %% ../../nbs/02_utils/78_store.ipynb #215fddaa
 AHEAD = 8*2**20      # bytes asked for in advance
 POPULATE_READ = 22   # Linux: map pages without waiting to be touched
 
@@ -246,9 +254,9 @@ POPULATE_READ = 22   # Linux: map pages without waiting to be touched
 def items(self:FeatureStore):
     "(id, arrays) of every item, in the order of the files."
     for s in self.shards:
-        for k, id in enumerate(s.ids):
-            while s.starts[k] >= s.ready and s.ready < s.size: s.ready = _fetch(s, s.ready)
-            yield id, s.item(k)
+        for id, at, rows in zip(s.ids, s.starts.tolist(), s.rows.tolist()):
+            while at >= s.ready and s.ready < s.size: s.ready = _fetch(s, s.ready)
+            yield id, s.cut(at, rows)
 
 def _fetch(shard, at):
     "Ask the disk for the block after the next one, and enter the next one into this process's memory map at once; returns where that one ends."
@@ -279,7 +287,7 @@ def verify(self:FeatureStore) -> list: # of problems, each naming shard and id
             if zlib.crc32(memoryview(s.data)[a:b]) != s.crc[k]: bad.append(f"{s.path}: id {id} (bytes {a} to {b}) is not what was written")
     return bad
 
-# %% ../../nbs/02_utils/78_store.ipynb #79a99a04
+# %% ../../nbs/02_utils/78_store.ipynb #df471713
 _known = {}
 
 def store_at(
