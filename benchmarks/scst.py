@@ -28,14 +28,14 @@ TRANSFORMER = ['MODEL.DECODER_DIM', 128, 'MODEL.ENCODER_DIM', 128, 'MODEL.TOKEN_
                'MODEL.VISUAL_EMBED.DROPOUT', .1, 'MODEL.BERT.HIDDEN_SIZE', 128, 'MODEL.BERT.INTERMEDIATE_SIZE', 256, 'MODEL.BERT.NUM_ATTENTION_HEADS', 4,
                'MODEL.BERT.NUM_HIDDEN_LAYERS', 2, 'MODEL.BERT.NUM_GENERATION_LAYERS', 2]
 MODELS = dict(updown=('image_caption/updown/updown.yaml', UPDOWN), transformer=('image_caption/transformer/transformer.yaml', TRANSFORMER))
-XE = dict(updown=['SOLVER.BASE_LR', .005, 'SOLVER.GRAD_CLIP', .1, 'SOLVER.GRAD_CLIP_TYPE', 'norm', 'DATALOADER.TRAIN_BATCH_SIZE', 25], transformer=['SOLVER.BASE_LR', .001, 'SOLVER.GRAD_CLIP', 1., 'SOLVER.GRAD_CLIP_TYPE', 'norm'])
+XE = dict(updown=['SOLVER.BASE_LR', .005, 'SOLVER.GRAD_CLIP', .1, 'SOLVER.GRAD_CLIP_TYPE', 'norm', 'DATALOADER.TRAIN_BATCH_SIZE', 25], transformer=['SOLVER.BASE_LR', .0015, 'SOLVER.GRAD_CLIP', 1., 'SOLVER.GRAD_CLIP_TYPE', 'norm'])
 XE_COMMON = ['DATALOADER.TRAIN_BATCH_SIZE', 32, 'DATALOADER.SEQ_PER_SAMPLE', 3, 'LR_SCHEDULER.NAME', 'WarmupCosine', 'LR_SCHEDULER.WARMUP', 1, 'LR_SCHEDULER.MIN_LR', .01,
              'LOSSES.NAMES', ['CrossEntropy'], 'SOLVER.EPOCH', 8]
-XE_DATA = {('scenes', 'transformer'): ['SOLVER.EPOCH', 5], ('ucm', 'updown'): ['SOLVER.EPOCH', 5], ('ucm', 'transformer'): ['SOLVER.EPOCH', 5]}
-AFTER = ['DATALOADER.TRAIN_BATCH_SIZE', 64, 'DATALOADER.SEQ_PER_SAMPLE', 4, 'LR_SCHEDULER.NAME', 'FixLR', 'SOLVER.GRAD_CLIP', 1., 'SOLVER.GRAD_CLIP_TYPE', 'norm', 'LOSSES.NAMES', ['CrossEntropy'],
-         'RL.SAMPLE_MODE', 'eval', 'RL.CHECK', 'error', 'SCORER.NAME', 'BaseScorer', 'SCORER.TYPES', ['Cider'], 'SOLVER.WRITE_PERIOD', 1]
-RATE = dict(updown=.0005, transformer=.0003)
-SEEDS, STEPS = (1, 2, 3), 60
+XE_DATA = {('scenes', 'transformer'): ['SOLVER.EPOCH', 7], ('ucm', 'updown'): ['SOLVER.EPOCH', 12, 'DATALOADER.TRAIN_BATCH_SIZE', 32], ('ucm', 'transformer'): ['SOLVER.EPOCH', 10]}
+AFTER = ['DATALOADER.TRAIN_BATCH_SIZE', 64, 'DATALOADER.SEQ_PER_SAMPLE', 4, 'LR_SCHEDULER.NAME', 'WarmupCosine', 'LR_SCHEDULER.WARMUP', 0, 'LR_SCHEDULER.MIN_LR', .05, 'SOLVER.GRAD_CLIP', 1., 'SOLVER.GRAD_CLIP_TYPE', 'norm', 'LOSSES.NAMES', ['CrossEntropy'],
+         'RL.SAMPLE_MODE', 'eval', 'DECODE_STRATEGY.TEMPERATURE', .5, 'RL.CHECK', 'error', 'SCORER.NAME', 'BaseScorer', 'SCORER.TYPES', ['Cider'], 'SOLVER.WRITE_PERIOD', 1]
+RATE = dict(updown=.0004, transformer=.0003)
+SEEDS, EPOCHS = (1, 2, 3), dict(scenes=2, ucm=4)      # 78 and 104 steps
 
 
 def data_options(data, out, folder, tiny):
@@ -91,11 +91,11 @@ def xe(data, model, opts, out, tiny=False):
 def after(data, model, opts, out, seed, engine='RLTrainer', tiny=False):
     "From that checkpoint: rewards (RLTrainer), or the control, more cross-entropy (DefaultTrainer)."
     config, sizes = MODELS[model]
-    folder, steps = out/f"{data}-{model}-{'rl' if engine == 'RLTrainer' else 'control'}{seed}", 2 if tiny else STEPS
+    folder = out/f"{data}-{model}-{'rl' if engine == 'RLTrainer' else 'control'}{seed}"
     def work():
         more = ['DATALOADER.TRAIN_BATCH_SIZE', 12, 'RL.CHECK', 'off'] if tiny else []
-        return trained(load_cfg_file(config, [*opts, *COMMON, *sizes, *AFTER, 'SOLVER.EPOCH', 99, 'ENGINE.NAME', engine, 'SOLVER.BASE_LR', RATE[model], *more,
-                                              'MODEL.WEIGHTS', str(out/f'{data}-{model}-xe'/'model_final'), 'OUTPUT_DIR', str(folder), 'SEED', seed]), seed, steps)
+        return trained(load_cfg_file(config, [*opts, *COMMON, *sizes, *AFTER, 'SOLVER.EPOCH', EPOCHS[data], 'ENGINE.NAME', engine, 'SOLVER.BASE_LR', RATE[model], *more,
+                                              'MODEL.WEIGHTS', str(out/f'{data}-{model}-xe'/'model_final'), 'OUTPUT_DIR', str(folder), 'SEED', seed]), seed, 2 if tiny else None)
     return once(folder, work)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORD_FIELDS', 'pictures_of', 'forced_log_probs', 'evaluating', 'leaving', 'SelfCritical']
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #fe31dfb7
+# %% ../../nbs/14_engine/62_self_critical.ipynb #3159901f
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -20,7 +20,7 @@ from ..losses.reward_criterion import upto_eos
 from ..modeling.meta_arch.base_enc_dec import collapse_images, expand_images
 from ..utils.comm import unwrap_model
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #eff8f1a1
+# %% ../../nbs/14_engine/62_self_critical.ipynb #655a79f5
 WORD_FIELDS = (kfg.G_TOKENS_IDS, kfg.G_TARGET_IDS, kfg.TOKENS_MASKS)
 
 def pictures_of(
@@ -34,7 +34,7 @@ def pictures_of(
     if types is not None and len(types) > n: images[kfg.G_TOKENS_TYPE] = types[::len(types)//n]
     return images.merge({kfg.IDS: list(ids)[::len(ids)//n]}), k
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #1a5c45cb
+# %% ../../nbs/14_engine/62_self_critical.ipynb #ef946990
 def forced_log_probs(
     model,      # a captioner
     batch:Batch,# n pictures
@@ -55,7 +55,7 @@ def forced_log_probs(
     logp = -F.cross_entropy(logits.flatten(0, 1), said.flatten(), reduction='none').view(said.shape)
     return out, F.pad(logp*upto_eos(said, eos), (0, ids.size(1) - steps))
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #e478c86f
+# %% ../../nbs/14_engine/62_self_critical.ipynb #14485517
 @contextmanager
 def evaluating(model):
     "Within this context a model is in evaluation mode."
@@ -88,7 +88,7 @@ class SelfCritical(TrainingMethod):
         self.scorer, self.sample_mode, self.check, self.min_reward = scorer, sample_mode, check, min_reward
         self.stats, self.checked, self.captions = {}, check == 'off', None
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #17fcfd22
+# %% ../../nbs/14_engine/62_self_critical.ipynb #c3840d22
 @patch
 def prepare(self:SelfCritical,
     batch,  # a training batch
@@ -131,7 +131,7 @@ def advantage(self:SelfCritical,
     "How much better was it than what the model would have said?"
     return reward - baseline
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #c88022dd
+# %% ../../nbs/14_engine/62_self_critical.ipynb #a762bd72
 @patch
 def losses(self:SelfCritical,
     batch,   # a training batch; its captions only say how many to draw
@@ -167,7 +167,7 @@ def retell(self:SelfCritical,
     out, logp = forced_log_probs(self.learn.model, images, ids, strategy.bos_token_id, strategy.eos_token_id, strategy.temperature)
     return Batch({**out, kfg.G_SENTS_IDS: ids, kfg.G_LOGP: logp})
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #9f4a85b3
+# %% ../../nbs/14_engine/62_self_critical.ipynb #58d9f40b
 @patch
 @torch.no_grad()
 def note(self:SelfCritical,
@@ -188,14 +188,17 @@ def note(self:SelfCritical,
     if not self.checked: self.look_at_start(out[kfg.G_LOGP].size(-1))
     self.checked = True
 
-# %% ../../nbs/14_engine/62_self_critical.ipynb #28eb00b6
+# %% ../../nbs/14_engine/62_self_critical.ipynb #4313d3d9
 @patch
 def look_at_start(self:SelfCritical,
     steps:int, # words per caption at most
 ):
     "Say so if there is nothing to sharpen yet."
     s = self.stats
-    if s['baseline'] >= self.min_reward and s['advantage_std'] > 1e-6: return
+    if s['baseline'] >= self.min_reward and s['advantage_std'] > 1e-6:
+        if s['reward'] < s['baseline']/2:
+            logging.getLogger(__name__).info(f"drawn captions earn {s['reward']:.2f}, greedy ones {s['baseline']:.2f}: at a lower DECODE_STRATEGY.TEMPERATURE (0.5, with RL.SAMPLE_MODE eval) the model learns faster")
+        return
     why = (f"its greedy captions earn {s['baseline']:.3f} on average, less than RL.MIN_REWARD {self.min_reward:g}" if s['baseline'] < self.min_reward
            else 'all captions it draws earn the same, so there is nothing to prefer')
     text = (f"self-critical training sharpens what a model can do already, and this one cannot do it yet: {why} (drawn captions earn {s['reward']:.3f}, {s['entropy']:.2f} nats per word, "
