@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['kfg', 'kfg_table', 'Batch', 'check_batch']
 
-# %% ../../nbs/03_config/20_kfg.ipynb #4eca670d
+# %% ../../nbs/03_config/20_kfg.ipynb #c739add7
 import inspect
 import re
 import torch
 from torch import Tensor
 
-# %% ../../nbs/03_config/20_kfg.ipynb #aea7a84a
+# %% ../../nbs/03_config/20_kfg.ipynb #4eccb4e1
 class kfg:
     "Names of the fields of a batch."
     IDS = 'IDS'                                 # list of b, image or video id (text or int)
@@ -28,8 +28,9 @@ class kfg:
     ATTRIBUTE = 'ATTRIBUTE'                     # (b, a) float32, attribute probabilities
     V_TARGET = 'V_TARGET'                       # (b, n, c) float32, detector's class probabilities (pre-training)
     V_TARGET_LABELS = 'V_TARGET_LABELS'         # (b, n) int64, 1 = region was masked, −1 = not
+    PARENTS = 'PARENTS'                         # (b,) int64, row of the step before that each row continues, while decoding
     ATT_WEIGHTS = 'ATT_WEIGHTS'                 # (b, n) float32, last attention over regions; written only while a trace is recorded
-    # --- words
+    # --- words, states, results
     U_TOKENS_IDS = 'U_TOKENS_IDS'               # (b, t) int64, text to be understood; 0 on padding
     U_TOKENS_IDS_WO_MASK = 'U_TOKENS_IDS_WO_MASK' # (b, t) int64, the same before words were masked
     G_TOKENS_IDS = 'G_TOKENS_IDS'               # (b, t) int64, caption so far, begins with BOS; (b,) during one decoding step
@@ -43,14 +44,12 @@ class kfg:
     ITM_NEG_LABEL = 'ITM_NEG_LABEL'             # (b,) int64, 1 = text and image do not belong together
     U_TOKEN_EMBED = 'U_TOKEN_EMBED'             # (b, t, d) float32, embedded words
     G_TOKEN_EMBED = 'G_TOKEN_EMBED'             # (b, t, d) float32, embedded words; (b, d) during one step
-    # --- states
     U_HIDDEN_STATES = 'U_HIDDEN_STATES'         # list of L × (b, t, d)
     G_HIDDEN_STATES = 'G_HIDDEN_STATES'         # list of L × (b, t, d) or (b, d)
     U_CELL_STATES = 'U_CELL_STATES'             # list of L × (b, d)
     G_CELL_STATES = 'G_CELL_STATES'             # list of L × (b, d), memory of LSTM cells
     HISTORY_STATES = 'HISTORY_STATES'           # list of L, what a decoder remembers of earlier words
     ENC_HISTORY_STATES = 'ENC_HISTORY_STATES'   # list of L, the same for a text encoder that runs while decoding
-    # --- results
     U_LOGITS = 'U_LOGITS'                       # (b, t, v) or (b, c) float32, before softmax
     G_LOGITS = 'G_LOGITS'                       # (b, t, v) float32, before softmax; (b, v) during one step
     V_LOGITS = 'V_LOGITS'                       # (b, n, c) float32, region classes
@@ -82,7 +81,7 @@ class kfg:
     COCO_PATH = '../coco_caption'               # path, X-modaler's home of the caption tools (not used here)
     TEMP_DIR = './data/temp'                    # path, X-modaler's scratch folder (not used here)
 
-# %% ../../nbs/03_config/20_kfg.ipynb #f4158ee6
+# %% ../../nbs/03_config/20_kfg.ipynb #4687679e
 _ROW = re.compile(r"^\s+(?P<name>[A-Z_]+) = '[^']*'\s*# (?P<doc>.*)$")
 
 def kfg_table() -> list: # of (name, sizes or type, meaning)
@@ -96,7 +95,7 @@ def _split_sizes(doc):
     end = re.match(r'.*?(float32|int64|bool|path|float in \[0, 1\]|list of (?:L × )?\S+(?: \(.*?\))*(?: or \(.*?\))?)(, |$)', doc)
     return (doc[:end.end(1)], doc[end.end():]) if end else tuple(doc.partition(', ')[::2])
 
-# %% ../../nbs/03_config/20_kfg.ipynb #c3c095c0
+# %% ../../nbs/03_config/20_kfg.ipynb #9572ca3e
 def _map_tensors(x, f):
     "`f` on every tensor inside lists, tuples and dicts."
     if isinstance(x, Tensor): return f(x)
@@ -151,7 +150,7 @@ def _short(v):
     if isinstance(v, (list, tuple)) and v and isinstance(v[0], Tensor): return f'[{len(v)} × {_short(v[0])}]'
     return repr(v) if len(repr(v)) < 40 else f'{type(v).__name__} of {len(v)}'
 
-# %% ../../nbs/03_config/20_kfg.ipynb #232f719f
+# %% ../../nbs/03_config/20_kfg.ipynb #1919ffba
 def check_batch(
     batch,    # dict of kfg keys
     *keys,    # fields that must be there

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['HISTORY_KEYS', 'RECURRENT_KEYS', 'IMAGE_MEMORY_KEYS', 'take_rows', 'DictState', 'DictModel', 'as_stepper']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #5acf79ec
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #0674c0b7
 import copy
 import torch
 from torch import Tensor
 from fastcore.basics import patch
 from ...config import Batch, kfg
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #2d29d603
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #0dbff09c
 def take_rows(
     x,          # tensor (r, …), or a list of such tensors
     idx:Tensor, # (r',) int64, which rows; may repeat, leave out and permute
@@ -21,7 +21,7 @@ def take_rows(
     if isinstance(x, (list, tuple)): return [take_rows(o, idx) for o in x]
     return x.index_select(0, idx)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #bec1b223
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #625b4ac9
 HISTORY_KEYS = (kfg.HISTORY_STATES, kfg.ENC_HISTORY_STATES)
 RECURRENT_KEYS = (kfg.G_HIDDEN_STATES, kfg.G_CELL_STATES)
 IMAGE_MEMORY_KEYS = (kfg.ATT_FEATS, kfg.GLOBAL_FEATS, kfg.ATT_MASKS, kfg.EXT_ATT_MASKS, kfg.P_ATT_FEATS, kfg.EXT_G_TOKENS_MASKS,
@@ -32,7 +32,7 @@ def _rows(x):
     x = x[-1] if isinstance(x, (list, tuple)) and x else x
     return x.size(0) if isinstance(x, Tensor) and x.dim() else None
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #fd4fe895
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #89aa9ef5
 class DictState:
     "A working batch whose rows can be reordered."
     def __init__(self,
@@ -62,7 +62,7 @@ class DictState:
 
     def __repr__(self): return f'DictState(t={self.t}, {self.rows} rows over {self.images} images, moves {", ".join(self.moving())})'
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #b86cfdb5
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #d6285eb4
 @patch
 def moving(self:DictState) -> tuple: # keys present in the batch
     "The keys that have one row per sentence."
@@ -76,7 +76,7 @@ def advance(self:DictState,
 ):              # a new state, one word further
     "The state after a step."
     new = copy.copy(self)
-    new.batch, new.t = Batch(batch), self.t + 1
+    new.batch, new.t = Batch({k: v for k, v in batch.items() if k != kfg.PARENTS}), self.t + 1
     return new
 
 @patch
@@ -85,10 +85,11 @@ def replace(self:DictState,
 ):             # a new state at the same word
     "The state with some fields replaced."
     new = copy.copy(self)
+    if any(k in updates for k in self.moving()): updates[kfg.PARENTS] = None          # who knows which rows are equal now
     new.batch = self.batch.merge(updates)
     return new
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #a4675521
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #d1039aa5
 @patch
 def reorder(self:DictState,
     idx:Tensor,      # (r',) or (g, k) int64: old rows; in the second form each line stays within one picture
@@ -100,6 +101,7 @@ def reorder(self:DictState,
     new, b = copy.copy(self), self.batch
     updates = {k: move(b[k]) if move else take_rows(b[k], flat) for k in self.moving()}
     if kfg.ATT_WEIGHTS in b and kfg.ATT_WEIGHTS not in updates: updates[kfg.ATT_WEIGHTS] = take_rows(b[kfg.ATT_WEIGHTS], flat)
+    updates[kfg.PARENTS] = None if move else flat if b.get(kfg.PARENTS) is None else b[kfg.PARENTS].index_select(0, flat)
     new.rows, new.groups = flat.numel(), idx.size(0)
     if not whole: new.images = new.groups
     if not (whole and (self.shares_images or new.rows == self.rows)):
@@ -117,7 +119,7 @@ def _move_memory(self:DictState, x, idx, whole):
     if not (whole and n == self.groups): x = x.index_select(0, lines // (self.rows//n))  # entry of the line's picture
     return x.repeat_interleave(k, 0) if k > 1 else x
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #fb8d6cc5
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #14ba3e01
 @patch
 def watch(self:DictState,
     record:bool=True, # ask decoders for `ATT_WEIGHTS`
@@ -135,7 +137,7 @@ def attention(self:DictState): # (rows, n) or None
     "Where the model looked when it predicted this step."
     return self.batch.get(kfg.ATT_WEIGHTS)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #40bcf048
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #99943d43
 class DictModel:
     "Any model with X-modaler's parts, as a model that steps."
     def __init__(self,

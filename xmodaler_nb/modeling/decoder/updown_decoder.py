@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['UpDownDecoder']
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #8da91a75
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #63517cdd
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from ...config import configurable, kfg, CfgNode as CN
 from ..layers.base_attention import BaseAttention, mix
 from ..layers.few_rows import LSTMCell
-from ..layers.rows import repeat_rows
+from ..layers.rows import alike, repeat_rows
 from ..layers.unrolled_lstm import UnrolledLSTM
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #33595e7a
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #077aa121
 @DECODER_REGISTRY.register()
 class UpDownDecoder(Decoder):
     "Attention LSTM and language LSTM."
@@ -53,7 +53,7 @@ class UpDownDecoder(Decoder):
         "The keys this decoder owns."
         cfg.MODEL.UPDOWN = CN({'ATT_EMBED_SIZE':512, 'DROPOUT1':0.0, 'DROPOUT2':0.0, 'ATT_EMBED_DROPOUT':0.0})
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #5827bcb1
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #b4cd908a
 @patch
 def preprocess(self:UpDownDecoder,
     batched_inputs:dict, # the encoded batch: ATT_FEATS (i, n, d_v)
@@ -64,7 +64,7 @@ def preprocess(self:UpDownDecoder,
     if not torch.is_grad_enabled(): out[kfg.P_GLOBAL_FEATS] = self.lstm1.known(slice(d, d + self.visual_embed_dim), batched_inputs[kfg.GLOBAL_FEATS])
     return out
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #75d03f34
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #077b8ab8
 @patch
 def forward(self:UpDownDecoder,
     batched_inputs:dict, # words (b, d_w), states with b rows; memory with b rows or one per image
@@ -81,14 +81,15 @@ def forward(self:UpDownDecoder,
 
 @patch
 def _say(self:UpDownDecoder, b, w):
-    "The same without gradients and dropout: the global feature is in the gates already, and the other inputs are never put side by side."
+    "The same without gradients and dropout: the global feature is in the gates already, the other inputs are never put side by side, and rows that are alike are multiplied once."
     (h1, h2), (c1, c2), d, dv = b[kfg.G_HIDDEN_STATES], b[kfg.G_CELL_STATES], self.hidden_size, self.visual_embed_dim
-    h1, c1 = self.lstm1.step([(slice(0, d), h2), (slice(d + dv, None), w)], (h1, c1), b[kfg.P_GLOBAL_FEATS])
+    parents, words = alike(b.get(kfg.PARENTS)), alike(b.get(kfg.G_TOKENS_IDS), w)
+    h1, c1 = self.lstm1.step([(slice(0, d), h2, parents), (slice(d + dv, None), w, words)], (h1, c1), b[kfg.P_GLOBAL_FEATS], parents)
     alpha = self.att.weights(h1, b[kfg.P_ATT_FEATS], b.get(kfg.EXT_ATT_MASKS))
-    h2, c2 = self.lstm2.step([(slice(0, dv), mix(alpha, b[kfg.ATT_FEATS])), (slice(dv, None), h1)], (h2, c2))
+    h2, c2 = self.lstm2.step([(slice(0, dv), mix(alpha, b[kfg.ATT_FEATS])), (slice(dv, None), h1)], (h2, c2), equal=parents)
     return {kfg.G_HIDDEN_STATES: [h1, h2], kfg.G_CELL_STATES: [c1, c2], kfg.ATT_WEIGHTS: alpha}
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #9d84bb39
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #3f4cfc7a
 @patch
 def unroll(self:UpDownDecoder,
     batched_inputs:dict, # states with b rows; memory with one row per image
