@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['new_vocab', 'encode', 'References', 'Layout', 'lay_out', 'Order', 'count_ngrams']
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #619b4f2b
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #b0f258da
 from collections import defaultdict
 from itertools import chain, count
 from typing import NamedTuple
 import numpy as np
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #b9934222
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #b2f08d8f
 def new_vocab(
 ):  # a dict: word -> its number, in order of first use
     "A vocabulary that grows when it is asked."
@@ -20,13 +20,35 @@ def new_vocab(
 def encode(
     sentences:list,  # of strings, tokens separated by white space
     vocab,           # what `new_vocab` returned; grows
-) -> tuple:          # (all word numbers in a row int64, words per sentence int64)
+) -> tuple:          # (all word numbers in a row int64, words per sentence int64, per sentence: single blanks between words and nothing else?)
     "Sentences as numbers."
-    words = [s.split() for s in sentences]
-    lens = np.fromiter(map(len, words), np.int64, len(words))
-    return np.fromiter(map(vocab.__getitem__, chain.from_iterable(words)), np.int64, int(lens.sum())), lens
+    text, n, end = ' \n '.join(sentences), len(sentences), vocab['\n']
+    if text.count('\n') >= n: text = ' \n '.join(s.replace('\n', '\t') for s in sentences)     # ours shall be the only line breaks
+    pieces = (text+' \n').split(' ') if n else []
+    ids = np.fromiter(map(vocab.__getitem__, pieces), np.int64, len(pieces))
+    ends = np.flatnonzero(ids == end)
+    lens, odd = np.diff(ends, prepend=-1)-1, {k: w.split() for w, k in vocab.items() if w.split() != [w] and k != end}
+    strange = np.zeros(len(vocab), bool)
+    strange[list(odd)] = True
+    return _taken_apart(ids, lens, ends, np.flatnonzero(strange[ids]), odd, vocab)
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #ae518c05
+def _taken_apart(ids, lens, ends, rows, odd, vocab):
+    "What `encode` returns, given where pieces (`rows`) are several words or none."
+    parts = [[vocab[w] for w in odd[k]] for k in ids[rows].tolist()]
+    times, size, sent = np.ones(len(ids), np.int64), np.fromiter(map(len, parts), np.int64, len(parts)), np.searchsorted(ends, rows)
+    times[ends], times[rows] = 0, size
+    words, plain = np.repeat(ids, times), np.ones(len(lens), bool)
+    words[_ragged((np.cumsum(times)-times)[rows], size)] = np.fromiter(chain.from_iterable(parts), np.int64, int(size.sum()))
+    plain[sent] = False
+    np.add.at(lens, sent, size-1)
+    return words, lens, plain
+
+def _ragged(starts, lens):
+    "The positions starts[k] .. starts[k]+lens[k]-1 of all k, in a row."
+    ends = np.cumsum(lens)
+    return np.arange(ends[-1] if len(ends) else 0)+np.repeat(starts-(ends-lens), lens)
+
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #652852f6
 class References:
     "The tokenised references of a set of images, encoded once."
     def __init__(self,
@@ -35,11 +57,11 @@ class References:
         self.texts = refs
         self.per_image = np.fromiter(map(len, refs), np.int64, len(refs))
         self.vocab = new_vocab()
-        self.ids, self.lens = encode(list(chain.from_iterable(refs)), self.vocab)
+        self.ids, self.lens, self.plain = encode(list(chain.from_iterable(refs)), self.vocab)
 
     def __len__(self): return len(self.texts)
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #62b94f34
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #a4dddc77
 class Layout(NamedTuple):
     "All sentences of an evaluation in a row: hypothesis, references, next hypothesis, …"
     words:np.ndarray    # (all words,) word numbers
@@ -50,17 +72,12 @@ class Layout(NamedTuple):
     is_hyp:np.ndarray   # (sentences,) True for hypotheses
     n_vocab:int         # words known
 
-def _ragged(starts, lens):
-    "The positions starts[k] .. starts[k]+lens[k]-1 of all k, in a row."
-    ends = np.cumsum(lens)
-    return np.arange(ends[-1] if len(ends) else 0)+np.repeat(starts-(ends-lens), lens)
-
 def lay_out(
     hyps:list,         # one tokenised hypothesis per image
     refs:References,   # prepared references of the same images
 ) -> Layout:           # sentence order: image by image, hypothesis first
     "Hypotheses and references as one row of words."
-    h_ids, h_lens = encode(hyps, refs.vocab)
+    h_ids, h_lens, _ = encode(hyps, refs.vocab)
     n, per = len(hyps), refs.per_image
     first = np.cumsum(per+1)-(per+1)                    # sentence number of each hypothesis
     is_hyp = np.zeros(n+len(refs.lens), bool)
@@ -75,7 +92,7 @@ def lay_out(
     left = np.repeat(np.cumsum(lens), lens)-np.arange(len(words))
     return Layout(words, sent, left, lens, np.repeat(np.arange(n), per+1), is_hyp, len(refs.vocab))
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #9ed59c5e
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #cc5c440a
 class Order(NamedTuple):
     "Counts of all n-grams of one length; one row per different n-gram of a sentence, sorted by (n-gram, sentence)."
     gram:np.ndarray   # (rows,) n-gram number, dense from 0
@@ -99,7 +116,7 @@ def _sort(key, pos, n_pos):
     packed = np.sort(key << bits | pos)
     return packed >> bits, packed & ((1 << bits)-1)
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #e121c586
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #2d260101
 def count_ngrams(
     lay:Layout,  # sentences in a row
     n:int=4,     # longest n-gram
