@@ -59,6 +59,15 @@ with FeatureWriter(sys.argv[1], part=f'w{k}', shard_mb=0.002) as w:
     assert len(store) == 60 and all(np.array_equal(store[i]['features'], item(i)) for i in range(60))
 
 
+def test_a_writer_that_has_just_begun_is_no_foreign_folder(tmp_path):
+    "Between the other writer's lock and its store.json; a folder with other things in it is refused."
+    (tmp_path/'s').mkdir(); (tmp_path/'s'/'.lock-r0of2').touch(); (tmp_path/'s'/'.tmp-r0of2-store.json').touch()
+    with FeatureWriter(tmp_path/'s', part='r1of2') as w: w.add(1, features=item(1))
+    assert list(FeatureStore(tmp_path/'s')) == ['1']
+    (tmp_path/'t').mkdir(); (tmp_path/'t'/'letter.txt').touch()
+    with pytest.raises(StoreError, match='holds files and is not a store'): FeatureWriter(tmp_path/'t')
+
+
 @pytest.mark.parametrize('cut', [0, 1, 64, -1])
 def test_a_truncated_shard_is_named(tmp_path, cut):
     with FeatureWriter(tmp_path/'s', shard_mb=0.001) as w:

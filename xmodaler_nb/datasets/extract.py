@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'main_output', 'as_rows', 'box_means', 'Patches', 'convoluti
            'BackboneExtractor', 'spread_indices', 'read_clip', 'read_picture', 'Extraction', 'parse_shard',
            'name_files', 'TextBar', 'NpzWriter', 'extract_features', 'as_extractor']
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #cf02e384
+# %% ../../nbs/06_datasets/86_extract.ipynb #95b302bf
 import json
 import os
 import sys
@@ -24,7 +24,7 @@ from .own_check import CLIPS, IMAGES
 from .store_import import need
 from ..utils.store import FeatureStore, FeatureWriter
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #7c19e679
+# %% ../../nbs/06_datasets/86_extract.ipynb #690ca869
 def main_output(
     y, # what a backbone returned: a tensor, or something that holds one
 ):     # Tensor
@@ -64,7 +64,7 @@ def box_means(
     grid = torch.stack([gx[:,None].expand(-1, points, -1), gy[:,:,None].expand(-1, -1, points)], -1)*2 - 1
     return F.grid_sample(y[None].expand(len(boxes), -1, -1, -1), grid, align_corners=False, padding_mode='border').mean((2, 3))
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #26e28524
+# %% ../../nbs/06_datasets/86_extract.ipynb #792a5c26
 class Patches(nn.Module):
     "Colours and edges of grid cells."
     def __init__(self,
@@ -100,7 +100,7 @@ class Patches(nn.Module):
         where = torch.stack(torch.meshgrid(at, at, indexing='ij'))[None].expand(len(x), -1, -1, -1)
         return torch.cat([mean, (square - mean**2).clamp(min=0).sqrt(), rest, where], 1)
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #69718279
+# %% ../../nbs/06_datasets/86_extract.ipynb #b62ef456
 def convolutions(
     net:nn.Module, # a network of torchvision
     name='',       # what messages call it
@@ -140,7 +140,7 @@ def load_backbone(
     if file: load_body(net, body, file)
     return body, dict(size=224, mean=(.485, .456, .406), std=(.229, .224, .225))
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #cd8041f1
+# %% ../../nbs/06_datasets/86_extract.ipynb #b3cf221e
 KINDS = ('grid', 'global', 'grid+global', 'region')
 
 class BackboneExtractor:
@@ -159,7 +159,8 @@ class BackboneExtractor:
         if kind not in KINDS: raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
         if crop not in ('squeeze', 'centre'): raise ValueError(f"crop is {crop!r}, but must be 'squeeze' or 'centre'")
         if kind == 'region' and crop != 'squeeze': raise ValueError("kind 'region' needs crop 'squeeze': boxes are places in the whole picture")
-        self.name, self.weights = (backbone, weights) if isinstance(backbone, str) else ('', None)
+        self.name = backbone if isinstance(backbone, str) else ''
+        self.weights = weights if '/' in self.name else None         # `patches` has none
         net, usual = load_backbone(backbone, weights) if self.name else (backbone, dict(size=224, mean=(.485, .456, .406), std=(.229, .224, .225)))
         self.backbone, self.kind, self.crop, self.cells, self.device = net.eval().to(device), kind, crop, cells, torch.device(device)
         self.size, self.mean, self.std = size or usual['size'], tuple(mean or usual['mean']), tuple(std or usual['std'])
@@ -191,7 +192,7 @@ class BackboneExtractor:
         x = torch.from_numpy(np.array(img, dtype=np.float32)/255).permute(2, 0, 1)
         return (x - torch.tensor(self.mean)[:,None,None])/torch.tensor(self.std)[:,None,None]
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #b34430d9
+# %% ../../nbs/06_datasets/86_extract.ipynb #c40e9c11
 @patch
 def batch(self:BackboneExtractor,
     pictures:list, # of (3, size, size) tensors
@@ -225,7 +226,7 @@ def __call__(self:BackboneExtractor,
         out['boxes'] = np.array([[e[x], e[y], e[x+1], e[y+1]] for y in range(side) for x in range(side)], dtype=np.float32)*scale
     return out
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #c895dd02
+# %% ../../nbs/06_datasets/86_extract.ipynb #fc04742e
 def spread_indices(
     n:int, # frames there are
     m:int, # frames wanted
@@ -280,7 +281,7 @@ def read_picture(
     from xmodaler_nb.captioner import open_image
     return open_image(path)
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #00ef58e7
+# %% ../../nbs/06_datasets/86_extract.ipynb #18b4d0bd
 @dataclass
 class Extraction:
     "What a call of `extract_features` did."
@@ -330,7 +331,7 @@ class TextBar:
         self.stream.write(f"\r[{'#'*full}{'.'*(30-full)}] {self.done}/{self.total}" + ('\n' if self.done >= self.total else ''))
         self.stream.flush()
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #16e84a9c
+# %% ../../nbs/06_datasets/86_extract.ipynb #19c7ff2c
 class NpzWriter:
     "The writer's face for a folder of single files."
     def __init__(self,
@@ -367,7 +368,7 @@ def _load(ex, id, path, boxes, frames):
     if not len(b): raise ValueError(f"{path}: the list of boxes for id {id} is empty")
     return [ex.prepare(image)], b/np.array([w, h, w, h], np.float32), dict(boxes=b, image_h=np.array([h]), image_w=np.array([w]))
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #2fb16703
+# %% ../../nbs/06_datasets/86_extract.ipynb #939e1d61
 def extract_features(
     backbone,                # nn.Module, name of a backbone, or an extractor: picture → dict of arrays
     files,                   # folder, list of paths, or dict id → path
@@ -390,13 +391,13 @@ def extract_features(
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'")
     (i, n), named = parse_shard(shard), name_files(files)
     mine, there = named[i::n], _present(store, layout)
-    pending = [(id, f) for id, f in mine if id not in there]
+    todo = [(id, f) for id, f in mine if id not in there]
     ex = as_extractor(backbone, kind or _usual_kind(named), options)
-    done = Extraction(skipped=len(mine) - len(pending))
-    bar = TextBar(len(pending), progress if progress is not None or i == 0 else False)
+    done = Extraction(skipped=len(mine) - len(todo))
+    bar = TextBar(len(todo), progress if progress is not None or i == 0 else False)
     with FeatureWriter(store, dtype, f'r{i}of{n}') if layout == 'store' else NpzWriter(store, f'.{layout}') as writer:
         _describe(ex, store)
-        for group in _groups(ex, pending, boxes, frames, workers, batch_size, on_error, done):
+        for group in _groups(ex, todo, boxes, frames, workers, batch_size, on_error, done):
             for id, arrays in _run(ex, group): writer.add(id, **arrays); done.added += 1
             if done.added and done.added // seal_every != (done.added - len(group)) // seal_every: writer.seal()
             bar.step(len(group))
@@ -422,14 +423,14 @@ def _describe(ex, out):
     part.write_text(json.dumps(ex.to_dict(), indent=1), encoding='utf-8')
     os.replace(part, Path(out)/'extractor.json')
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #c5bb6d57
+# %% ../../nbs/06_datasets/86_extract.ipynb #89a61fb8
 def _read_one(ex, id, path, boxes, frames):
     if not isinstance(ex, BackboneExtractor): return ex(np.stack(read_clip(path, frames)) if Path(path).suffix.lower() in CLIPS else read_picture(path))
     return _load(ex, id, path, boxes, frames)
 
-def _groups(ex, pending, boxes, frames, workers, size, on_error, done):
+def _groups(ex, todo, boxes, frames, workers, size, on_error, done):
     "Lists of (id, what was read), at most `size` long; files ahead of the network are read by threads."
-    files, waiting, group = iter(pending), [], []
+    files, waiting, group = iter(todo), [], []
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         def more(k): waiting.extend((id, pool.submit(_read_one, ex, id, f, boxes, frames)) for id, f in islice(files, k))
         more(2*size)
