@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RLTrainer']
 
-# %% ../../nbs/14_engine/63_rl_trainer.ipynb #1c1de0ab
+# %% ../../nbs/14_engine/63_rl_trainer.ipynb #18483f8d
 from fastcore.basics import patch
 from .build import ENGINE_REGISTRY
 from .defaults import DefaultTrainer, over_ranks
@@ -13,7 +13,7 @@ from .learner import device_of
 from .self_critical import SelfCritical
 from ..utils import comm
 
-# %% ../../nbs/14_engine/63_rl_trainer.ipynb #a30207a7
+# %% ../../nbs/14_engine/63_rl_trainer.ipynb #d495d8f6
 @ENGINE_REGISTRY.register()
 class RLTrainer(DefaultTrainer):
     "Self-critical trainer with a greedy baseline."
@@ -45,7 +45,7 @@ def build_method(self:RLTrainer, cfg):
         raise ValueError(f"DECODE_STRATEGY.TEMPERATURE is {d.TEMPERATURE} and RL.SAMPLE_MODE 'upstream', where the gradient would be that of another distribution than the one drawn from: set RL.SAMPLE_MODE to 'eval'")
     return self.method_class(self.scorer, cfg.RL.SAMPLE_MODE, cfg.RL.CHECK, cfg.RL.MIN_REWARD)
 
-# %% ../../nbs/14_engine/63_rl_trainer.ipynb #73e15d86
+# %% ../../nbs/14_engine/63_rl_trainer.ipynb #d2366e03
 @patch
 def run_step(self:RLTrainer):
     "One training step, and its numbers into the storage."
