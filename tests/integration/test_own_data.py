@@ -258,7 +258,7 @@ def test_from_twenty_pictures_to_a_caption(photos, tmp_path):
     "write → train a few steps → one line about a new picture, also from a saved folder and from a console command."
     from xmodaler_nb.engine.commands import caption_main, run_training
     written = CaptionData.from_folder(photos).write(tmp_path/'data', backbone='patches', size=56, min_count=1, val=0.1, test=0.1, layout='store')
-    cfg = load_cfg_file('demo.yaml', [*written.cfg_overrides, 'OUTPUT_DIR', str(tmp_path/'run'), 'SOLVER.EPOCH', 24, 'DATALOADER.TRAIN_BATCH_SIZE', 8, 'DATALOADER.SEQ_PER_SAMPLE', 2, 'DATASETS.VAL', '', 'DATASETS.TEST', '', 'SOLVER.CHECKPOINT_PERIOD', 24,
+    cfg = load_cfg_file('demo.yaml', [*written.cfg_overrides, 'OUTPUT_DIR', str(tmp_path/'run'), 'SOLVER.EPOCH', 24, 'DATALOADER.TRAIN_BATCH_SIZE', 8, 'DATALOADER.SEQ_PER_SAMPLE', 2, 'DATASETS.VAL', '', 'SOLVER.CHECKPOINT_PERIOD', 24, 'SOLVER.EVAL_PERIOD', 24,
                                       'MODEL.DECODER_DIM', 48, 'MODEL.TOKEN_EMBED.DIM', 32, 'MODEL.VISUAL_EMBED.OUT_DIM', 48, 'MODEL.UPDOWN.ATT_EMBED_SIZE', 32, 'SOLVER.BASE_LR', 0.02])
     run_training(cfg)
     captioner = Captioner.from_pretrained(tmp_path/'run')
@@ -266,15 +266,18 @@ def test_from_twenty_pictures_to_a_caption(photos, tmp_path):
     new = np.full((48, 64, 3), 255, np.uint8); new[10:30, 20:40] = COLOURS['blue']
     said = captioner.caption(new)
     assert 'square' in said
-    captioner.metrics = {'CIDEr': 1.0}
+    assert captioner.metrics['test']['CIDEr'] >= 0 and set(captioner.metrics) == {'test'}                # what the run measured
     folder = captioner.save_pretrained(tmp_path/'saved')
     assert sorted(p.name for p in folder.iterdir()) == ['README.md', 'config.yaml', 'extractor.json', 'meta.json', 'metrics.json', 'model.safetensors', 'vocabulary.txt']
+    assert f"| CIDEr | {captioner.metrics['test']['CIDEr']:.4f} |" in (folder/'README.md').read_text()
     assert Captioner.from_pretrained(folder).caption([new, new]) == [said, said]
     Image.fromarray(new).save(tmp_path/'new.png')
     out = io.StringIO()
     with contextlib.redirect_stdout(out): assert caption_main([str(tmp_path/'new.png'), str(tmp_path/'new.png'), '--model', str(folder), '--beam', '5', '--html', str(tmp_path/'out.html')]) == 0
     assert out.getvalue().count(captioner.caption(new, beam_size=5)) == 2
     assert (tmp_path/'out.html').read_text().count('<img') >= 1
+    with contextlib.redirect_stderr(out): assert caption_main([str(tmp_path/'new.png'), '--model', str(tmp_path/'none')]) == 1
+    assert 'name the folder of a captioner or of a run with --model' in out.getvalue()
 
 
 def test_weights_of_xmodaler_with_their_yaml(tmp_path, golden):

@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'main_output', 'as_rows', 'box_means', 'Patches', 'convoluti
            'BackboneExtractor', 'spread_indices', 'read_clip', 'read_picture', 'Extraction', 'parse_shard',
            'name_files', 'TextBar', 'NpzWriter', 'extract_features', 'as_extractor']
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #95b302bf
+# %% ../../nbs/06_datasets/86_extract.ipynb #766d0be9
 import json
 import os
 import sys
@@ -24,7 +24,7 @@ from .own_check import CLIPS, IMAGES
 from .store_import import need
 from ..utils.store import FeatureStore, FeatureWriter
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #690ca869
+# %% ../../nbs/06_datasets/86_extract.ipynb #71e22d52
 def main_output(
     y, # what a backbone returned: a tensor, or something that holds one
 ):     # Tensor
@@ -64,7 +64,7 @@ def box_means(
     grid = torch.stack([gx[:,None].expand(-1, points, -1), gy[:,:,None].expand(-1, -1, points)], -1)*2 - 1
     return F.grid_sample(y[None].expand(len(boxes), -1, -1, -1), grid, align_corners=False, padding_mode='border').mean((2, 3))
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #792a5c26
+# %% ../../nbs/06_datasets/86_extract.ipynb #1d255302
 class Patches(nn.Module):
     "Colours and edges of grid cells."
     def __init__(self,
@@ -100,7 +100,7 @@ class Patches(nn.Module):
         where = torch.stack(torch.meshgrid(at, at, indexing='ij'))[None].expand(len(x), -1, -1, -1)
         return torch.cat([mean, (square - mean**2).clamp(min=0).sqrt(), rest, where], 1)
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #b62ef456
+# %% ../../nbs/06_datasets/86_extract.ipynb #517778dc
 def convolutions(
     net:nn.Module, # a network of torchvision
     name='',       # what messages call it
@@ -140,7 +140,7 @@ def load_backbone(
     if file: load_body(net, body, file)
     return body, dict(size=224, mean=(.485, .456, .406), std=(.229, .224, .225))
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #b3cf221e
+# %% ../../nbs/06_datasets/86_extract.ipynb #1db0d21d
 KINDS = ('grid', 'global', 'grid+global', 'region')
 
 class BackboneExtractor:
@@ -192,7 +192,7 @@ class BackboneExtractor:
         x = torch.from_numpy(np.array(img, dtype=np.float32)/255).permute(2, 0, 1)
         return (x - torch.tensor(self.mean)[:,None,None])/torch.tensor(self.std)[:,None,None]
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #c40e9c11
+# %% ../../nbs/06_datasets/86_extract.ipynb #1c5a8070
 @patch
 def batch(self:BackboneExtractor,
     pictures:list, # of (3, size, size) tensors
@@ -226,7 +226,7 @@ def __call__(self:BackboneExtractor,
         out['boxes'] = np.array([[e[x], e[y], e[x+1], e[y+1]] for y in range(side) for x in range(side)], dtype=np.float32)*scale
     return out
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #fc04742e
+# %% ../../nbs/06_datasets/86_extract.ipynb #94e166b5
 def spread_indices(
     n:int, # frames there are
     m:int, # frames wanted
@@ -281,7 +281,7 @@ def read_picture(
     from xmodaler_nb.captioner import open_image
     return open_image(path)
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #18b4d0bd
+# %% ../../nbs/06_datasets/86_extract.ipynb #58ea9159
 @dataclass
 class Extraction:
     "What a call of `extract_features` did."
@@ -331,7 +331,7 @@ class TextBar:
         self.stream.write(f"\r[{'#'*full}{'.'*(30-full)}] {self.done}/{self.total}" + ('\n' if self.done >= self.total else ''))
         self.stream.flush()
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #19c7ff2c
+# %% ../../nbs/06_datasets/86_extract.ipynb #fdd2c365
 class NpzWriter:
     "The writer's face for a folder of single files."
     def __init__(self,
@@ -368,7 +368,7 @@ def _load(ex, id, path, boxes, frames):
     if not len(b): raise ValueError(f"{path}: the list of boxes for id {id} is empty")
     return [ex.prepare(image)], b/np.array([w, h, w, h], np.float32), dict(boxes=b, image_h=np.array([h]), image_w=np.array([w]))
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #939e1d61
+# %% ../../nbs/06_datasets/86_extract.ipynb #d5bfae99
 def extract_features(
     backbone,                # nn.Module, name of a backbone, or an extractor: picture → dict of arrays
     files,                   # folder, list of paths, or dict id → path
@@ -391,13 +391,13 @@ def extract_features(
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'")
     (i, n), named = parse_shard(shard), name_files(files)
     mine, there = named[i::n], _present(store, layout)
-    todo = [(id, f) for id, f in mine if id not in there]
+    pending = [(id, f) for id, f in mine if id not in there]
     ex = as_extractor(backbone, kind or _usual_kind(named), options)
-    done = Extraction(skipped=len(mine) - len(todo))
-    bar = TextBar(len(todo), progress if progress is not None or i == 0 else False)
+    done = Extraction(skipped=len(mine) - len(pending))
+    bar = TextBar(len(pending), progress if progress is not None or i == 0 else False)
     with FeatureWriter(store, dtype, f'r{i}of{n}') if layout == 'store' else NpzWriter(store, f'.{layout}') as writer:
         _describe(ex, store)
-        for group in _groups(ex, todo, boxes, frames, workers, batch_size, on_error, done):
+        for group in _groups(ex, pending, boxes, frames, workers, batch_size, on_error, done):
             for id, arrays in _run(ex, group): writer.add(id, **arrays); done.added += 1
             if done.added and done.added // seal_every != (done.added - len(group)) // seal_every: writer.seal()
             bar.step(len(group))
@@ -423,14 +423,14 @@ def _describe(ex, out):
     part.write_text(json.dumps(ex.to_dict(), indent=1), encoding='utf-8')
     os.replace(part, Path(out)/'extractor.json')
 
-# %% ../../nbs/06_datasets/86_extract.ipynb #89a61fb8
+# %% ../../nbs/06_datasets/86_extract.ipynb #dc8b73de
 def _read_one(ex, id, path, boxes, frames):
     if not isinstance(ex, BackboneExtractor): return ex(np.stack(read_clip(path, frames)) if Path(path).suffix.lower() in CLIPS else read_picture(path))
     return _load(ex, id, path, boxes, frames)
 
-def _groups(ex, todo, boxes, frames, workers, size, on_error, done):
+def _groups(ex, pending, boxes, frames, workers, size, on_error, done):
     "Lists of (id, what was read), at most `size` long; files ahead of the network are read by threads."
-    files, waiting, group = iter(todo), [], []
+    files, waiting, group = iter(pending), [], []
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         def more(k): waiting.extend((id, pool.submit(_read_one, ex, id, f, boxes, frames)) for id, f in islice(files, k))
         more(2*size)

@@ -8,7 +8,7 @@ __all__ = ['USER_ERRORS', 'METRICS', 'command', 'setup_cfg', 'train', 'checked_e
            'spread', 'set_aside', 'run_training', 'finish', 'print_summary', 'compare_with_bounds', 'demo_main',
            'real_config', 'compare_with_baselines', 'real_main', 'captions_page', 'caption_main']
 
-# %% ../../nbs/14_engine/90_commands.ipynb #5773ea4c
+# %% ../../nbs/14_engine/90_commands.ipynb #0de12956
 import argparse
 import json
 import logging
@@ -20,7 +20,7 @@ from functools import wraps
 from pathlib import Path
 from ..config import CfgNode, load_cfg_file
 
-# %% ../../nbs/14_engine/90_commands.ipynb #356badd8
+# %% ../../nbs/14_engine/90_commands.ipynb #3c7c5080
 USER_ERRORS = (KeyError, ValueError, TypeError, AssertionError, AttributeError, OSError, FloatingPointError, RuntimeError, ImportError, pickle.UnpicklingError)
 
 def command(
@@ -38,7 +38,7 @@ def command(
             return 1
     return run
 
-# %% ../../nbs/14_engine/90_commands.ipynb #9c79975b
+# %% ../../nbs/14_engine/90_commands.ipynb #5203229f
 def setup_cfg(
     args, # what `default_argument_parser` parsed
 ) -> CfgNode: # frozen
@@ -68,7 +68,7 @@ def checked_engine(
     for report in check_datasets(cfg): logging.getLogger(__name__).info('%s', report)
     return build_engine(cfg)
 
-# %% ../../nbs/14_engine/90_commands.ipynb #9f604178
+# %% ../../nbs/14_engine/90_commands.ipynb #86079ade
 def evaluate_only(
     cfg:CfgNode, # the run's config
     trainer,     # its engine, weights loaded
@@ -90,7 +90,7 @@ def train_main(argv):
     args = default_argument_parser().parse_args(argv)
     launch(train, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,))
 
-# %% ../../nbs/14_engine/90_commands.ipynb #305d74ac
+# %% ../../nbs/14_engine/90_commands.ipynb #48d1b6ea
 METRICS = ('BLEU', 'ROUGE_L', 'CIDEr', 'CIDEr_D')
 
 def caption_split(
@@ -127,7 +127,7 @@ def score_split(
     result = evaluate(captions, references, metrics=METRICS)
     return {**result.corpus, 'distinct_captions': len(set(captions.values()))}, result.per_image
 
-# %% ../../nbs/14_engine/90_commands.ipynb #8f81cc37
+# %% ../../nbs/14_engine/90_commands.ipynb #f5db91df
 def metrics_summary(
     scores:dict,    # strategy → scores
     compare:dict,   # name → CIDEr-D of bounds and baselines
@@ -155,7 +155,7 @@ def report_page(
     cards = ''.join(r.example_card(e) for e in examples)
     return r.report_html(title, [('Scores', table + r.html_table(compare, 'what these numbers mean')), ('Learning curves', curves), ('Test pictures', cards)], note)
 
-# %% ../../nbs/14_engine/90_commands.ipynb #0d933e61
+# %% ../../nbs/14_engine/90_commands.ipynb #edab586e
 def examples_for(
     captioner,       # a `Captioner`
     inputs:dict,     # id → picture or features, for the captioner
@@ -177,7 +177,7 @@ def spread(
     order = sorted(per_image, key=lambda i: (per_image[i]['CIDEr_D'], i))
     return [order[round(k*(len(order)-1)/max(1, n-1))] for k in range(min(n, len(order)))]
 
-# %% ../../nbs/14_engine/90_commands.ipynb #84ecf051
+# %% ../../nbs/14_engine/90_commands.ipynb #f5a5327c
 def set_aside(
     folder, # a run's folder
 ) -> Path|None: # where the finished run went, None if there was none
@@ -187,7 +187,7 @@ def set_aside(
     n = next(i for i in range(1, 10000) if not folder.with_name(f'{folder.name}.{i}').exists())
     return folder.rename(folder.with_name(f'{folder.name}.{n}'))
 
-# %% ../../nbs/14_engine/90_commands.ipynb #426fe39a
+# %% ../../nbs/14_engine/90_commands.ipynb #0df859e2
 def run_training(
     cfg:CfgNode,  # frozen
     resume=False, # continue the run in OUTPUT_DIR
@@ -238,7 +238,7 @@ def print_summary(
     if 'fraction_of_bound' in summary: print(f"beam search reaches {summary['fraction_of_bound']:.1%} of the bound; training and evaluation took {summary['seconds']:.0f} s")
     print(f"report: {Path(out)/'report.html'}")
 
-# %% ../../nbs/14_engine/90_commands.ipynb #163918fa
+# %% ../../nbs/14_engine/90_commands.ipynb #828e20f1
 _BOUND_ROWS = (('bound', 'the caption with the highest expected score, given the true scene'), ('oracle', 'the best candidate for someone who sees the references'),
                ('one_vs_rest', 'one reference against the others'), ('random', 'a random caption of the grammar, given the true scene'), ('most_frequent', 'the most frequent caption of the training set'))
 
@@ -274,7 +274,7 @@ def demo_main(argv):
                      'Drawn scenes, captions from a known grammar, features from the pixels alone. Below each picture: what the captioner says, what the references say, and where it looked at each word.')
     print_summary(summary, out)
 
-# %% ../../nbs/14_engine/90_commands.ipynb #936f0052
+# %% ../../nbs/14_engine/90_commands.ipynb #5b7fbe27
 def real_config(
     folder, # data set folder, e.g. …/ucm_captions
 ) -> str:   # relative path of a config
@@ -300,7 +300,7 @@ def compare_with_baselines(
     scores = {k: score_split(g, refs)[0] for k, g in guesses.items()}
     return {k: v['CIDEr_D'] for k, v in scores.items()}, [dict(what=k, **v) for k, v in scores.items()]
 
-# %% ../../nbs/14_engine/90_commands.ipynb #e1d0b44a
+# %% ../../nbs/14_engine/90_commands.ipynb #46b9d5a7
 @command
 def real_main(argv):
     "Entry point of `xm-real`."
@@ -331,7 +331,7 @@ def real_main(argv):
                      'Real photographs, of which only grid features are at hand: the maps show the grid, not the picture.')
     print_summary(summary, out)
 
-# %% ../../nbs/14_engine/90_commands.ipynb #62d7441a
+# %% ../../nbs/14_engine/90_commands.ipynb #d7ace4fa
 def captions_page(
     captions:list, # of Caption, made with trace=True
 ) -> str:          # HTML
@@ -353,6 +353,7 @@ def caption_main(argv):
     p.add_argument('--html', default='', metavar='FILE', help='also write a page that shows where the model looked')
     p.add_argument('--json', action='store_true', help='print one JSON object per picture')
     args = p.parse_args(argv)
+    if not Path(args.model).exists(): raise FileNotFoundError(f"{args.model} does not exist; name the folder of a captioner or of a run with --model (xm-demo trains runs/demo)")
     captioner = Captioner.from_pretrained(args.model)
     found = captioner.describe(args.pictures, strategy='beam' if args.beam > 1 else 'greedy', beam_size=args.beam, nbest=args.nbest, trace=bool(args.html), ids=args.pictures)
     for f, cs in zip(args.pictures, found):

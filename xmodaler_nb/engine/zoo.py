@@ -6,7 +6,7 @@
 __all__ = ['SAME', 'PICTURES', 'CLIPS', 'ZOO', 'COUNTS', 'TINY', 'FOOD', 'MARK', 'widths', 'bert', 'Recipe', 'zoo_data',
            'zoo_config', 'most_frequent', 'train_one', 'markdown_table', 'write_table', 'models_main']
 
-# %% ../../nbs/14_engine/95_zoo.ipynb #8d2e110e
+# %% ../../nbs/14_engine/95_zoo.ipynb #6d9f6ed5
 import argparse
 import contextlib
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 from ..config import load_cfg_file
 from .commands import caption_split, command, read_references, run_training, score_split
 
-# %% ../../nbs/14_engine/95_zoo.ipynb #57345e3f
+# %% ../../nbs/14_engine/95_zoo.ipynb #e3a16484
 SAME = ['MODEL.DEVICE', 'cpu', 'SEED', 7, 'ENGINE.NAME', 'DefaultTrainer', 'ENGINE.PROGRESS', False, 'DATALOADER.NUM_WORKERS', 0, 'DATALOADER.TEST_BATCH_SIZE', 100, 'DATASETS.VAL', '', 'MODEL.WEIGHTS', '',
         'SOLVER.NAME', 'Adam', 'SOLVER.GRAD_CLIP', .1, 'SOLVER.GRAD_CLIP_TYPE', 'value', 'SOLVER.CHECKPOINT_PERIOD', 1000, 'SOLVER.EVAL_PERIOD', 1000, 'INFERENCE.TEST_EVAL_START', 1000,
         'LR_SCHEDULER.NAME', 'WarmupCosine', 'LR_SCHEDULER.WARMUP', 0, 'LR_SCHEDULER.MIN_LR', .01, 'SCHEDULED_SAMPLING.START_EPOCH', 1000, 'DECODE_STRATEGY.BEAM_SIZE', 3,
@@ -44,7 +44,7 @@ def bert(
     b = dict(HIDDEN_SIZE=d, NUM_ATTENTION_HEADS=4, INTERMEDIATE_SIZE=2*d, NUM_HIDDEN_LAYERS=layers, NUM_GENERATION_LAYERS=layers, HIDDEN_DROPOUT_PROB=.1, INTERMEDIATE_DROP=0., FFN_DROPOUT_PROB=.1, ATTENTION_PROBS_DROPOUT_PROB=0.)
     return [*widths(d), *(x for k, v in b.items() for x in (f'MODEL.BERT.{k}', v)), 'SOLVER.BASE_LR', .003]
 
-# %% ../../nbs/14_engine/95_zoo.ipynb #83a8a33a
+# %% ../../nbs/14_engine/95_zoo.ipynb #205cce43
 @dataclass
 class Recipe:
     "A published config, what it eats, and how it is made small."
@@ -71,7 +71,7 @@ ZOO = {
     'TDEN captioner':  Recipe(f'{_I}/tden/tden.yaml', 'boxes', [*bert(96), *_keys('BERT', NUM_HIDDEN_LAYERS=1, V_NUM_HIDDEN_LAYERS=2)]),
 }
 
-# %% ../../nbs/14_engine/95_zoo.ipynb #440efb40
+# %% ../../nbs/14_engine/95_zoo.ipynb #ee26aa50
 ZOO |= {
     'MP-LSTM (clips)':     Recipe(f'{_V}/mplstm/mplstm.yaml', 'clips', widths(96)),
     'Attention (clips)':   Recipe(f'{_V}/salstm/salstm.yaml', 'clips', [*widths(128, 64), *_keys('SALSTM', ATT_EMBED_SIZE=64)]),
@@ -80,7 +80,7 @@ ZOO |= {
                                   *_keys('TDCONVED.DECODER', HIDDEN_SIZE=96, DROPOUT=.1, ATT_EMBED_SIZE=64, ATT_EMBED_DROPOUT=.1)]),
 }
 
-# %% ../../nbs/14_engine/95_zoo.ipynb #61897381
+# %% ../../nbs/14_engine/95_zoo.ipynb #1850349a
 COUNTS = dict(pictures=dict(train=1500, val=20, test=200), clips=dict(train=1000, val=20, test=200))
 TINY = dict(pictures=dict(train=50, val=5, test=10), clips=dict(train=20, val=5, test=10))
 FOOD = {   # what to add to the config, given a `ScenesData`
@@ -114,7 +114,7 @@ def zoo_config(
     small = ['DATALOADER.TRAIN_BATCH_SIZE', 10, 'SOLVER.EPOCH', 1] if tiny else []
     return load_cfg_file(r.yaml, [*SAME, *(CLIPS if data.video else PICTURES), *FOOD[r.eats](data), *r.opts, *small, 'OUTPUT_DIR', str(out)])
 
-# %% ../../nbs/14_engine/95_zoo.ipynb #16f33ca6
+# %% ../../nbs/14_engine/95_zoo.ipynb #10c65826
 def most_frequent(
     data, # `ScenesData`
 ) -> str: # caption
@@ -141,7 +141,7 @@ def train_one(
     (run/'row.json').write_text(json.dumps(row, indent=1))
     return row
 
-# %% ../../nbs/14_engine/95_zoo.ipynb #b9f11be6
+# %% ../../nbs/14_engine/95_zoo.ipynb #46527253
 MARK = '<!-- table of models -->'
 
 def markdown_table(
@@ -166,7 +166,7 @@ def write_table(
     cells[0]['source'] = f'{MARK}\n{markdown_table(rows)}'.splitlines(keepends=True)
     path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
-# %% ../../nbs/14_engine/95_zoo.ipynb #f6a452a1
+# %% ../../nbs/14_engine/95_zoo.ipynb #8b299b9d
 @command
 def models_main(argv):
     "Entry point of `xm-models`."
@@ -191,6 +191,6 @@ def models_main(argv):
     lost = [r['model'] for r in rows if not args.tiny and r['CIDEr'] < 2*r['baseline']]
     if lost: raise ValueError(f"not clearly better than the most frequent caption: {', '.join(lost)}")
 
-# %% ../../nbs/14_engine/95_zoo.ipynb #95c980a4
+# %% ../../nbs/14_engine/95_zoo.ipynb #bd44bdc9
 #| eval: false
 if __name__ == '__main__': raise SystemExit(models_main())

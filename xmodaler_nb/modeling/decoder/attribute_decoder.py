@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AttributeDecoder']
 
-# %% ../../../nbs/07_modeling/30_decoder/50_attribute_decoder.ipynb #d8da252a
+# %% ../../../nbs/07_modeling/30_decoder/50_attribute_decoder.ipynb #174d76f3
 import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg, CfgNode as CN
@@ -14,7 +14,7 @@ from .build import DECODER_REGISTRY
 from .decoder import Decoder
 from .mplstm_decoder import unroll_words
 
-# %% ../../../nbs/07_modeling/30_decoder/50_attribute_decoder.ipynb #e6ecd896
+# %% ../../../nbs/07_modeling/30_decoder/50_attribute_decoder.ipynb #4accf0a9
 @DECODER_REGISTRY.register()
 class AttributeDecoder(Decoder):
     "One LSTM that is shown attributes, then the image, then words."

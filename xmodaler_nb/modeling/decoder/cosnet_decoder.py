@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COSNetDecoder']
 
-# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #f859ff53
+# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #7fc1b9f5
 import random
 import torch
 from torch import nn, Tensor
@@ -17,7 +17,7 @@ from .build import DECODER_REGISTRY
 from .decoder import Decoder
 from .transformer_decoder import words_mask
 
-# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #44902efc
+# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #9abed869
 @DECODER_REGISTRY.register()
 class COSNetDecoder(Decoder):
     "A stack of blocks over words, grid cells and semantic words."
@@ -50,7 +50,7 @@ class COSNetDecoder(Decoder):
         return {kfg.P_ATT_FEATS: project(v, [l.attn.v_attn for l in self.g_layers]), kfg.P_SEMANTICS_FEATS: project(o, [l.attn.o_attn for l in self.g_layers]),
                 kfg.HISTORY_STATES: [v.new_zeros(v.size(0), 0, 2*v.size(-1)) for _ in self.g_layers]}
 
-# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #526ea51d
+# %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #70ec2b58
 @patch
 def forward(self:COSNetDecoder,
     batched_inputs:dict, # words (b, t, d), or (b, d) with TIME_STEP; memory with b rows or one per image

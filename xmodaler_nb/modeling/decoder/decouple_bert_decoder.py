@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DecoupleBertDecoder', 'last_layer']
 
-# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #d44df8da
+# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #f11d3627
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from ..encoder.two_stream_bert_encoder import drop_layer
 from ..layers.bert import BertGenerationLayer, BertUnderstandingLayer
 from ..layers.rows import repeat_rows, rows_per_image
 
-# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #417e12ed
+# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #f573d100
 @DECODER_REGISTRY.register()
 class DecoupleBertDecoder(Decoder):
     "Understanding layers and generation layers, either or both."
@@ -46,7 +46,7 @@ class DecoupleBertDecoder(Decoder):
                     bert_understanding_layers=nn.ModuleList([BertUnderstandingLayer(cfg) for _ in range(b.NUM_UNDERSTANDING_LAYERS)]),
                     bert_generation_layers=nn.ModuleList([BertGenerationLayer(cfg) for _ in range(b.NUM_GENERATION_LAYERS)]))
 
-# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #e8470756
+# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #a6028ab6
 def last_layer(
     x, # tensor, or list of tensors over layers, or None
 ):     # tensor or None
@@ -65,7 +65,7 @@ def preprocess(self:DecoupleBertDecoder,
     v = last_layer(batched_inputs[kfg.ATT_FEATS])
     return {kfg.P_ATT_FEATS: self._project(v), kfg.HISTORY_STATES: [v.new_zeros(v.size(0), 0, 2*v.size(-1)) for _ in self.g_layers]}
 
-# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #94012521
+# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #8dc4fd22
 @patch
 def _understand(self:DecoupleBertDecoder, b, u, v):
     "Lists over layers: words and regions."
@@ -76,7 +76,7 @@ def _understand(self:DecoupleBertDecoder, b, u, v):
         us.append(u); vs.append(v)
     return us, vs
 
-# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #7be1becf
+# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #e1507d02
 @patch
 def _generate(self:DecoupleBertDecoder, b, g, regions):
     "G_HIDDEN_STATES, and histories and attention while decoding."
@@ -92,7 +92,7 @@ def _generate(self:DecoupleBertDecoder, b, g, regions):
     if not stepping: return {kfg.G_HIDDEN_STATES: states}
     return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: kept, **({} if weights is None else {kfg.ATT_WEIGHTS: weights.mean(1)[:,0]})}
 
-# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #dd232d48
+# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #a872ab56
 @patch
 def forward(self:DecoupleBertDecoder,
     batched_inputs:dict, # words to understand and/or to generate, as tensors or lists over layers; regions with one row per text row or per image

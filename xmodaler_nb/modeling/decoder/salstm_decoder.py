@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SALSTMDecoder']
 
-# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #89ae4d7e
+# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #1769c0cf
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
@@ -16,7 +16,7 @@ from ..layers.unrolled_lstm import UnrolledLSTM
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
 
-# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #04994d8a
+# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #2b3876e6
 @DECODER_REGISTRY.register()
 class SALSTMDecoder(Decoder):
     "One LSTM with additive attention over regions or frames."
@@ -63,7 +63,7 @@ class SALSTMDecoder(Decoder):
         h, c = self.lstm(torch.cat([b[kfg.G_TOKEN_EMBED], mix(alpha, b[kfg.ATT_FEATS])], -1), (h, c))
         return {kfg.G_HIDDEN_STATES: [h], kfg.G_CELL_STATES: [c], kfg.ATT_WEIGHTS: alpha}
 
-# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #3daa3e9f
+# %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #cb7874b4
 @patch
 def unroll(self:SALSTMDecoder,
     batched_inputs:dict, # states with b rows; memory with one row per image

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GCNEncoder']
 
-# %% ../../../nbs/07_modeling/20_encoder/30_gcn_encoder.ipynb #2971942b
+# %% ../../../nbs/07_modeling/20_encoder/30_gcn_encoder.ipynb #4f0bcd5c
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
@@ -13,7 +13,7 @@ from ...config import configurable, kfg, CfgNode as CN
 from .build import ENCODER_REGISTRY
 from .encoder import Encoder
 
-# %% ../../../nbs/07_modeling/20_encoder/30_gcn_encoder.ipynb #98e95a4e
+# %% ../../../nbs/07_modeling/20_encoder/30_gcn_encoder.ipynb #49c7ed22
 @ENCODER_REGISTRY.register()
 class GCNEncoder(Encoder):
     "One gated graph convolution over labelled relations between regions."
@@ -43,7 +43,7 @@ class GCNEncoder(Encoder):
         "The keys this encoder owns."
         cfg.MODEL.GCN = CN({'IN_DIM':2048, 'OUT_DIM':2048, 'RELATION_NUM':21, 'DROPOUT':0.5})
 
-# %% ../../../nbs/07_modeling/20_encoder/30_gcn_encoder.ipynb #58a3667c
+# %% ../../../nbs/07_modeling/20_encoder/30_gcn_encoder.ipynb #cb7d82b5
 @patch
 def messages(self:GCNEncoder,
     gates:Tensor,    # (b, n, n) g_ij from j to i, 0 where there is no edge

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['global_mask', 'encode_grid', 'GTransformerEncoder']
 
-# %% ../../../nbs/07_modeling/20_encoder/45_gtransformer_encoder.ipynb #2d47ae0b
+# %% ../../../nbs/07_modeling/20_encoder/45_gtransformer_encoder.ipynb #e456ae20
 import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg, CfgNode as CN
@@ -14,7 +14,7 @@ from .build import ENCODER_REGISTRY
 from .encoder import Encoder
 from .transformer_encoder import run_layer
 
-# %% ../../../nbs/07_modeling/20_encoder/45_gtransformer_encoder.ipynb #faaa6361
+# %% ../../../nbs/07_modeling/20_encoder/45_gtransformer_encoder.ipynb #59185027
 def global_mask(
     mask:Tensor, # (b, 1, 1, n) additive, over grid cells
 ) -> Tensor:     # (b, 1, 1, n+1)

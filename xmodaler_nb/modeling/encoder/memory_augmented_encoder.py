@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MemoryAugmentedLayer', 'MemoryAugmentedEncoder', 'MeshedMemoryVisualEmbedding']
 
-# %% ../../../nbs/07_modeling/20_encoder/50_memory_augmented_encoder.ipynb #f8bb108e
+# %% ../../../nbs/07_modeling/20_encoder/50_memory_augmented_encoder.ipynb #d556def2
 import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg, CfgNode as CN
@@ -18,7 +18,7 @@ from .build import ENCODER_REGISTRY
 from .encoder import Encoder
 from .updown_encoder import masked_mean
 
-# %% ../../../nbs/07_modeling/20_encoder/50_memory_augmented_encoder.ipynb #5ef165bc
+# %% ../../../nbs/07_modeling/20_encoder/50_memory_augmented_encoder.ipynb #c68a2417
 class MemoryAugmentedLayer(nn.Module):
     "Self-attention with memory slots, and a feed-forward network."
     def __init__(self, *,
@@ -40,7 +40,7 @@ class MemoryAugmentedLayer(nn.Module):
         "One level up."
         return self.pwff(self.mhatt(x, x, x, mask))
 
-# %% ../../../nbs/07_modeling/20_encoder/50_memory_augmented_encoder.ipynb #1e94f618
+# %% ../../../nbs/07_modeling/20_encoder/50_memory_augmented_encoder.ipynb #340ee69d
 @ENCODER_REGISTRY.register()
 class MemoryAugmentedEncoder(Encoder):
     "A stack of memory-augmented layers that returns every level."
@@ -92,7 +92,7 @@ class MemoryAugmentedEncoder(Encoder):
         "Mean of the regions that exist."
         return masked_mean(feats, None if masks is None else masks.flatten(1).to(feats.dtype))
 
-# %% ../../../nbs/07_modeling/20_encoder/50_memory_augmented_encoder.ipynb #bf92ec50
+# %% ../../../nbs/07_modeling/20_encoder/50_memory_augmented_encoder.ipynb #c58574a1
 @EMBEDDING_REGISTRY.register()
 class MeshedMemoryVisualEmbedding(VisualBaseEmbedding):
     "A linear map of the regions with dropout before the norm."

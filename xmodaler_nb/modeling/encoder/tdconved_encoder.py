@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TDConvEDEncoder']
 
-# %% ../../../nbs/07_modeling/20_encoder/70_tdconved_encoder.ipynb #6d99f8df
+# %% ../../../nbs/07_modeling/20_encoder/70_tdconved_encoder.ipynb #42581432
 import math
 from torch import nn
 from ...config import configurable, kfg, CfgNode as CN
@@ -13,7 +13,7 @@ from .build import ENCODER_REGISTRY
 from .encoder import Encoder
 from ..layers.tdconved_layers import TemporalDeformableLayer
 
-# %% ../../../nbs/07_modeling/20_encoder/70_tdconved_encoder.ipynb #5cd3198a
+# %% ../../../nbs/07_modeling/20_encoder/70_tdconved_encoder.ipynb #0454ece2
 @ENCODER_REGISTRY.register()
 class TDConvEDEncoder(Encoder):
     "A stack of deformable convolutions over frames."

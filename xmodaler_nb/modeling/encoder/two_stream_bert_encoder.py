@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['drop_layer', 'TwoStreamBertEncoder']
 
-# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #0b16593b
+# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #5ab22eb9
 import random
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from .build import ENCODER_REGISTRY
 from .encoder import Encoder
 from ..layers.bert import BertLayer
 
-# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #74928376
+# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #3e0e6562
 def drop_layer(
     p:float,       # chance to skip, in [0,1]
     training:bool, # nothing is skipped in evaluation, but the number is drawn
@@ -23,7 +23,7 @@ def drop_layer(
     "Draw whether a layer is left out."
     return random.uniform(0, 1) < p and training
 
-# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #b3554ffc
+# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #26f8b878
 @ENCODER_REGISTRY.register()
 class TwoStreamBertEncoder(Encoder):
     "A BERT over words and another over regions."
@@ -48,7 +48,7 @@ class TwoStreamBertEncoder(Encoder):
         return dict(num_hidden_layers=b.NUM_HIDDEN_LAYERS, v_num_hidden_layers=b.V_NUM_HIDDEN_LAYERS, layer_drop=b.LAYER_DROP, v_layer_drop=b.V_LAYER_DROP,
                     bert_layers=stack(b.NUM_HIDDEN_LAYERS), v_bert_layers=stack(b.V_NUM_HIDDEN_LAYERS))
 
-# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #0fe671a0
+# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #4bf89334
 @patch
 def _stack(self:TwoStreamBertEncoder, layers, p, x, mask):
     "Outputs of all layers, a list."
@@ -58,7 +58,7 @@ def _stack(self:TwoStreamBertEncoder, layers, p, x, mask):
         outs.append(x)
     return outs
 
-# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #d894098a
+# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #a21f86cc
 @patch
 def _step(self:TwoStreamBertEncoder, batch):
     "One word through the text layers: outputs per layer, and the longer histories."
@@ -77,7 +77,7 @@ def _step(self:TwoStreamBertEncoder, batch):
         outs.append(x)
     return {kfg.G_TOKEN_EMBED: outs, kfg.ENC_HISTORY_STATES: kept}
 
-# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #66a0b3ae
+# %% ../../../nbs/07_modeling/20_encoder/80_two_stream_bert_encoder.ipynb #e663db5e
 @patch
 def forward(self:TwoStreamBertEncoder,
     batched_inputs:dict, # the batch

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TDENCaptioner']
 
-# %% ../../../nbs/07_modeling/60_meta_arch/40_tden.ipynb #03ed4bee
+# %% ../../../nbs/07_modeling/60_meta_arch/40_tden.ipynb #bba7629d
 from ...config import configurable
 from .build import META_ARCH_REGISTRY
 from .transformer_enc_dec import TransformerEncoderDecoder
 
-# %% ../../../nbs/07_modeling/60_meta_arch/40_tden.ipynb #40eb7a1a
+# %% ../../../nbs/07_modeling/60_meta_arch/40_tden.ipynb #3eae07fd
 @META_ARCH_REGISTRY.register()
 class TDENCaptioner(TransformerEncoderDecoder):
     "A Transformer captioner whose text stream is encoded before it meets the regions."
