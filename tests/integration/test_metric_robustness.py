@@ -71,11 +71,14 @@ def test_ids_and_frames(tmp_path):
     pd = pytest.importorskip('pandas')
     preds = pd.DataFrame({'image_id': [2, 1], 'caption': ['a cat', None]})
     refs = pd.DataFrame({'image_id': [1, 1, 2, 2], 'caption': ['a dog', 'dogs', 'a cat', float('nan')]})
-    coco = {'images': [{'id': 1}, {'id': 2}], 'annotations': refs.dropna().to_dict('records')}
+    coco = {'images': [{'id': 1}, {'id': 2}], 'annotations': [{'id': k, **r} for k, r in enumerate(refs.dropna().to_dict('records'))]}
     (tmp_path/'p.json').write_text(json.dumps([{'image_id': 1, 'caption': ''}, {'image_id': 2, 'caption': 'a cat'}]))
     (tmp_path/'r.json').write_text(json.dumps(coco))
     a, b = evaluate(preds, refs), evaluate(tmp_path/'p.json', tmp_path/'r.json')
     assert {k: v for k, v in a.corpus.items()} == pytest.approx(b.corpus)
+    json_objects = pytest.importorskip('pycocotools.coco').COCO(tmp_path/'r.json')
+    assert evaluate(preds, json_objects).corpus == a.corpus
+    with pytest.raises(TypeError, match='a caption must be a string or None, or several in a list; got int: 3'): evaluate({1: 3, 2: 'a'}, refs)
     with pytest.raises(ValueError, match='no prediction for 1 id: 1; no references for 1 id: 3'): evaluate({2: 'a', 3: 'b'}, refs)
 
 def test_table_of_metrics_gives_reasons():

@@ -6,9 +6,9 @@
 __all__ = ['ID_COLUMNS', 'TEXT_COLUMNS', 'ALL_METRICS', 'read_json', 'as_references', 'as_predictions', 'align', 'EvalResult',
            'evaluate', 'score_tokens']
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #0a4b7aa9
+# %% ../../nbs/10_evaluation/70_captions.ipynb #724b12b6
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from .metrics import MetricUnavailable, make_metric, metric_name, problem
 from .ngrams import References, count_ngrams, lay_out
 from ..tokenization.ptb import ptb_tokenize
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #ca204954
+# %% ../../nbs/10_evaluation/70_captions.ipynb #c94240d6
 ID_COLUMNS, TEXT_COLUMNS = ('image_id', 'id', 'image', 'video_id', 'file_name'), ('caption', 'captions', 'text', 'references', 'sentence')
 
 def _column(names, wanted, what):
@@ -26,9 +26,14 @@ def _column(names, wanted, what):
     if found is None: raise ValueError(f"no {what} column: looked for {', '.join(wanted)}, found {', '.join(map(str, names)) or 'nothing'}")
     return found
 
+def _opened(data):
+    "What a path or a `COCO` object of pycocotools holds; anything else as it is."
+    if isinstance(data, (str, Path)): return read_json(data)
+    return data.dataset if isinstance(getattr(data, 'dataset', None), Mapping) else data
+
 def _pairs(data):
     "(id, caption or list of captions) of whatever was handed in."
-    if isinstance(data, (str, Path)): data = read_json(data)
+    data = _opened(data)
     if hasattr(data, 'columns') and hasattr(data, 'itertuples'):                        # a data frame
         i, t = _column(list(data.columns), ID_COLUMNS, 'id'), _column(list(data.columns), TEXT_COLUMNS, 'caption')
         return list(zip(data[i], data[t]))
@@ -50,13 +55,14 @@ def read_json(
     try: return json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f"{path}: not json ({e})") from None
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #74a4c4e1
+# %% ../../nbs/10_evaluation/70_captions.ipynb #f50c6e32
 def _missing_text(x): return x is None or isinstance(x, float) and x != x        # None, or a data frame's NaN
 
 def _as_list(x):
     "A caption, several, or nothing, as a list of strings."
     if _missing_text(x): return []
     if isinstance(x, str): return [x]
+    if not isinstance(x, Iterable): raise TypeError(f"a caption must be a string or None, or several in a list; got {type(x).__name__}: {x!r}")
     return ['' if _missing_text(c) else c['caption'] if isinstance(c, Mapping) else c for c in x]
 
 def as_references(
@@ -71,7 +77,8 @@ def as_predictions(
     data,   # see above
 ) -> dict:  # id -> caption
     "Predictions as a dictionary; two captions for one id are an error."
-    out, twice = {}, []
+    out, twice, data = {}, [], _opened(data)
+    if isinstance(data, Mapping) and isinstance(data.get('annotations'), list): data = data['annotations']     # a list of images is no list of predictions
     for i, x in _pairs(data):
         captions = _as_list(x)
         if i in out or len(captions) > 1: twice.append(i)
@@ -84,7 +91,7 @@ def _some(ids, n=5):
     ids = list(ids)
     return f"{len(ids)} id{'s' if len(ids) != 1 else ''}: {', '.join(map(repr, ids[:n]))}{', …' if len(ids) > n else ''}"
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #a4e611c3
+# %% ../../nbs/10_evaluation/70_captions.ipynb #fdbecdea
 def align(
     predictions:dict,  # id -> caption
     references:dict,   # id -> captions
@@ -101,7 +108,7 @@ def align(
         raise ValueError(f"{'; '.join(parts)}. Pass strict=False to score the {len(references)-len(missing)} images that have both")
     return [i for i in references if i in predictions], predictions, missing, extra
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #758888de
+# %% ../../nbs/10_evaluation/70_captions.ipynb #c4915ca0
 class EvalResult:
     "Scores of a set of captions."
     def __init__(self,
@@ -136,7 +143,7 @@ def table(self:EvalResult,
     if captions: df.insert(0, 'caption', self.hyps)
     return df
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #a32b8888
+# %% ../../nbs/10_evaluation/70_captions.ipynb #044f7111
 ALL_METRICS = ('BLEU', 'METEOR', 'ROUGE_L', 'CIDEr', 'CIDEr_D')
 
 def _tokens(predictions, references, tokenize):
@@ -160,7 +167,7 @@ def _metric(name, options):
     if why: return None, why
     return make_metric(name, **options.get(name, {})), None
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #445fce2a
+# %% ../../nbs/10_evaluation/70_captions.ipynb #e40ccfcb
 def evaluate(
     predictions,          # {id: caption}, COCO results, their path, or a data frame
     references,           # {id: [captions]}, COCO annotations, their path, or a data frame
@@ -183,7 +190,7 @@ def evaluate(
     hyps, refs = _tokens(*raw, tokenize)
     return score_tokens(ids, hyps, References(refs), names, options, missing, extra, notes, raw)
 
-# %% ../../nbs/10_evaluation/70_captions.ipynb #df32b172
+# %% ../../nbs/10_evaluation/70_captions.ipynb #c63e2643
 def score_tokens(
     ids:list,          # images
     hyps:list,         # tokenised predictions

@@ -6,7 +6,7 @@
 __all__ = ['WEIGHTS', 'ALPHA', 'BETA', 'GAMMA', 'DELTA', 'Sentence', 'Related', 'word_links', 'candidates', 'committed', 'search',
            'Grams', 'connect', 'phrase_links', 'statistics', 'meteor_score', 'Meteor']
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #1d8c82e5
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #40eafaf1
 import re
 from itertools import chain
 from operator import itemgetter
@@ -17,7 +17,7 @@ from .meteor_tables import ByteHash, MeteorTables, load_tables, meteor_problem
 from .meteor_text import normalize
 from .ngrams import References, _ragged
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #41563152
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #9b6eb399
 class Sentence:
     "The words of a caption and what METEOR knows about them."
     __slots__ = ('words', 'function', 'n_function', 'at_word', 'found')
@@ -34,7 +34,7 @@ class Sentence:
         self.at_word = at = {}
         for i, w in enumerate(self.words): at.setdefault(w, []).append(i)
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #bcf56157
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #2ddd30b8
 class Related(dict):
     "Reference word -> {caption word: stages at which the two are linked}; filled when asked."
     def __init__(self,
@@ -64,7 +64,7 @@ def word_links(
     if near.keys().isdisjoint(at): return ()
     return [(0 if s else 2, i, 1 << i, s) for s, i in sorted((s, i) for w in near.keys() & at.keys() for s in near[w] for i in at[w])]
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #b678a3c1
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #92fe8957
 def candidates(
     hyp:Sentence,  # the caption, `look`ed at
     ref:Sentence,  # the reference
@@ -85,7 +85,7 @@ def candidates(
         for j, l, i, k in phrases: out[j] = [*out[j], (l//2+k//2, i, k, l, (1 << k)-1 << i | (1 << l)-1 << n1+j, 3)]
     return out
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #b543af02
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #e649c9f2
 _CREDIT, _BREAK, _BEAM = 1 << 60, 1 << 36, 40
 _first = itemgetter(0)
 
@@ -127,7 +127,7 @@ def search(
         link = link[1]
     return sorted(chosen, key=_first)
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #4c2fb424
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #e5aae919
 def _best(paths):
     "The paths that go on, in order."
     if len(paths) > 1:
@@ -163,7 +163,7 @@ def _extend(paths, cur, row, bit):
         add((order if last == -1 else order+_BREAK, -1, used, chosen))
     return out
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #55c4839c
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #488fea97
 class Grams:
     "All n-grams of up to seven words of the sentences of one side."
     def __init__(self,
@@ -200,7 +200,7 @@ def _unique(x):
     x = np.sort(x)
     return x[np.append(True, x[1:] != x[:-1])] if len(x) else x
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #38877523
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #0951412e
 def connect(
     left:Grams,   # sentences with left sides of the table
     right:Grams,  # sentences with right sides
@@ -235,7 +235,7 @@ def phrase_links(
     cuts = np.searchsorted(ref[order], np.arange(len(refs.first)+1)).tolist()
     return [rows[x:y] for x, y in zip(cuts, cuts[1:])]
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #8bd84f99
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #0a40b579
 WEIGHTS, ALPHA, BETA, GAMMA, DELTA = (1., .6, .8, .6), .85, .2, .6, .75   # English, ranking task
 
 def statistics(
@@ -277,7 +277,7 @@ def meteor_score(
     frag = 0. if whole else s[20]/((s[21]+s[22])/2)
     return max(0., 1/((1-ALPHA)/p+ALPHA/r)*(1-GAMMA*frag**BETA))
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #f22a780a
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #c74e2927
 class Meteor:
     "METEOR 1.5, English. Keeps what it learned about words and sentences."
     names = ['METEOR']
@@ -311,7 +311,7 @@ class Meteor:
         hyp.at_word, hyp.found = None, {}
         return kept
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #e65bf226
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #9e2dee7a
 _FOREIGN = re.compile('[\u0180-\u03ff\u0528-\u1cff\u1e00-\u1fff\u2e80-\ua63f\uac00-\ud7ff\uf900-\uffdc]').search
 
 @patch
@@ -326,7 +326,7 @@ def remarks(self:Meteor,
     if 20*foreign > len(texts): out.append(f'METEOR knows English only: in {foreign} of {len(texts)} captions it splits words of another script into letters')
     return tuple(out)
 
-# %% ../../nbs/10_evaluation/55_meteor.ipynb #08f220d4
+# %% ../../nbs/10_evaluation/55_meteor.ipynb #800d79f1
 def _split_bars(text):
     "A reference with ||| is several references for METEOR."
     parts = text.split('|||')

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LONGEST', 'word_masks', 'lcs_length', 'match_masks', 'lcs_lengths', 'RougeL']
 
-# %% ../../nbs/10_evaluation/20_rouge.ipynb #67f47731
+# %% ../../nbs/10_evaluation/20_rouge.ipynb #a2ec075a
 import numpy as np
 from fastcore.basics import patch
 from .metrics import Scores
 from .ngrams import References, encode
 
-# %% ../../nbs/10_evaluation/20_rouge.ipynb #b94d9cf4
+# %% ../../nbs/10_evaluation/20_rouge.ipynb #69382089
 def word_masks(
     words:list,  # of the hypothesis
 ) -> dict:       # word -> integer with a one at each position of the word
@@ -35,7 +35,7 @@ def lcs_length(
             v = v+u | v-u
     return n-(v & full).bit_count()
 
-# %% ../../nbs/10_evaluation/20_rouge.ipynb #b0d1eec2
+# %% ../../nbs/10_evaluation/20_rouge.ipynb #a09b6ab9
 _BITS = np.array([bin(i).count('1') for i in range(256)], np.uint8)
 LONGEST = 62      # words of a caption whose steps fit into one integer
 
@@ -75,7 +75,7 @@ def lcs_lengths(
     out[order] = n.astype(np.int64)-_BITS[(v & full).view(np.uint8)].reshape(-1, 8).sum(1)
     return out
 
-# %% ../../nbs/10_evaluation/20_rouge.ipynb #1c8fa961
+# %% ../../nbs/10_evaluation/20_rouge.ipynb #cc1f0ba3
 class RougeL:
     "ROUGE-L, largest precision and recall over the references."
     names = ['ROUGE_L']
@@ -110,7 +110,7 @@ class RougeL:
         for i in odd.tolist(): image[i] = self.one(hyps[i], refs.texts[i])
         return Scores({'ROUGE_L': float(image.mean())}, {'ROUGE_L': image})
 
-# %% ../../nbs/10_evaluation/20_rouge.ipynb #d01e4cba
+# %% ../../nbs/10_evaluation/20_rouge.ipynb #e248af13
 @patch
 def many(self:RougeL, hyps, refs):
     "(scores of all images, images that must be scored one by one)."

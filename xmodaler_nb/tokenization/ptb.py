@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PTBLexer', 'ChunkCache', 'LineTokenizer', 'ptb_tokenize']
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #db7dfef5
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #af728a88
 import re
 import unicodedata
 from bisect import bisect_left
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .automaton import Machine, PatternParser
 from .ptb_tables import PUNCTUATION, char_in, definitions, rules
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #228e38b5
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #ad512efb
 _QUOTES = {**dict.fromkeys('\u0091\u2018\u201b\u2039', '`'), **dict.fromkeys('\u0092\u2019\u203a', "'"),
            **dict.fromkeys('\u0093\u201c\u00ab', '``'), **dict.fromkeys('\u0094\u201d\u00bb', "''")}
 _FRACTIONS = dict(zip('¼½¾⅓⅔', '1/4 1/2 3/4 1/3 2/3'.split()))
@@ -41,7 +41,7 @@ _REWRITE = dict(
     PHONE=lambda s: _nbsp(_paren(s)), BRACKET=lambda s: _BRACKETS[s],
     DASHES=lambda s: '--' if len(s) in (3, 4) else s)
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #3f5fbf77
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #78e1061c
 def _cased(c): return unicodedata.category(c) in ('Lu', 'Ll', 'Lt')
 def _runs(c): return unicodedata.category(c)[0] in 'LMN'
 def _glue(c): return c in '-"\'._\u00ad\u2027' or unicodedata.category(c) == 'Pd'
@@ -67,7 +67,7 @@ def _lower(s):
         return 'ς' if final else 'σ'
     return ''.join(map(one, range(len(s))))
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #7abcbe51
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #b0018320
 _BEYOND = re.compile('[\U00010000-\U0010ffff]')
 _ALONE = re.compile('[\ud800-\udfff]')
 
@@ -81,7 +81,7 @@ def _to_units(s):
 
 def _from_units(s): return s.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #e801b442
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #4b7a1132
 class PTBLexer:
     "The rules, compiled when first needed."
     def __init__(self):
@@ -102,7 +102,7 @@ class PTBLexer:
         pattern, ahead = self.parts[rule]
         return next(h for h in reversed(pattern.ends(text, pos, end)) if end in ahead.ends(text, h, end))
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #7940618c
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #563a6760
 @patch
 def next_token(self:PTBLexer,
     text:str,  # UTF-16 units
@@ -123,7 +123,7 @@ def next_token(self:PTBLexer,
     token = action[1:-1] if action[0] == '"' else _REWRITE[action](s)
     return [_lower(token)], end, curious
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #3c0c8235
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #cf68c1b1
 @patch
 def line(self:PTBLexer,
     text:str,   # UTF-16 units
@@ -142,7 +142,7 @@ def _lexer(): return PTBLexer()
 
 _NEXT = '\nA dog'   # what follows a caption that is tokenised on its own: the next one, begun as most are
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #3a613430
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #63a7d107
 _GAPS = ' \t\u00a0\u3000'+''.join(map(chr, range(0x2000, 0x200b)))
 _PLAIN = re.compile(r'[A-Za-z]+').fullmatch
 _SPLIT = {'cannot', 'gonna', 'gotta', 'lemme', 'gimme', 'wanna'}
@@ -177,7 +177,7 @@ class ChunkCache(dict):
         if tokens and tokens[-1][-1].isspace(): return None
         return _from_units(' '.join(filter(self.keep, tokens)))
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #116b2b69
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #f778ff95
 def _no_split(s): return not ('cannot' in s or 'gonna' in s or 'gotta' in s or 'lemme' in s or 'gimme' in s or 'wanna' in s)
 _HAS_BREAK = re.compile('[\n\r\v\f\u2028\u2029]').search
 _BREAKS = dict.fromkeys(map(ord, '\n\r\v\f\u2028\u2029'), ' ')
@@ -214,7 +214,7 @@ class LineTokenizer:
         out = self.looked_up(line)
         return None if None in out else ' '.join(filter(None, out))
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #e4288080
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #52c6c804
 @patch
 def joined(self:LineTokenizer, tokens):
     "What the tools make of the tokens of one line (several, where a tag spans lines)."
@@ -261,7 +261,7 @@ def alone(self:LineTokenizer, caption):
     out = ' '.join(filter(None, known)) if None not in known else self.mended(caption, known)
     return self.joined(_lexer().line(_to_units(caption)+self.following)[0])[0] if out is None else out
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #ca7e768e
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #89de6ab2
 @patch
 def corpus(self:LineTokenizer,
     captions:list, # raw captions
@@ -294,7 +294,7 @@ def slow(self:LineTokenizer, text, starts, i):
         k = bisect_left(starts, pos)
         if starts[k] == pos: return out, k
 
-# %% ../../nbs/05_tokenization/30_ptb.ipynb #949f3ef0
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #a7e0635a
 @lru_cache(None)
 def _line_tokenizer(keep_punctuation, following):
     return LineTokenizer(_keep_all if keep_punctuation else _keep_words, '\n'+_to_units(following))
