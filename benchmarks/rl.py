@@ -34,7 +34,8 @@ def push_to_end(model, vocab):
     mark[0] = 1.
     def push(module, args, out):
         x, t = out[kfg.G_LOGITS], args[0].get(kfg.TIME_STEP)
-        return {**out, kfg.G_LOGITS: x + (table[t] if t is not None else table[:x.size(1), None])*mark}
+        at = t if t is not None else slice(x.size(1)) if x.dim() == 3 else torch.cat([torch.arange(n) for n in args[0][kfg.TOKENS_LENGTHS]])
+        return {**out, kfg.G_LOGITS: x + table[at][...,None]*mark}
     model.predictor.register_forward_hook(push)
     return model
 

@@ -61,3 +61,19 @@ def test_pictures_of_an_expanded_batch():
     images, k = pictures_of(g.images())
     again, k2 = pictures_of(g.model().preprocess_batch(g.images()))
     assert k == k2 > 1 and torch.equal(images[kfg.ATT_FEATS], again[kfg.ATT_FEATS]) and list(images[kfg.IDS]) == list(again[kfg.IDS])
+
+
+@pytest.mark.parametrize('name', ['updown', 'transformer', 'xlan', 'video_mplstm'])
+def test_one_decoding_draws_and_says_the_greedy_caption(name):
+    "Rows of one batch, or two decodings: the same greedy captions, the same draws."
+    g = Golden(name)
+    model = no_dropout(g.model()).eval()
+    method = CaptionLearner([[g.images()]], model, [RewardCriterion(g.cfg())], method=SelfCritical(ByLength(), 'eval', check='off')).method
+    images, k = method.prepare(g.images())
+    assert method.together(images)
+    torch.manual_seed(3)
+    out, greedy = method.draw_and_baseline(images, k)
+    torch.manual_seed(3)
+    alone = method.draw(images, k)
+    assert torch.equal(out[kfg.G_SENTS_IDS], alone[kfg.G_SENTS_IDS]) and torch.equal(greedy, method.baseline(images))
+    assert (out[kfg.G_LOGP] - alone[kfg.G_LOGP]).abs().max() < 1e-4

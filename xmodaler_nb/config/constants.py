@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['kfg', 'kfg_table', 'Batch', 'check_batch']
 
-# %% ../../nbs/03_config/20_kfg.ipynb #c739add7
+# %% ../../nbs/03_config/20_kfg.ipynb #f6849e6b
 import inspect
 import re
 import torch
 from torch import Tensor
 
-# %% ../../nbs/03_config/20_kfg.ipynb #4eccb4e1
+# %% ../../nbs/03_config/20_kfg.ipynb #9d279bdd
 class kfg:
     "Names of the fields of a batch."
     IDS = 'IDS'                                 # list of b, image or video id (text or int)
@@ -39,6 +39,7 @@ class kfg:
     U_TARGET_IDS = 'U_TARGET_IDS'               # (b, t) int64, words to predict, −1 = none; or (b, c) answer scores
     G_TARGET_IDS = 'G_TARGET_IDS'               # (b, t) int64, next word, −1 after the end
     TOKENS_MASKS = 'TOKENS_MASKS'               # (b, t) float32, 1 = inside the row's own length (not: token ≠ 0)
+    TOKENS_LENGTHS = 'TOKENS_LENGTHS'           # list of b ints, how many predictions of each row count; with it G_LOGITS may be (sum, v), row after row, and no other is made
     EXT_U_TOKENS_MASKS = 'EXT_U_TOKENS_MASKS'   # (b, 1, 1, t) float32, additive
     EXT_G_TOKENS_MASKS = 'EXT_G_TOKENS_MASKS'   # (b, 1, t, t) float32, additive, causal
     ITM_NEG_LABEL = 'ITM_NEG_LABEL'             # (b,) int64, 1 = text and image do not belong together
@@ -62,10 +63,10 @@ class kfg:
     # --- how to run
     SEQ_PER_SAMPLE = 'SEQ_PER_SAMPLE'           # 0-dim int64, captions per image in an item
     SAMPLE_PER_SAMPLE = 'SAMPLE_PER_SAMPLE'     # int, image–text pairs per item (retrieval)
-    DECODE_BY_SAMPLE = 'DECODE_BY_SAMPLE'       # bool, draw words instead of taking the best
+    DECODE_BY_SAMPLE = 'DECODE_BY_SAMPLE'       # bool, draw words instead of taking the best; 'but first': the first caption of each image is the best one
     SS_PROB = 'SS_PROB'                         # float in [0, 1], chance of feeding the model its own word
     TIME_STEP = 'TIME_STEP'                     # int, present = one decoding step, 0-based
-    OUT_SIZE = 'OUT_SIZE'                       # int, beams to return
+    OUT_SIZE = 'OUT_SIZE'                       # int, captions to return of each image: beams, or draws
     ENCODED = 'ENCODED'                         # dict, what `see` computed for these images; with it, nothing visual is encoded again
     RECORD = 'RECORD'                           # bool, decoders write ATT_WEIGHTS
     TRACE = 'TRACE'                             # bool, record a DecodeTrace; in the result: the trace
@@ -81,7 +82,7 @@ class kfg:
     COCO_PATH = '../coco_caption'               # path, X-modaler's home of the caption tools (not used here)
     TEMP_DIR = './data/temp'                    # path, X-modaler's scratch folder (not used here)
 
-# %% ../../nbs/03_config/20_kfg.ipynb #4687679e
+# %% ../../nbs/03_config/20_kfg.ipynb #8ff12058
 _ROW = re.compile(r"^\s+(?P<name>[A-Z_]+) = '[^']*'\s*# (?P<doc>.*)$")
 
 def kfg_table() -> list: # of (name, sizes or type, meaning)
@@ -95,7 +96,7 @@ def _split_sizes(doc):
     end = re.match(r'.*?(float32|int64|bool|path|float in \[0, 1\]|list of (?:L × )?\S+(?: \(.*?\))*(?: or \(.*?\))?)(, |$)', doc)
     return (doc[:end.end(1)], doc[end.end():]) if end else tuple(doc.partition(', ')[::2])
 
-# %% ../../nbs/03_config/20_kfg.ipynb #9572ca3e
+# %% ../../nbs/03_config/20_kfg.ipynb #4de5f801
 def _map_tensors(x, f):
     "`f` on every tensor inside lists, tuples and dicts."
     if isinstance(x, Tensor): return f(x)
@@ -150,7 +151,7 @@ def _short(v):
     if isinstance(v, (list, tuple)) and v and isinstance(v[0], Tensor): return f'[{len(v)} × {_short(v[0])}]'
     return repr(v) if len(repr(v)) < 40 else f'{type(v).__name__} of {len(v)}'
 
-# %% ../../nbs/03_config/20_kfg.ipynb #1919ffba
+# %% ../../nbs/03_config/20_kfg.ipynb #b46a7f2b
 def check_batch(
     batch,    # dict of kfg keys
     *keys,    # fields that must be there

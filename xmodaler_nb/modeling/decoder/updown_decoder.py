@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UpDownDecoder']
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #63517cdd
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #b5819c3d
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
@@ -17,11 +17,11 @@ from ..layers.unrolled_lstm import UnrolledLSTM
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #077aa121
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #ca12d417
 @DECODER_REGISTRY.register()
 class UpDownDecoder(Decoder):
     "Attention LSTM and language LSTM."
-    shares_images = True
+    shares_images, packs = True, True
     memory_keys = (*Decoder.memory_keys, kfg.P_GLOBAL_FEATS)
     @configurable
     def __init__(self, *,
@@ -53,7 +53,7 @@ class UpDownDecoder(Decoder):
         "The keys this decoder owns."
         cfg.MODEL.UPDOWN = CN({'ATT_EMBED_SIZE':512, 'DROPOUT1':0.0, 'DROPOUT2':0.0, 'ATT_EMBED_DROPOUT':0.0})
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #b4cd908a
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #750122c9
 @patch
 def preprocess(self:UpDownDecoder,
     batched_inputs:dict, # the encoded batch: ATT_FEATS (i, n, d_v)
@@ -64,7 +64,7 @@ def preprocess(self:UpDownDecoder,
     if not torch.is_grad_enabled(): out[kfg.P_GLOBAL_FEATS] = self.lstm1.known(slice(d, d + self.visual_embed_dim), batched_inputs[kfg.GLOBAL_FEATS])
     return out
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #077b8ab8
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #6b5efed6
 @patch
 def forward(self:UpDownDecoder,
     batched_inputs:dict, # words (b, d_w), states with b rows; memory with b rows or one per image
@@ -89,13 +89,15 @@ def _say(self:UpDownDecoder, b, w):
     h2, c2 = self.lstm2.step([(slice(0, dv), mix(alpha, b[kfg.ATT_FEATS])), (slice(dv, None), h1)], (h2, c2), equal=parents)
     return {kfg.G_HIDDEN_STATES: [h1, h2], kfg.G_CELL_STATES: [c1, c2], kfg.ATT_WEIGHTS: alpha}
 
-# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #3f4cfc7a
+# %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #b6d8fe7c
 @patch
 def unroll(self:UpDownDecoder,
     batched_inputs:dict, # states with b rows; memory with one row per image
     token_embed:Tensor,  # (b, t, d_w) all words
-) -> Tensor:             # (b, t, d) states of the language LSTM
+    packing=None,        # `Packing`: sentences end at different steps
+) -> Tensor:             # (b, t, d) states of the language LSTM; with a packing (words, d), sentence after sentence
     "All steps of a known sentence; the same numbers as calling `forward` word by word."
+    if packing is not None: return self._unroll_packed(batched_inputs, token_embed, packing)
     b, (rows, steps), d, dv = batched_inputs, token_embed.shape[:2], self.hidden_size, self.visual_embed_dim
     (h1, h2), (c1, c2) = b[kfg.G_HIDDEN_STATES], b[kfg.G_CELL_STATES]
     g, feats, p, mask = b[kfg.GLOBAL_FEATS], b[kfg.ATT_FEATS], b[kfg.P_ATT_FEATS], b.get(kfg.EXT_ATT_MASKS)
@@ -110,3 +112,22 @@ def unroll(self:UpDownDecoder,
         h2, c2 = lstm2(t, h2, c2, self.dropout2(a), self.dropout2(h1))
         out.append(h2)
     return torch.stack(out, 1)
+
+@patch
+def _unroll_packed(self:UpDownDecoder, b, token_embed, p):
+    "The same for the words up to each sentence's end."
+    d, dv = self.hidden_size, self.visual_embed_dim
+    g, *memory = (p.sort(b.get(k)) for k in (kfg.GLOBAL_FEATS, kfg.ATT_FEATS, kfg.P_ATT_FEATS, kfg.EXT_ATT_MASKS))
+    if self.training and self.dropout1.p: g = g.index_select(0, p.owner)[None]           # dropped anew at every word
+    known = [(slice(d, d + dv), self.dropout1(g)), (slice(d + dv, None), self.dropout1(p.pick(token_embed)))]
+    lstm1 = UnrolledLSTM(self.lstm1, p.steps, p, known, [slice(0, d)])
+    lstm2 = UnrolledLSTM(self.lstm2, p.steps, p, [], [slice(0, dv), slice(dv, dv + d)])
+    states, out = (*b[kfg.G_HIDDEN_STATES], *b[kfg.G_CELL_STATES]), []
+    for t in range(p.steps):
+        h1, h2, c1, c2 = p.follow(t, *states)
+        h1, c1 = lstm1(t, h1, c1, self.dropout1(h2))
+        a = p.ask(t, self.att, h1, *memory)
+        h2, c2 = lstm2(t, h2, c2, self.dropout2(a), self.dropout2(h1))
+        states = h1, h2, c1, c2
+        out.append(h2)
+    return p.unpack(out)

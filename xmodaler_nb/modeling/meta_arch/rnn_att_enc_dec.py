@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['MASKED', 'RnnAttEncoderDecoder', 'sample_words']
 
-# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #7bcb5755
+# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #55fa14ba
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 from fastcore.basics import patch
 from ...config import kfg, Batch
 from .build import META_ARCH_REGISTRY
+from ..layers.unrolled_lstm import Packing
 from .base_enc_dec import BaseEncoderDecoder
 
-# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #b01437e1
+# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #96b83f05
 MASKED = -10000.   # added to the score of a padded region, X-modaler's constant
 
 @META_ARCH_REGISTRY.register()
@@ -36,7 +37,7 @@ class RnnAttEncoderDecoder(BaseEncoderDecoder):
         logits = self._unroll(words, steps) if known else self._step_by_step(words, steps, p if self.training else 0.)
         return batch.merge({k: v for k, v in words.items() if k != kfg.G_TOKENS_IDS}).merge({kfg.G_LOGITS: logits})
 
-# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #b9f9dfdd
+# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #8dd1f1ed
 @patch
 def _steps(self:RnnAttEncoderDecoder, tokens):
     "Columns before the first (after column 0) that is all zero."
@@ -47,6 +48,10 @@ def _pad_steps(logits, steps):
     "(b, t, v) with zeros for the steps that were left out."
     return logits if logits.size(1) == steps else torch.cat([logits, logits.new_zeros(logits.size(0), steps - logits.size(1), logits.size(2))], 1)
 
+def _drops(model):
+    "Whether rows that are alike would be told apart by dropout."
+    return any(m.p > 0 for m in model.modules() if isinstance(m, nn.Dropout))
+
 @patch
 def _unroll(self:RnnAttEncoderDecoder, batch, steps):
     "All words at once."
@@ -54,10 +59,16 @@ def _unroll(self:RnnAttEncoderDecoder, batch, steps):
     b = batch.merge({kfg.G_TOKENS_IDS: tokens[:,:steps]})
     b = b.merge(self.token_embed(b))
     if self.encoder is not None: b = b.merge(self.encoder(b, mode='t'))
+    lengths = b.get(kfg.TOKENS_LENGTHS)
+    if lengths is not None and getattr(self.decoder, 'packs', False):
+        n = b[kfg.ATT_FEATS].size(0)
+        alike = not (self.training and _drops(self)) and bool((tokens[:,0].view(n, -1) == tokens[::len(tokens)//n,:1]).all())
+        packing = Packing(lengths, n, tokens.device, one_start=alike)
+        return self.predictor(b.merge({kfg.G_HIDDEN_STATES: self.decoder.unroll(b, b[kfg.G_TOKEN_EMBED], packing)}))[kfg.G_LOGITS]
     b = b.merge({kfg.G_HIDDEN_STATES: self.decoder.unroll(b, b[kfg.G_TOKEN_EMBED])})
     return _pad_steps(self.predictor(b)[kfg.G_LOGITS], tokens.size(1))
 
-# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #046e4f6c
+# %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #3a0b5cd6
 def sample_words(
     truth:Tensor,  # (b,) the reference's words
     logits:Tensor, # (b, v) scores of the step before
