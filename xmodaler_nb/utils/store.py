@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'ALIGN', 'EXACT', 'AHEAD', 'POPULATE_READ', 'StoreError', 'write_index', 'read_index', 'store_array',
            'FeatureWriter', 'FeatureStore', 'store_at', 'feature_files']
 
-# %% ../../nbs/02_utils/78_store.ipynb #04755369
+# %% ../../nbs/02_utils/78_store.ipynb #47c0518f
 import json
 import mmap
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../../nbs/02_utils/78_store.ipynb #9072c9b2
+# %% ../../nbs/02_utils/78_store.ipynb #23989921
 FORMAT = 'xmodaler_nb.store/1'
 ALIGN = 64                       # every array begins at a multiple, in bytes
 
@@ -61,7 +61,7 @@ def read_index(
     if head.get('format') != FORMAT: raise StoreError(f"{path}: format is {head.get('format')!r}, expected {FORMAT!r}")
     return head, ids.tolist(), starts, rows, crc
 
-# %% ../../nbs/02_utils/78_store.ipynb #b0d9110f
+# %% ../../nbs/02_utils/78_store.ipynb #7522a0f9
 EXACT = ('boxes', 'image_h', 'image_w')     # arrays that are never stored as float16
 
 def store_array(
@@ -107,7 +107,7 @@ class FeatureWriter:
 
     def _clear(self): self._file, self._size, self._fields, self._items = None, 0, [], {}
 
-# %% ../../nbs/02_utils/78_store.ipynb #1836f385
+# %% ../../nbs/02_utils/78_store.ipynb #f433d894
 def _field(fields, name, a, id):
     "Number of the field that takes array `a`."
     for k, (known, dtype, tail) in enumerate(fields):
@@ -165,7 +165,7 @@ def __enter__(self:FeatureWriter): return self
 @patch
 def __exit__(self:FeatureWriter, *_): self.close()
 
-# %% ../../nbs/02_utils/78_store.ipynb #7a9753a1
+# %% ../../nbs/02_utils/78_store.ipynb #8a6911dd
 class _Shard:
     "One mapped file."
     def __init__(self, index):
@@ -202,7 +202,7 @@ class _Shard:
     def item(self, k): return self.cut(int(self.starts[k]), self.rows[k].tolist())
     def span(self, k): return int(self.starts[k]), int(self.starts[k+1]) if k + 1 < len(self.starts) else self.size
 
-# %% ../../nbs/02_utils/78_store.ipynb #2d99d2f7
+# %% ../../nbs/02_utils/78_store.ipynb #d7ec9a79
 class FeatureStore:
     "Arrays of many items, by id."
     def __init__(self,
@@ -246,8 +246,8 @@ class FeatureStore:
         "The arrays of an item, as copies that belong to the caller."
         return {k: a.copy() for k, a in self[id].items()}
 
-# %% ../../nbs/02_utils/78_store.ipynb #cce278f6
-AHEAD = 8*2**20      # bytes asked for in advance
+# %% ../../nbs/02_utils/78_store.ipynb #f8f4c5d4
+AHEAD = 2*2**20      # bytes asked for in advance
 POPULATE_READ = 22   # Linux: map pages without waiting to be touched
 
 @patch
@@ -287,7 +287,7 @@ def verify(self:FeatureStore) -> list: # of problems, each naming shard and id
             if zlib.crc32(memoryview(s.data)[a:b]) != s.crc[k]: bad.append(f"{s.path}: id {id} (bytes {a} to {b}) is not what was written")
     return bad
 
-# %% ../../nbs/02_utils/78_store.ipynb #ab7cbe3b
+# %% ../../nbs/02_utils/78_store.ipynb #e6f9a1cf
 _known = {}
 
 def store_at(
