@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['new_vocab', 'encode', 'References', 'Layout', 'lay_out', 'Order', 'count_ngrams']
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #b0f258da
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #4dcba2b8
 from collections import defaultdict
 from itertools import chain, count
 from typing import NamedTuple
 import numpy as np
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #b2f08d8f
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #29ae88e4
 def new_vocab(
 ):  # a dict: word -> its number, in order of first use
     "A vocabulary that grows when it is asked."
@@ -34,13 +34,14 @@ def encode(
 
 def _taken_apart(ids, lens, ends, rows, odd, vocab):
     "What `encode` returns, given where pieces (`rows`) are several words or none."
-    parts = [[vocab[w] for w in odd[k]] for k in ids[rows].tolist()]
-    times, size, sent = np.ones(len(ids), np.int64), np.fromiter(map(len, parts), np.int64, len(parts)), np.searchsorted(ends, rows)
-    times[ends], times[rows] = 0, size
-    words, plain = np.repeat(ids, times), np.ones(len(lens), bool)
-    words[_ragged((np.cumsum(times)-times)[rows], size)] = np.fromiter(chain.from_iterable(parts), np.int64, int(size.sum()))
-    plain[sent] = False
-    np.add.at(lens, sent, size-1)
+    words, plain = np.delete(ids, np.append(ends, rows)), np.ones(len(lens), bool)
+    if len(rows):
+        parts, sent = [[vocab[w] for w in odd[k]] for k in ids[rows].tolist()], np.searchsorted(ends, rows)
+        size = np.fromiter(map(len, parts), np.int64, len(parts))
+        there = rows-sent-np.arange(len(rows))                 # what stood before: neither ends of sentences nor other odd pieces
+        words = np.insert(words, np.repeat(there, size), np.fromiter(chain.from_iterable(parts), np.int64, int(size.sum())))
+        plain[sent] = False
+        np.add.at(lens, sent, size-1)
     return words, lens, plain
 
 def _ragged(starts, lens):
@@ -48,7 +49,7 @@ def _ragged(starts, lens):
     ends = np.cumsum(lens)
     return np.arange(ends[-1] if len(ends) else 0)+np.repeat(starts-(ends-lens), lens)
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #652852f6
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #85b63b5a
 class References:
     "The tokenised references of a set of images, encoded once."
     def __init__(self,
@@ -61,7 +62,7 @@ class References:
 
     def __len__(self): return len(self.texts)
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #a4dddc77
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #5b115732
 class Layout(NamedTuple):
     "All sentences of an evaluation in a row: hypothesis, references, next hypothesis, …"
     words:np.ndarray    # (all words,) word numbers
@@ -92,7 +93,7 @@ def lay_out(
     left = np.repeat(np.cumsum(lens), lens)-np.arange(len(words))
     return Layout(words, sent, left, lens, np.repeat(np.arange(n), per+1), is_hyp, len(refs.vocab))
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #cc5c440a
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #61d2686e
 class Order(NamedTuple):
     "Counts of all n-grams of one length; one row per different n-gram of a sentence, sorted by (n-gram, sentence)."
     gram:np.ndarray   # (rows,) n-gram number, dense from 0
@@ -116,7 +117,7 @@ def _sort(key, pos, n_pos):
     packed = np.sort(key << bits | pos)
     return packed >> bits, packed & ((1 << bits)-1)
 
-# %% ../../nbs/10_evaluation/00_ngrams.ipynb #2d260101
+# %% ../../nbs/10_evaluation/00_ngrams.ipynb #058bd90d
 def count_ngrams(
     lay:Layout,  # sentences in a row
     n:int=4,     # longest n-gram
