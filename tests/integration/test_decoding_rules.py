@@ -4,6 +4,7 @@ import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from xmodaler_nb.config import Batch, kfg, load_cfg_file
 from xmodaler_nb.modeling import build_model
+from xmodaler_nb.modeling.layers.rows import alike
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, DiverseBeamSearcher, EnsembleBeamSearcher, GreedyDecoder, build_beam_searcher, build_greedy_decoder
 
 V, T = 40, 12
@@ -46,7 +47,8 @@ STRATEGIES = {
 
 @pytest.mark.parametrize('which', [UPDOWN, TRANSFORMER], ids=['updown', 'transformer'])
 @pytest.mark.parametrize('name', STRATEGIES)
-def test_at_most_one_look_every_four_steps(which, name):
+def test_at_most_one_look_every_four_steps(which, name, monkeypatch):
+    monkeypatch.setattr('xmodaler_nb.modeling.decoder.updown_decoder.alike', lambda names, rows=None: None)      # as on a device (next test)
     cfg, model = make(which)
     kind, kw = STRATEGIES[name]
     s = kind(cfg, sync_every=4, **kw)
@@ -60,6 +62,11 @@ def test_at_most_one_look_every_four_steps(which, name):
     allowed = (T-1)//4                                                  # none after the last step
     setup = len(once.seen) + (name == 'ensemble')                       # its weights go to the device once
     assert len(looks.seen) - setup <= allowed, looks.seen
+
+
+def test_only_the_processor_looks_for_equal_rows():
+    names = torch.tensor([3, 3, 3, 3])
+    assert alike(names) is not None and alike(names.to('meta')) is None
 
 
 @pytest.mark.parametrize('which', [UPDOWN, TRANSFORMER], ids=['updown', 'transformer'])

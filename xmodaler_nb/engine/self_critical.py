@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..config.constants import Batch, kfg
 from .methods import TrainingMethod
 from ..losses.reward_criterion import upto_eos
-from ..modeling.decode_strategy.greedy_decoder import BUT_FIRST, GreedyDecoder
+from ..modeling.decode_strategy.greedy_decoder import BUT_FIRST, QUICKLY, GreedyDecoder
 from ..modeling.meta_arch.base_enc_dec import collapse_images, expand_images
 from ..utils.comm import unwrap_model
 
@@ -115,7 +115,7 @@ def draw(self:SelfCritical,
     strategy = unwrap_model(self.learn.model).greedy_decoder
     if kfg.SEMANTICS_IDS not in images: images = expand_images(images, k)
     with leaving(strategy), torch.no_grad() if self.sample_mode == 'eval' else nullcontext():
-        return self.learn.model(images.merge({kfg.DECODE_BY_SAMPLE: True}), use_beam_search=False)
+        return self.learn.model(images.merge({kfg.DECODE_BY_SAMPLE: QUICKLY}), use_beam_search=False)
 
 @patch
 @torch.no_grad()
