@@ -6,6 +6,8 @@ from xmodaler_nb.utils.testing import test_near as near
 
 FAMILIES = ['updown', 'attention', 'video_mplstm', 'video_salstm', 'lstm_a', 'gcn', 'xlan', 'transformer', 'clip_transformer', 'video_transformer', 'meshed_memory', 'cosnet', 'video_tdconved', 'tden_captioner']
 
+LOOK_BACK = ['transformer', 'clip_transformer', 'video_transformer', 'meshed_memory', 'cosnet', 'tden_captioner']       # at their own words, by attention
+
 
 @pytest.fixture(scope='module', params=FAMILIES)
 def golden(request):
@@ -89,6 +91,25 @@ def test_traces(golden):
             assert abs(h.score - sum(h.log_probs)) < 1e-4
             assert (h.attention is None) == (golden.name in ('video_mplstm', 'lstm_a'))      # these two see one vector only
             if h.attention is not None: near(h.attention.sum(-1), torch.ones(len(h.ids)), atol=1e-3)
+            assert (h.word_attention is None) == (golden.name not in LOOK_BACK)
+            if h.word_attention is not None:
+                assert h.word_attention.shape == (len(h.ids),)*2 and h.word_attention.triu(1).abs().max() == 0
+                near(h.word_attention.sum(-1), torch.ones(len(h.ids)), atol=1e-3)
+
+
+def test_attention_follows_the_surviving_beam(golden):
+    "Say the best sentence once more, alone: the model looks where the trace of the search says it looked, at regions and at words."
+    model, batch = golden.built, golden.batch('input_gen')
+    n = len(batch[kfg.ATT_FEATS])
+    with torch.no_grad():
+        trace = model(batch.merge({kfg.TRACE: True}), use_beam_search=True)[kfg.TRACE]
+        for i in range(0 if golden.name in ('video_mplstm', 'lstm_a') else n):
+            h, words = trace.best(i), [model.beam_searcher.bos_token_id, *trace.best(i).ids]
+            state = model.init_state(batch).reorder(torch.tensor([[i]]), whole=False).watch()
+            for t in range(len(h.ids)):
+                _, state = model.step(torch.tensor(words[t:t+1]), state)
+                near(h.attention[t], state.attention()[0], atol=1e-5)
+                if golden.name in LOOK_BACK: near(h.word_attention[t,:t+1], state.word_attention()[0], atol=1e-5)
 
 
 def test_dropping_rows(golden):

@@ -30,7 +30,8 @@ class kfg:
     V_TARGET_LABELS = 'V_TARGET_LABELS'         # (b, n) int64, 1 = region was masked, −1 = not
     PARENTS = 'PARENTS'                         # (b,) int64, row of the step before that each row continues, while decoding
     ATT_WEIGHTS = 'ATT_WEIGHTS'                 # (b, n) float32, last attention over regions; written only while a trace is recorded
-    # --- words, states, results
+    WORD_ATT_WEIGHTS = 'WORD_ATT_WEIGHTS'       # (b, t+1) float32, the same over the words so far, the start mark first
+    # --- words, states, results, how to run
     U_TOKENS_IDS = 'U_TOKENS_IDS'               # (b, t) int64, text to be understood; 0 on padding
     U_TOKENS_IDS_WO_MASK = 'U_TOKENS_IDS_WO_MASK' # (b, t) int64, the same before words were masked
     G_TOKENS_IDS = 'G_TOKENS_IDS'               # (b, t) int64, caption so far, begins with BOS; (b,) during one decoding step
@@ -60,7 +61,6 @@ class kfg:
     G_LOGP = 'G_LOGP'                           # (b, t) or (b, k, t) float32, log-probability of each decoded word
     OUTPUT = 'OUTPUT'                           # list of b texts, or the task's answer
     REWARDS = 'REWARDS'                         # (b,) float32, advantage in self-critical training
-    # --- how to run
     SEQ_PER_SAMPLE = 'SEQ_PER_SAMPLE'           # 0-dim int64, captions per image in an item
     SAMPLE_PER_SAMPLE = 'SAMPLE_PER_SAMPLE'     # int, image–text pairs per item (retrieval)
     DECODE_BY_SAMPLE = 'DECODE_BY_SAMPLE'       # bool, draw words instead of taking the best; 'quickly': with fewer random numbers; 'but first': the same, the first caption of each image is the best one
@@ -68,7 +68,7 @@ class kfg:
     TIME_STEP = 'TIME_STEP'                     # int, present = one decoding step, 0-based
     OUT_SIZE = 'OUT_SIZE'                       # int, captions to return of each image: beams, or draws
     ENCODED = 'ENCODED'                         # dict, what `see` computed for these images; with it, nothing visual is encoded again
-    RECORD = 'RECORD'                           # bool, decoders write ATT_WEIGHTS
+    RECORD = 'RECORD'                           # bool, decoders write ATT_WEIGHTS and WORD_ATT_WEIGHTS
     TRACE = 'TRACE'                             # bool, record a DecodeTrace; in the result: the trace
     SEMANTICS_IDS = 'SEMANTICS_IDS'             # (b, m) int64, retrieved words
     SEMANTICS_MASK = 'SEMANTICS_MASK'           # (b, m) float32, 1 = real

@@ -221,9 +221,9 @@ def _record(self:BeamSearcher, run, words, lp, ids, offers, state):
     g, k, w = ids.shape
     rows = torch.arange(run.n, device=words.device) if run.rows is None else run.rows
     top, at = best_of(offers, min(5, w))
-    att = state.attention()
+    att, said = (None if a is None else a.view(g, k, -1) for a in (state.attention(), state.word_attention()))
     run.trace.add(TraceStep(rows=rows, parents=run.parents, words=words, log_probs=lp, scores=run.scores, alive=run.alive,
-                            candidates=ids.gather(2, at), candidate_log_probs=top, attention=None if att is None else att.view(g, k, -1)))
+                            candidates=ids.gather(2, at), candidate_log_probs=top, attention=att, word_attention=said))
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #190a65c7
 @patch

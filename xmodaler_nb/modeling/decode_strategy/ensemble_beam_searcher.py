@@ -54,7 +54,12 @@ class EnsembleState:
         return EnsembleState([s.watch(record) for s in self.states])
     def attention(self):
         "The mean of the members' attention over the same regions, or None."
-        att = [a for s in self.states if (a := s.attention()) is not None]
+        return self._mean([s.attention() for s in self.states])
+    def word_attention(self):
+        "The mean of the members' attention over the words so far, or None."
+        return self._mean([s.word_attention() for s in self.states])
+    def _mean(self, att):
+        att = [a for a in att if a is not None]
         return torch.stack(att).mean(0) if att and all(a.shape == att[0].shape for a in att) else None
 
 class EnsembleModel:

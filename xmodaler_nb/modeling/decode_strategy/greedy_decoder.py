@@ -156,6 +156,6 @@ def _record(self:GreedyDecoder, run, words, lp, allowed, state):
     top = allowed.detach().topk(min(5, allowed.size(-1)), -1)
     run.score = run.score + lp.detach()
     rows = torch.arange(run.n, device=words.device) if run.rows is None else run.rows
-    att = state.attention()
+    att, said = (None if a is None else a.repeat_interleave(len(words)//len(a), 0)[:,None] for a in (state.attention(), state.word_attention()))
     run.trace.add(TraceStep(rows=rows, parents=torch.zeros_like(words)[:,None], words=words[:,None], log_probs=lp[:,None], scores=run.score[:,None], alive=run.alive[:,None],
-                            candidates=top.indices[:,None], candidate_log_probs=top.values[:,None], attention=None if att is None else att.repeat_interleave(len(words)//len(att), 0)[:,None]))
+                            candidates=top.indices[:,None], candidate_log_probs=top.values[:,None], attention=att, word_attention=said))

@@ -117,11 +117,13 @@ def render_attention_strip(
     words:list, # t words
     weights,    # (t, n) attention
     cell:int=14, # side of one cell in pixels
+    columns=None, # n names for the tooltips; None: region 0, region 1, …
 ) -> str:
-    "Words × regions as shades; darker is more."
+    "Words × regions, or words × earlier words, as shades; darker is more."
     weights = np.asarray(weights, dtype=float)
     t, n = weights.shape
-    cells = ''.join(f'<rect x="{j*cell}" y="{i*cell}" width="{cell-1}" height="{cell-1}" fill="#1f4e8c" fill-opacity="{max(0., min(1., a)):.3f}"><title>{escape(str(words[i]))}, region {j}: {a:.2f}</title></rect>'
+    columns = [f'region {j}' for j in range(n)] if columns is None else columns
+    cells = ''.join(f'<rect x="{j*cell}" y="{i*cell}" width="{cell-1}" height="{cell-1}" fill="#1f4e8c" fill-opacity="{max(0., min(1., a)):.3f}"><title>{escape(str(words[i]))}, {escape(str(columns[j]))}: {a:.2f}</title></rect>'
                     for i, row in enumerate(weights) for j, a in enumerate(row))
     names = ''.join(f'<text x="{n*cell+6}" y="{i*cell+cell*.75:.1f}" font-size="{cell*.85:.1f}" font-family="system-ui,sans-serif">{escape(str(w))}</text>' for i, w in enumerate(words))
     width = n*cell + 10 + max([len(str(w)) for w in words] or [0])*cell*.6

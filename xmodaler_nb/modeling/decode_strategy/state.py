@@ -100,7 +100,7 @@ def reorder(self:DictState,
     flat, whole = idx.reshape(-1), whole and idx.dim() == 2
     new, b = copy.copy(self), self.batch
     updates = {k: move(b[k]) if move else take_rows(b[k], flat) for k in self.moving()}
-    if kfg.ATT_WEIGHTS in b and kfg.ATT_WEIGHTS not in updates: updates[kfg.ATT_WEIGHTS] = take_rows(b[kfg.ATT_WEIGHTS], flat)
+    updates.update({k: take_rows(b[k], flat) for k in (kfg.ATT_WEIGHTS, kfg.WORD_ATT_WEIGHTS) if k in b and k not in updates})
     updates[kfg.PARENTS] = None if move else flat if b.get(kfg.PARENTS) is None else b[kfg.PARENTS].index_select(0, flat)
     new.rows, new.groups = flat.numel(), idx.size(0)
     if not whole: new.images = new.groups
@@ -122,7 +122,7 @@ def _move_memory(self:DictState, x, idx, whole):
 # %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #14ba3e01
 @patch
 def watch(self:DictState,
-    record:bool=True, # ask decoders for `ATT_WEIGHTS`
+    record:bool=True, # ask decoders for `ATT_WEIGHTS` and `WORD_ATT_WEIGHTS`
 ):                    # a new state
     "The state with attention recording on or off."
     return self.replace(**{kfg.RECORD: record})
@@ -136,6 +136,11 @@ def record(self:DictState) -> bool:
 def attention(self:DictState): # (rows, n) or None
     "Where the model looked when it predicted this step."
     return self.batch.get(kfg.ATT_WEIGHTS)
+
+@patch
+def word_attention(self:DictState): # (rows, t+1) or None
+    "Which words so far it looked at, the start mark first."
+    return self.batch.get(kfg.WORD_ATT_WEIGHTS)
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #99943d43
 class DictModel:

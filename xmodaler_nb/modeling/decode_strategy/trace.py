@@ -9,6 +9,7 @@ __all__ = ['TraceStep', 'DecodeTrace', 'Hypothesis']
 import json
 from dataclasses import dataclass, field
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
 
@@ -25,6 +26,7 @@ class TraceStep:
     candidates:Tensor         # (g, k', c) int64, words that each old beam offered, best first
     candidate_log_probs:Tensor # (g, k', c) their log-probabilities, the rules of the search applied (-inf = forbidden)
     attention:Tensor=None     # (g, k', n) where each old beam looked, or None
+    word_attention:Tensor=None # (g, k', t+1) which of its words so far it looked at, the start mark first, or None
 
     def cpu(self):
         "The same step on the CPU, detached."
@@ -76,6 +78,7 @@ class Hypothesis:
     ended:bool              # whether the end mark was reached
     path:list = field(repr=False, default_factory=list)      # beam number at every step
     attention:object = field(repr=False, default=None)       # (len(ids), n) tensor or None
+    word_attention:object = field(repr=False, default=None)  # (len(ids), len(ids)) tensor or None: row t looks at the start mark and the words before t, 0 after them
 
     @property
     def text(self) -> str: # words joined by spaces
@@ -95,17 +98,19 @@ def hypothesis(self:DecodeTrace,
     image:int=0, # which picture
 ) -> Hypothesis:
     "The sentence that ends in a beam, with the attention re-indexed along its path."
-    ids, lps, att, path, score, ended = [], [], [], [], 0., False
+    ids, lps, att, said, path, score, ended = [], [], [], [], [], 0., False
     walk = list(self._steps_of(image))
     for n, (t, s, g) in enumerate(reversed(walk)):
         if n == 0: score, ended = s.scores[g, beam].item(), not s.alive[g, beam].item()
         path.append(beam); parent = s.parents[g, beam].item()
         ids.append(s.words[g, beam].item()); lps.append(s.log_probs[g, beam].item())
         if s.attention is not None: att.append(s.attention[g, parent])
+        if s.word_attention is not None: said.append(F.pad(s.word_attention[g, parent], (0, len(walk) - s.word_attention.size(-1))))
         beam = parent
-    for seq in (ids, lps, att, path): seq.reverse()
+    for seq in (ids, lps, att, said, path): seq.reverse()
     end = ids.index(self.eos)+1 if ended and self.eos in ids else len(ids)
-    return Hypothesis(ids[:end], [self.word(i) for i in ids[:end - ended]], lps[:end], score, ended, path, torch.stack(att[:end]) if att else None)
+    return Hypothesis(ids[:end], [self.word(i) for i in ids[:end - ended]], lps[:end], score, ended, path, torch.stack(att[:end]) if att else None,
+                      torch.stack(said[:end])[:,:end] if said else None)
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #a37ab655
 @patch
@@ -134,6 +139,14 @@ def attention(self:DecodeTrace,
     "Where the model looked, word by word, along the path of a sentence."
     return self.nbest(rank+1, image)[rank].attention
 
+@patch
+def word_attention(self:DecodeTrace,
+    image:int=0, # which picture
+    rank:int=0,  # 0 = best sentence
+):               # (words, words) tensor, end mark included; column 0 is the start mark, column i the i-th word; None if the model does not look back at words
+    "Which of its words so far the model looked at, along the path of a sentence."
+    return self.nbest(rank+1, image)[rank].word_attention
+
 # %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #3f8292f2
 def _number(x): return round(x, 4) if x > -1e30 else None       # JSON has no infinity: a forbidden word costs null
 
@@ -157,7 +170,8 @@ def to_dict(self:DecodeTrace,
     for t, s, g in self._steps_of(image):
         died = sorted(set(range(s.candidates.size(1))) - set(s.parents[g].tolist()))
         steps.append(dict(t=t, beams=_beams(self, s, g), candidates=_offers(self, s, g), died=died))
-        if s.attention is not None: steps[-1]['attention'] = [[round(a, 4) for a in row] for row in s.attention[g].tolist()]
+        for name, a in (('attention', s.attention), ('word_attention', s.word_attention)):
+            if a is not None: steps[-1][name] = [[round(x, 4) for x in row] for row in a[g].tolist()]
     best = [dict(text=h.text, ids=h.ids, log_probs=[_number(x) for x in h.log_probs], score=_number(h.score), ended=h.ended, path=h.path) for h in self.nbest(image=image)]
     return dict(id=self.ids[image], kind=self.kind, steps=steps, nbest=best)
 
@@ -178,7 +192,9 @@ def to_html(self:DecodeTrace,
     "The search for one picture, drawn."
     from xmodaler_nb.modeling.decode_strategy.render import render_beam_tree, render_attention_strip
     best = self.best(image)
-    strip = '' if best.attention is None else render_attention_strip(best.words + ['.']*best.ended, best.attention)
+    words = best.words + ['.']*best.ended
+    strip = '' if best.attention is None else render_attention_strip(words, best.attention)
+    if best.word_attention is not None: strip += render_attention_strip(words, best.word_attention, columns=['start', *words])
     return f'<div>{render_beam_tree(self, image)}{strip}</div>'
 
 @patch

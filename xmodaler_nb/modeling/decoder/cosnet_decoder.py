@@ -15,7 +15,7 @@ from ...config import configurable, kfg
 from ..layers.cosnet_layer import COSNetDecBlock
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
-from .transformer_decoder import words_mask
+from .transformer_decoder import watched, words_mask
 
 # %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #9abed869
 @DECODER_REGISTRY.register()
@@ -54,7 +54,7 @@ class COSNetDecoder(Decoder):
 @patch
 def forward(self:COSNetDecoder,
     batched_inputs:dict, # words (b, t, d), or (b, d) with TIME_STEP; memory with b rows or one per image
-) -> dict:               # G_HIDDEN_STATES (b, t, d); with TIME_STEP also HISTORY_STATES and ATT_WEIGHTS
+) -> dict:               # G_HIDDEN_STATES (b, t, d); with TIME_STEP also HISTORY_STATES, ATT_WEIGHTS and WORD_ATT_WEIGHTS
     "All words of known sentences, or one word further."
     b, x = batched_inputs, batched_inputs[kfg.G_TOKEN_EMBED]
     if x.dim() == 2: x = x[:,None]
@@ -62,12 +62,12 @@ def forward(self:COSNetDecoder,
     b = b if kfg.P_ATT_FEATS in b else {**b, **self.preprocess(b)}
     regions, words = b[kfg.P_ATT_FEATS].chunk(n, -1), b[kfg.P_SEMANTICS_FEATS].chunk(n, -1)
     masks = (words_mask(b, x.size(0)), b.get(kfg.EXT_ATT_MASKS), b.get(kfg.EXT_SEMANTICS_MASKS))
-    history, weights = [], None
+    history, weights = [], (None, None)
     for i, layer in enumerate(self.g_layers):
         kv = layer.attn.keys_values(x)
         if stepping: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
         history.append(kv)
         skip = random.uniform(0, 1) < self.layer_drop*(i + 1)/n and self.training
-        if not skip: x, weights = layer.step(x, kv, regions[i], words[i], masks, probs=i == n - 1 and stepping and b.get(kfg.RECORD, False))
+        if not skip: x, *weights = layer.step(x, kv, regions[i], words[i], masks, probs=i == n - 1 and stepping and b.get(kfg.RECORD, False))
     if not stepping: return {kfg.G_HIDDEN_STATES: x}
-    return {kfg.G_HIDDEN_STATES: x, kfg.HISTORY_STATES: history, **({} if weights is None else {kfg.ATT_WEIGHTS: weights.mean(1)[:,0]})}
+    return {kfg.G_HIDDEN_STATES: x, kfg.HISTORY_STATES: history, **watched(*weights)}

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ...config import configurable, kfg
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
-from .transformer_decoder import project_regions, words_mask
+from .transformer_decoder import project_regions, watched, words_mask
 from ..encoder.two_stream_bert_encoder import drop_layer
 from ..layers.bert import BertGenerationLayer, BertUnderstandingLayer
 from ..layers.rows import repeat_rows, rows_per_image
@@ -83,14 +83,14 @@ def _generate(self:DecoupleBertDecoder, b, g, regions):
     stepping = kfg.TIME_STEP in b
     if g.dim() == 2: g = g[:,None]
     text_mask, v_mask = words_mask(b, g.size(0)), b.get(kfg.EXT_ATT_MASKS)
-    states, kept, weights = [], [], None
+    states, kept, weights = [], [], (None, None)
     for i, (layer, v_kv) in enumerate(zip(self.g_layers, regions.chunk(len(self.g_layers), -1))):
         kv = layer.self_attn.self.keys_values(g)
         if stepping and kfg.HISTORY_STATES in b: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
-        g, weights = layer.step(g, kv, text_mask, v_kv, v_mask, probs=stepping and b.get(kfg.RECORD, False) and i == len(self.g_layers) - 1)
+        g, *weights = layer.step(g, kv, text_mask, v_kv, v_mask, probs=stepping and b.get(kfg.RECORD, False) and i == len(self.g_layers) - 1)
         states.append(g); kept.append(kv)
     if not stepping: return {kfg.G_HIDDEN_STATES: states}
-    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: kept, **({} if weights is None else {kfg.ATT_WEIGHTS: weights.mean(1)[:,0]})}
+    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: kept, **watched(*weights)}
 
 # %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #a872ab56
 @patch

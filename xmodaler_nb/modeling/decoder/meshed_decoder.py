@@ -17,7 +17,7 @@ from ..layers.multihead_attention import MultiHeadAttention
 from ..layers.positionwise_feedforward import PositionWiseFeedForward
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
-from .transformer_decoder import words_mask
+from .transformer_decoder import watched, words_mask
 
 # %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #b2120ada
 class MeshedDecoderLayer(nn.Module):
@@ -52,17 +52,17 @@ class MeshedDecoderLayer(nn.Module):
         text_mask,        # bool, True = hidden, or None
         levels:tuple,     # keys and values (i, L, n, d) of the regions on every level
         v_mask,           # (i, 1, 1, n) bool, True = padding, or None
-        probs:bool=False, # also return the attention over regions
-    ) -> tuple:           # (b, t, d), and (b, t, n) mean over heads and levels, or None
+        probs:bool=False, # also return the attention
+    ) -> tuple:           # (b, t, d), over regions (b, h, t, n) mean over levels, over words (b, h, t, t'); or None and None
         "One layer, from prepared keys and values."
-        s, _ = self.self_att.ask(x, *kv, text_mask)
+        s, w = self.self_att.ask(x, *kv, text_mask, probs)
         (b, t, d), (i, L) = s.shape, levels[0].shape[:2]
         q = s.view(i, 1, -1, d).expand(-1, L, -1, -1).flatten(0, 1)                              # (i·L, b/i·t, d): every level hears all questions of its image
         mask = None if v_mask is None else v_mask[:,None].expand(-1, L, -1, -1, -1).flatten(0, 1)
         e, p = self.enc_att.ask(q, *(y.flatten(0, 1) for y in levels), mask, probs)
         e = [y.reshape(b, t, d) for y in e.view(i, L, -1, d).unbind(1)]
-        p = None if p is None else p.mean(1).view(i, L, b//i, t, -1).mean(1).flatten(0, 1)
-        return self.pwff(sum(a*y for a, y in zip(self.gates(s, e), e))/math.sqrt(L)), p
+        p = None if p is None else p.view(i, L, p.size(1), b//i, t, -1).mean(1).transpose(1, 2).flatten(0, 1)
+        return self.pwff(sum(a*y for a, y in zip(self.gates(s, e), e))/math.sqrt(L)), p, w
 
 # %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #e97f1242
 @DECODER_REGISTRY.register()
@@ -112,7 +112,7 @@ HIDDEN = -10000.   # what `EXT_G_TOKENS_MASKS` holds where a word must not be se
 @patch
 def forward(self:MeshedDecoder,
     batched_inputs:dict, # words (b, t, d), or (b, d) with TIME_STEP; memory with b rows or one per image
-) -> dict:               # G_HIDDEN_STATES: list of (b, t, d), one per layer; with TIME_STEP also HISTORY_STATES and ATT_WEIGHTS
+) -> dict:               # G_HIDDEN_STATES: list of (b, t, d), one per layer; with TIME_STEP also HISTORY_STATES, ATT_WEIGHTS and WORD_ATT_WEIGHTS
     "All words of known sentences, or one word further."
     b, x = batched_inputs, batched_inputs[kfg.G_TOKEN_EMBED]
     if x.dim() == 2: x = x[:,None]
@@ -121,13 +121,13 @@ def forward(self:MeshedDecoder,
     regions = regions.split(self.d_model, -1)
     mask = words_mask(b, x.size(0))
     text_mask = None if mask is None else mask == HIDDEN
-    states, history, weights = [], [], None
+    states, history, weights = [], [], (None, None)
     for i, layer in enumerate(self.layers):
         kv = torch.cat(layer.self_att.attention.keys_values(x, x), -1)
         if stepping: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
-        watched = i == len(self.layers) - 1 and stepping and b.get(kfg.RECORD, False)
-        x, weights = layer(x, kv.chunk(2, -1), text_mask, regions[2*i:2*i+2], b.get(kfg.ATT_MASKS), watched)
+        record = i == len(self.layers) - 1 and stepping and b.get(kfg.RECORD, False)
+        x, *weights = layer(x, kv.chunk(2, -1), text_mask, regions[2*i:2*i+2], b.get(kfg.ATT_MASKS), record)
         states.append(x)
         history.append(kv)
     if not stepping: return {kfg.G_HIDDEN_STATES: states}
-    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: history, **({} if weights is None else {kfg.ATT_WEIGHTS: weights[:,0]})}
+    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: history, **watched(*weights)}

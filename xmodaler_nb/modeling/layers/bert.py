@@ -329,12 +329,12 @@ class BertGenerationLayer(nn.Module):
         text_mask,        # additive, or None: all of `kv` is visible
         v_kv:Tensor,      # (i, n, 2·d) keys and values of the regions
         v_mask,           # additive, (i, 1, 1, n)
-        probs:bool=False, # also return the attention over regions
-    ) -> tuple:           # (b, t, d), weights (b, h, t, n) or None
+        probs:bool=False, # also return the attention
+    ) -> tuple:           # (b, t, d), weights over regions (b, h, t, n) and over words (b, h, t, t'), or None and None
         "The same from prepared keys and values."
-        x, _ = self.self_attn.ask(x, kv, text_mask)
+        x, w = self.self_attn.ask(x, kv, text_mask, probs)
         x, p = self.x_att.ask(x, v_kv, v_mask, probs)
-        return self.output(self.intermediate(x), x), p
+        return self.output(self.intermediate(x), x), p, w
 
 # %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #c14bb71c
 class BertUnderstandingLayer(nn.Module):

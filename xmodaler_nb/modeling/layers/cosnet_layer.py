@@ -52,16 +52,17 @@ class COSJointAttention(nn.Module):
         v_kv:Tensor,      # (i, n, 2·d) of the regions; b is a multiple of i
         o_kv:Tensor,      # (j, m, 2·d) of the semantic words; b is a multiple of j
         masks:tuple,      # three additive masks, or None each
-        probs:bool=False, # also return the weights over regions
-    ) -> tuple:           # (b, t, d), weights (b, h, t, n) or None
+        probs:bool=False, # also return the weights
+    ) -> tuple:           # (b, t, d), weights over regions (b, h, t, n) and over words (b, h, t, t'), or None and None
         "From prepared keys and values."
         q, p = self.query(x), self.att_dropout.p if self.training else 0.
         look = lambda kv, mask, probs=False: attend(q, *kv.chunk(2, -1), mask, self.num_attention_heads, p, probs)
-        l = self.c_proj(look(kv, masks[0])[0])
+        l, said = look(kv, masks[0], probs)
         v, weights = look(v_kv, masks[1], probs)
         u = self.vo_proj(torch.cat([v, look(o_kv, masks[2])[0]], -1))
+        l = self.c_proj(l)
         g = self.gate(l, u)
-        return self.LayerNorm(self.dropout(g*l + (1 - g)*u) + x), weights
+        return self.LayerNorm(self.dropout(g*l + (1 - g)*u) + x), weights, said
 
     def forward(self, lang_feats, v_feats, o_feats, lang_mask, v_mask, o_mask, history_states=None):
         "From features; `history_states` are all word inputs so far, ending with `lang_feats`."
@@ -100,5 +101,5 @@ class COSNetDecBlock(nn.Module):
 
     def step(self, x, kv, v_kv, o_kv, masks, probs=False):
         "The same from prepared keys and values, see `COSJointAttention.ask`."
-        x, weights = self.attn.ask(x, kv, v_kv, o_kv, masks, probs)
-        return self.output(self.intermediate(x), x), weights
+        x, *weights = self.attn.ask(x, kv, v_kv, o_kv, masks, probs)
+        return self.output(self.intermediate(x), x), *weights
