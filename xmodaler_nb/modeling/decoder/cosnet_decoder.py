@@ -15,7 +15,7 @@ from ...config import configurable, kfg
 from ..layers.cosnet_layer import COSNetDecBlock
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
-from .transformer_decoder import watched, words_mask
+from .transformer_decoder import attention_fields, words_mask
 
 # %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #9abed869
 @DECODER_REGISTRY.register()
@@ -70,4 +70,4 @@ def forward(self:COSNetDecoder,
         skip = random.uniform(0, 1) < self.layer_drop*(i + 1)/n and self.training
         if not skip: x, *weights = layer.step(x, kv, regions[i], words[i], masks, probs=i == n - 1 and stepping and b.get(kfg.RECORD, False))
     if not stepping: return {kfg.G_HIDDEN_STATES: x}
-    return {kfg.G_HIDDEN_STATES: x, kfg.HISTORY_STATES: history, **watched(*weights)}
+    return {kfg.G_HIDDEN_STATES: x, kfg.HISTORY_STATES: history, **attention_fields(*weights)}

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ...config import configurable, kfg
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
-from .transformer_decoder import project_regions, watched, words_mask
+from .transformer_decoder import attention_fields, project_regions, words_mask
 from ..encoder.two_stream_bert_encoder import drop_layer
 from ..layers.bert import BertGenerationLayer, BertUnderstandingLayer
 from ..layers.rows import repeat_rows, rows_per_image
@@ -90,7 +90,7 @@ def _generate(self:DecoupleBertDecoder, b, g, regions):
         g, *weights = layer.step(g, kv, text_mask, v_kv, v_mask, probs=stepping and b.get(kfg.RECORD, False) and i == len(self.g_layers) - 1)
         states.append(g); kept.append(kv)
     if not stepping: return {kfg.G_HIDDEN_STATES: states}
-    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: kept, **watched(*weights)}
+    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: kept, **attention_fields(*weights)}
 
 # %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #a872ab56
 @patch

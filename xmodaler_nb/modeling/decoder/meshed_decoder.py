@@ -17,7 +17,7 @@ from ..layers.multihead_attention import MultiHeadAttention
 from ..layers.positionwise_feedforward import PositionWiseFeedForward
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
-from .transformer_decoder import watched, words_mask
+from .transformer_decoder import attention_fields, words_mask
 
 # %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #b2120ada
 class MeshedDecoderLayer(nn.Module):
@@ -130,4 +130,4 @@ def forward(self:MeshedDecoder,
         states.append(x)
         history.append(kv)
     if not stepping: return {kfg.G_HIDDEN_STATES: states}
-    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: history, **watched(*weights)}
+    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: history, **attention_fields(*weights)}
