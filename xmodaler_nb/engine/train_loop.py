@@ -150,9 +150,9 @@ def after_train(self:TrainerBase):
     self.storage.iter = self.iter
     for h in self._hooks:
         try: h.after_train()
-        except Exception:
-            if not self.learn.failed: raise
-            logging.getLogger(__name__).exception("%s.after_train, after an error", type(h).__name__)
+        except Exception as e:
+            if not self.learn.failed: raise                                    # the error that stopped the training is the one to raise: this one is told
+            logging.getLogger(__name__).exception("%s.after_train, after an error: %s", type(h).__name__, e)
 
 @patch
 def catch_up(self:TrainerBase):
@@ -204,8 +204,8 @@ def train(self:TrainerBase,
         with EventStorage(start_iter) as self.storage:
             if self._storage_state: self._restore_storage()
             self.learn.fit_iters(start_iter, max_iter, cbs=[TrainerEvents(self)])
-    except Exception:
-        logger.exception("training stopped at iteration %d", self.iter)
+    except Exception as e:
+        logger.exception("training stopped at iteration %d: %s", self.iter, e)
         raise
     finally: self.learn.trainer = old
 
