@@ -260,6 +260,7 @@ def run_scores(
             if name and split in ('val', 'test'): out.setdefault(split, {})[name] = value
     return out
 
+# %% ../nbs/07_modeling/90_captioner.ipynb #9ab2ee26
 def load_extractor(
     description:dict, # what the extractor's `to_dict` returned
 ):                    # the extractor

@@ -117,6 +117,7 @@ def draw(self:SelfCritical,
     with leaving(strategy), torch.no_grad() if self.sample_mode == 'eval' else nullcontext():
         return self.learn.model(images.merge({kfg.DECODE_BY_SAMPLE: QUICKLY}), use_beam_search=False)
 
+# %% ../../nbs/14_engine/62_self_critical.ipynb #83750d84
 @patch
 @torch.no_grad()
 def baseline(self:SelfCritical,
@@ -147,6 +148,7 @@ def draw_and_baseline(self:SelfCritical,
     ids, logp = (out[f].unflatten(0, (-1, k + 1)) for f in (kfg.G_SENTS_IDS, kfg.G_LOGP))
     return {kfg.G_SENTS_IDS: ids[:,1:].flatten(0, 1), kfg.G_LOGP: logp[:,1:].flatten(0, 1)}, ids[:,0]
 
+# %% ../../nbs/14_engine/62_self_critical.ipynb #2dc9da1c
 @patch
 def advantage(self:SelfCritical,
     reward:Tensor,   # (n·k,) of the drawn captions

@@ -187,6 +187,7 @@ class TrainerEvents(Callback):
         if not self.learn.failed and self.boss.stepped: self.boss.iter += 1
         self.boss.after_train()
 
+# %% ../../nbs/14_engine/20_train_loop.ipynb #50a5d773
 @patch
 def train(self:TrainerBase,
     start_iter:int,  # first iteration

@@ -112,6 +112,7 @@ def choose(self:GreedyDecoder, run, t, log_probs, state):
     if k == 1: return words, idx, whole
     return words, torch.arange(state.rows, device=words.device)[:,None].expand(-1, k) if idx is None else idx//k, whole
 
+# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #bd86f020
 @patch
 def _pick(self:GreedyDecoder, run, allowed):
     "The likeliest words, drawn ones, or both."
@@ -122,6 +123,7 @@ def _pick(self:GreedyDecoder, run, allowed):
     rest = torch.ones(len(allowed), dtype=torch.bool).index_fill(0, run.likeliest.cpu(), False).nonzero()[:,0].to(allowed.device)
     return torch.empty_like(allowed[:,0], dtype=torch.long).index_copy(0, run.likeliest, allowed[run.likeliest].argmax(-1)).index_copy(0, rest, roll(allowed[rest]))
 
+# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #9386e6ac
 @patch
 def _look(self:GreedyDecoder, run, words):
     "Ask the device which rows are alive; stop, or let the others leave."

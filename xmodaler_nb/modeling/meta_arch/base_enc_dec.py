@@ -177,6 +177,7 @@ def see(self:BaseEncoderDecoder,
     if self.encoder is not None: seen.update(self.encoder(batch.merge(seen), mode='v'))
     return seen
 
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #b62e7cf7
 @patch
 def prepare(self:BaseEncoderDecoder,
     batch,              # Batch, images repeated or not
@@ -208,6 +209,7 @@ def decoder_memory_keys(self:BaseEncoderDecoder) -> tuple:
     "What the decoder looks at, as it declares it."
     return getattr(self.decoder, 'memory_keys', Decoder.memory_keys)
 
+# %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #f6e0f28c
 def _without_words(batch, steps):
     "Decoding starts without the captions that a training batch brings along; their masks are kept for as many rows as are decoded."
     words = {k: v for k, v in batch.items() if k not in (kfg.G_TOKENS_IDS, kfg.TOKENS_MASKS)}
