@@ -147,3 +147,21 @@ def test_torchrun(tmp_path):
     one = single(tmp_path/'one', 4)
     for k, v in read_checkpoint(tmp_path/'run'/'model_final')['model'].items(): assert torch.allclose(v, one.model.state_dict()[k], atol=1e-6), k
     assert [e.get('val/acc') for e in events(tmp_path/'run')] == [e.get('val/acc') for e in events(tmp_path/'one')]
+
+
+def test_a_process_leaves_without_the_group(tmp_path):
+    "A group that outlives `main` has threads that may be killed while Python shuts down, and the process ends with SIGABRT."
+    f = script(tmp_path, 'leaves.py', f'''
+        import atexit, weakref
+        import torch.distributed as dist
+        def main():
+            group = weakref.ref(dist.group.WORLD)
+            atexit.register(lambda: open({str(tmp_path)!r} + f'/rank{{rank}}', 'w').write(str(group())))
+            rank = comm.get_rank()
+            t = fresh(plain_cfg({str(tmp_path/"run")!r}), Plain)
+            t.train(0, 3)
+            comm.all_gather(rank)
+        ''', "launch(main, 2, dist_url='auto')")
+    done = subprocess.run([sys.executable, f], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path/f'rank{r}').read_text() for r in (0, 1)] == ['None', 'None']

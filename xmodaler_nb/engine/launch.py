@@ -32,20 +32,18 @@ def backend_for(
 
 def _join(world, rank, local, n_local, init, timeout):
     "Enter the process group; each process gets its own GPU where there is one."
+    import torch.distributed.nn.functional   # imported later (by a data-parallel model), its default arguments would hold the group beyond the end
     backend = backend_for(n_local)
     if backend == 'nccl': torch.cuda.set_device(local)
     dist.init_process_group(backend, init_method=init, world_size=world, rank=rank, timeout=timeout)
     comm.create_local_process_group(n_local)
     comm.synchronize()
 
-def _leave():
-    if dist.is_initialized(): dist.destroy_process_group()
-
 def _worker(local, main_func, world, n_local, machine_rank, dist_url, args, timeout):
     _join(world, machine_rank*n_local + local, local, n_local, dist_url, timeout)
     main_func(*args)
     comm.synchronize()
-    _leave()
+    comm.leave_process_group()
 
 # %% ../../nbs/14_engine/70_launch.ipynb #2c37f91a
 def launch(
@@ -76,7 +74,7 @@ def _under_torchrun(main_func, args, timeout):
     if not dist.is_initialized(): _join(int(env['WORLD_SIZE']), int(env['RANK']), int(env['LOCAL_RANK']), int(env['LOCAL_WORLD_SIZE']), 'env://', timeout)
     main_func(*args)
     comm.synchronize()
-    _leave()
+    comm.leave_process_group()
 
 # %% ../../nbs/14_engine/70_launch.ipynb #49774e4c
 def count_targets(

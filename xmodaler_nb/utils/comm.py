@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['get_world_size', 'get_rank', 'is_main_process', 'create_local_process_group', 'get_local_rank', 'get_local_size',
-           'synchronize', 'all_gather', 'gather', 'shared_random_seed', 'reduce_dict', 'unwrap_model']
+           'synchronize', 'all_gather', 'gather', 'shared_random_seed', 'reduce_dict', 'unwrap_model',
+           'leave_process_group']
 
 # %% ../../nbs/02_utils/40_comm.ipynb #ba96c0f6
-import functools, os
+import gc, os, weakref
 import numpy as np, torch
 import torch.distributed as dist
 from torch import nn
 
 # %% ../../nbs/02_utils/40_comm.ipynb #fd610bba
-_local_group = None   # processes of this machine, once `create_local_process_group` was called
+_groups = weakref.WeakValueDictionary()   # 'local': the processes of this machine; 'objects': a gloo group beside nccl. torch keeps them until the end, we no longer
 
 def _joined() -> bool: return dist.is_available() and dist.is_initialized()
 
@@ -34,29 +35,30 @@ def create_local_process_group(
     num_workers_per_machine:int,  # processes on each machine; ranks are numbered machine by machine
 ):
     "Tell the processes which of them share a machine. All must call it, once."
-    global _local_group
-    if _local_group is not None: raise ValueError("the local process group exists already")
+    if 'local' in _groups: raise ValueError("the local process group exists already")
     n, world = num_workers_per_machine, get_world_size()
     if world % n: raise ValueError(f"{world} processes cannot be split into machines of {n}")
     for first in range(0, world, n):
         group = dist.new_group(list(range(first, first + n)))
-        if get_rank() in range(first, first + n): _local_group = group
+        if get_rank() in range(first, first + n): _groups['local'] = group
 
 def get_local_rank() -> int:
     "Number of this process on its machine."
     if not _joined(): return 0
-    return dist.get_rank(group=_local_group) if _local_group is not None else int(os.environ.get('LOCAL_RANK', get_rank()))
+    return dist.get_rank(group=_groups['local']) if 'local' in _groups else int(os.environ.get('LOCAL_RANK', get_rank()))
 
 def get_local_size() -> int:
     "Number of processes on this machine."
     if not _joined(): return 1
-    return dist.get_world_size(group=_local_group) if _local_group is not None else int(os.environ.get('LOCAL_WORLD_SIZE', get_world_size()))
+    return dist.get_world_size(group=_groups['local']) if 'local' in _groups else int(os.environ.get('LOCAL_WORLD_SIZE', get_world_size()))
 
 # %% ../../nbs/02_utils/40_comm.ipynb #897ea294
-@functools.lru_cache
 def _object_group():
     "A group that can move pickled objects: gloo."
-    return dist.new_group(backend='gloo') if dist.get_backend() == 'nccl' else dist.group.WORLD
+    if dist.get_backend() != 'nccl': return dist.group.WORLD
+    if 'objects' in _groups: return _groups['objects']
+    _groups['objects'] = group = dist.new_group(backend='gloo')
+    return group
 
 def synchronize():
     "Wait until all processes are here."
@@ -110,3 +112,11 @@ def unwrap_model(
     "Take a model out of its data-parallel wrapper."
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): return model.module
     return model
+
+# %% ../../nbs/02_utils/40_comm.ipynb #8d2be05c
+def leave_process_group():
+    "Leave the group of processes and end its threads. All should call it; alone it does nothing. A new group may be joined afterwards."
+    if not _joined(): return
+    dist.destroy_process_group()
+    gc.collect()   # cycles that hold the group
+    _groups.clear()
