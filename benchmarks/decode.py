@@ -228,7 +228,7 @@ def parse(argv=None):
     parser.add_argument('--compile', action='store_true', help='with --against variants: torch.compile, too (needs a C++ compiler)')
     parser.add_argument('--wall', action='store_true', help='wall clock instead of processor time')
     parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
-    parser.add_argument('--json', action='store_true', help='one JSON object per row')
+    parser.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
     args = parser.parse_args(argv)
     args.clock = time.perf_counter if args.wall else time.process_time
     return args
@@ -237,9 +237,11 @@ def parse(argv=None):
 def main(argv=None):
     args = parse(argv)
     if not args.json: print(f"{'':58}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'target':>8}   ({args.images} images, {torch.get_num_threads()} threads)")
+    rows = []
     for r in AGAINST[args.against](args):
-        if args.json: print(json.dumps(r), flush=True)
-        else: print(f"{r['name']:58}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}{r['target'] or '':>8.3}" if r['target'] else f"{r['name']:58}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}", flush=True)
+        rows.append(r)
+        if not args.json: print(f"{r['name']:58}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}{r['target'] or '':>8.3}" if r['target'] else f"{r['name']:58}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}", flush=True)
+    if args.json: print(json.dumps(rows))
 
 
 if __name__ == '__main__': main()

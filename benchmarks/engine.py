@@ -9,8 +9,10 @@ busy machine disturbs both alike. The loaders are timed from `.npz` files and fr
 the trainer's step is over.
 """
 import argparse
+import contextlib
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -119,9 +121,9 @@ def main(args=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--small', action='store_true', help='a few steps on tiny data: a smoke test')
     p.add_argument('--size', default='', help='scenes: tiny or demo')
-    p.add_argument('--json', action='store_true', help='print JSON')
+    p.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
     args = p.parse_args(args)
-    rows = compare(args.small, args.size)
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout): rows = compare(args.small, args.size)
     if args.json: print(json.dumps(rows)); return
     print(f"{'':42}{'ours ms':>9}{'peer ms':>9}{'ratio':>8}{'images/s':>10}")
     for r in rows: print(f"{r['name']:42}{r['ours_s']*1e3:9.2f}{r['peer_s']*1e3:9.2f}{r['ratio']:8.2f}{r['images_s'] if 'images_s' in r else float('nan'):10.0f}")

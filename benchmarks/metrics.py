@@ -249,7 +249,7 @@ def main(argv=None):
     p.add_argument('--repeats', type=int, default=3)
     p.add_argument('--only', nargs='+', choices=PARTS, default=PARTS)
     p.add_argument('--smoke', action='store_true', help='made-up captions, no peers but the plain reward scorer')
-    p.add_argument('--json', action='store_true')
+    p.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
     p.add_argument('--here', action='store_true', help='in this process (each part has its own otherwise)')
     args = p.parse_args(argv)
     rows = []

@@ -3,7 +3,7 @@
     python benchmarks/plain.py                    # Up-Down and Transformer at the published sizes
     python benchmarks/plain.py --all --repeats 5  # every captioner
     python benchmarks/plain.py --profile updown   # also peak memory and the share of matrix products
-    python benchmarks/plain.py --json rows.json   # rows as JSON
+    python benchmarks/plain.py --json             # rows as JSON
     python benchmarks/plain.py --small            # a smoke test
 
 One step = list of samples → batch → forward → loss → backward → clip → Adam, for 8 images with 5 captions of up to 20 words whose lengths are spread as in COCO.
@@ -165,17 +165,16 @@ def main():
     parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--profile', action='store_true', help='also peak memory and the share of matrix products')
-    parser.add_argument('--json', default='', metavar='FILE', help='write the rows')
+    parser.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
     args = parser.parse_args()
-    print(f"{'':20}{'plain s':>9}{'ours s':>9}{'ratio':>8}   ({torch.get_num_threads()} threads)")
+    if not args.json: print(f"{'':20}{'plain s':>9}{'ours s':>9}{'ratio':>8}   ({torch.get_num_threads()} threads)")
     rows = []
     for name in FAMILIES if args.all else args.families:
         r = compare(name, args.small, args.repeats, args.profile)
         rows.append(r)
         more = f"   peak {r['peer_peak_mb']:.0f} → {r['ours_peak_mb']:.0f} MB, products {r['peer_products']:.0%} → {r['ours_products']:.0%}" if args.profile else ''
-        print(f"{name:20}{r['peer_s']:9.2f}{r['ours_s']:9.2f}{r['ratio']:8.2f}{more}", flush=True)
-    if args.json:
-        with open(args.json, 'w') as f: json.dump(rows, f, indent=1)
+        if not args.json: print(f"{name:20}{r['peer_s']:9.2f}{r['ours_s']:9.2f}{r['ratio']:8.2f}{more}", flush=True)
+    if args.json: print(json.dumps(rows))
 
 
 if __name__ == '__main__': main()

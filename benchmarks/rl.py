@@ -1,7 +1,7 @@
 """A step of self-critical training against the plain recipe, as ratios in one run.
 
     python benchmarks/rl.py                          # Up-Down and Transformer at the published sizes, both sample modes
-    python benchmarks/rl.py transformer --mode eval --json out.json
+    python benchmarks/rl.py transformer --mode eval --json
     python benchmarks/rl.py --small                  # a smoke test
 
 One step = draw 5 captions for each of 16 images, decode the greedy baseline, score both, loss, backward, clip, Adam. Images have up to 50 regions; captions may have 20 words and
@@ -128,16 +128,15 @@ def main():
     parser.add_argument('--mode', action='append', choices=SelfCritical.modes, help='default: both')
     parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
     parser.add_argument('--repeats', type=int, default=3)
-    parser.add_argument('--json', metavar='FILE', help='also write the rows')
+    parser.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
     args = parser.parse_args()
-    print(f"{'':24}{'plain s':>9}{'ours s':>9}{'ratio':>8}{'reward':>9}   ({torch.get_num_threads()} threads)")
+    if not args.json: print(f"{'':24}{'plain s':>9}{'ours s':>9}{'ratio':>8}{'reward':>9}   ({torch.get_num_threads()} threads)")
     rows = []
     for name in args.families:
         for row in compare(name, args.mode or SelfCritical.modes, args.small, args.repeats):
-            print(f"{row['name']:24}{row['peer_s']:9.2f}{row['ours_s']:9.2f}{row['ratio']:8.2f}{row['reward_share']:9.2%}", flush=True)
+            if not args.json: print(f"{row['name']:24}{row['peer_s']:9.2f}{row['ours_s']:9.2f}{row['ratio']:8.2f}{row['reward_share']:9.2%}", flush=True)
             rows.append(row)
-    if args.json:
-        with open(args.json, 'w') as f: json.dump(rows, f, indent=1)
+    if args.json: print(json.dumps(rows))
 
 
 if __name__ == '__main__': main()

@@ -11,7 +11,7 @@ The control goes on from the same checkpoint with cross-entropy, for as many ste
 Scores are CIDEr-D on the test split, which neither training sees; the settings below were chosen on the validation split. The draws are made at temperature 1/2:
 at 1 a model fresh from cross-entropy says too much at random, and its greedy captions gain little or lose (nbs/14_engine/62_self_critical.ipynb).
 """
-import argparse, json, logging, statistics, time
+import argparse, contextlib, json, logging, math, statistics, sys, time
 from pathlib import Path
 from xmodaler_nb.config import load_cfg_file
 from xmodaler_nb.datasets.real import prepare_real, real_options
@@ -101,17 +101,18 @@ def after(data, model, opts, out, seed, engine='RLTrainer', tiny=False):
 
 
 def table(out):
-    "One row per data set and model: the start, three seeds, the control."
+    "One row per data set, model and decoder: the start, three seeds, the control; `ours_s`, `peer_s`: processor seconds of a run with rewards and of a control."
     rows = []
     for folder in sorted(out.glob('*-xe')):
         name = folder.name[:-3]
-        def read(pattern): return [json.loads(f.read_text())['after'] for f in sorted(out.glob(f'{name}-{pattern}/scores.json'))]
+        def read(pattern, key='after'): return [json.loads(f.read_text())[key] for f in sorted(out.glob(f'{name}-{pattern}/scores.json'))]
+        def seconds(pattern): return statistics.mean(read(pattern, 'cpu_seconds') or [math.nan])
         start, rl, control = read('xe'), read('rl*'), read('control*')
         if not start or not rl: continue
         for how in ('greedy', 'beam'):
             got = [s[how]['CIDEr_D'] for s in rl]
             gain, noise = statistics.mean(got) - start[0][how]['CIDEr_D'], statistics.stdev(got) if len(got) > 1 else float('nan')
-            rows.append(dict(name=name, decoder=how, xe=start[0][how]['CIDEr_D'], rl=got, gain=gain, noise=noise, gain_per_noise=gain/noise if noise else float('nan'),
+            rows.append(dict(name=name, decoder=how, ours_s=seconds('rl*'), peer_s=seconds('control*'), ratio=seconds('control*')/seconds('rl*'), xe=start[0][how]['CIDEr_D'], rl=got, gain=gain, noise=noise, gain_per_noise=gain/noise if noise else float('nan'),
                              control=[s[how]['CIDEr_D'] for s in control], length=[start[0][how]['length'], statistics.mean(s[how]['length'] for s in rl)],
                              distinct=[start[0][how]['distinct_captions'], statistics.mean(s[how]['distinct_captions'] for s in rl)]))
     return rows
@@ -124,6 +125,16 @@ def print_table(rows):
               f"{' '.join(f'{x:.3f}' for x in r['control']):18}{r['length'][0]:7.1f} → {r['length'][1]:.1f}{r['distinct'][0]:6.0f} → {r['distinct'][1]:.0f}", flush=True)
 
 
+def train(which, out, args):
+    "All runs of a data set, or of one model on it, that are not there yet."
+    data, _, model = which.partition('/')
+    opts = data_options(data, out, args.data, args.tiny)
+    for m in [model] if model else MODELS:
+        xe(data, m, opts, out, args.tiny)
+        for seed in [] if args.xe_only else args.seeds:
+            for engine in ('RLTrainer', 'DefaultTrainer') if args.control else ('RLTrainer',): after(data, m, opts, out, seed, engine, args.tiny)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('which', nargs='*', default=['scenes'], help='scenes, ucm, or with a model: scenes/updown')
@@ -134,21 +145,15 @@ def main(argv=None):
     parser.add_argument('--control', action='store_true', help='also the control')
     parser.add_argument('--table', action='store_true', help='train nothing; print what is finished')
     parser.add_argument('--tiny', action='store_true', help='two steps on a few scenes: a smoke test')
-    parser.add_argument('--json', metavar='FILE', help='also write the rows')
+    parser.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
     out = Path(args.output_dir)
-    for which in [] if args.table else args.which:
-        data, _, model = which.partition('/')
-        opts = data_options(data, out, args.data, args.tiny)
-        for m in [model] if model else MODELS:
-            xe(data, m, opts, out, args.tiny)
-            if args.xe_only: continue
-            for seed in args.seeds:
-                for engine in ('RLTrainer', 'DefaultTrainer') if args.control else ('RLTrainer',): after(data, m, opts, out, seed, engine, args.tiny)
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        for which in [] if args.table else args.which: train(which, out, args)
     rows = table(out)
-    print_table(rows)
-    if args.json: Path(args.json).write_text(json.dumps(rows, indent=1))
+    if args.json: print(json.dumps([{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in rows]))
+    else: print_table(rows)
 
 
 if __name__ == '__main__': main()

@@ -98,7 +98,7 @@ def compare(small=False, n=10000, regions=36, width=1024, dtypes=('float32', 'fl
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
-    parser.add_argument('--json', action='store_true', help='print JSON')
+    parser.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
     parser.add_argument('--dtype', choices=('float32', 'float16'), default=None, help='only this one')
     parser.add_argument('--n', type=int, default=10000, help='images'); parser.add_argument('--width', type=int, default=1024)
     parser.add_argument('--repeats', type=int, default=3); parser.add_argument('--folder', default=None, help='where to write; default: the system\'s temporary folder')

@@ -1,12 +1,25 @@
 "The benchmark scripts run, both ways of a training step have the same loss, and both ways of a beam search say the same words."
 import importlib.util
 import json
+import subprocess
 import sys
 import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/'benchmarks'))
 import decode, engine, plain
+
+
+SMOKE = dict(plain=['updown', '--small', '--repeats', '1'], decode=['updown', '--small', '--images', '2', '--beams', '2', '--repeats', '1'], engine=['--small'], store=['--small'],
+             metrics=['--smoke', '--images', '12', '--repeats', '1', '--only', 'BLEU', 'reward'], rl=['updown', '--small', '--repeats', '1', '--mode', 'eval'], scst=['--table'])
+
+@pytest.mark.parametrize('script', sorted(p.stem for p in (ROOT/'benchmarks').glob('*.py')))
+def test_every_script_prints_its_rows(script, tmp_path):
+    "`--json`: one list on the standard output and nothing else, whatever the work had to say."
+    done = subprocess.run([sys.executable, ROOT/'benchmarks'/f'{script}.py', *SMOKE[script], '--json'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    out = json.loads(done.stdout)
+    assert isinstance(out, list) and (out or script == 'scst') and all({'name', 'ours_s', 'peer_s', 'ratio'} <= {*r} for r in out)
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -27,7 +40,7 @@ def test_metrics_smoke():
 
 def rows(capsys, *args):
     decode.main([*args, '--small', '--images', '3', '--repeats', '1', '--json'])
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return json.loads(capsys.readouterr().out)
 
 def test_both_ways_of_decoding_say_the_same(capsys):
     out = rows(capsys, 'transformer', 'clip_transformer', 'meshed_memory', 'updown', 'attention', 'xlan', '--beams', '3')

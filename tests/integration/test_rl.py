@@ -152,10 +152,11 @@ def test_published_configs_of_other_data_take_a_step(name, tmp_path):
 def test_benchmark_of_the_gain_runs(tmp_path, capsys):
     sys.path.insert(0, str(ROOT/'benchmarks'))
     import scst
-    scst.main(['scenes/updown', '--tiny', '--seeds', '1', '--control', '--output-dir', str(tmp_path), '--json', str(tmp_path/'rows.json')])
-    rows = json.loads((tmp_path/'rows.json').read_text())
+    scst.main(['scenes/updown', '--tiny', '--seeds', '1', '--control', '--output-dir', str(tmp_path), '--json'])
+    rows = json.loads(capsys.readouterr().out)
     assert {(r['name'], r['decoder']) for r in rows} == {('scenes-updown', 'greedy'), ('scenes-updown', 'beam')}
-    assert len(rows[0]['rl']) == len(rows[0]['control']) == 1
+    assert len(rows[0]['rl']) == len(rows[0]['control']) == 1 and rows[0]['noise'] is None
+    assert all(r['ours_s'] > 0 and r['ratio'] == r['peer_s']/r['ours_s'] for r in rows)
 
 
 def test_benchmark_runs_and_gradients_agree():
