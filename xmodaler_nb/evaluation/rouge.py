@@ -38,24 +38,29 @@ def lcs_length(
 # %% ../../nbs/10_evaluation/20_rouge.ipynb #a09b6ab9
 _BITS = np.array([bin(i).count('1') for i in range(256)], np.uint8)
 LONGEST = 62      # words of a caption whose steps fit into one integer
+_TABLE = 1 << 20  # entries of a table of masks
 
 def match_masks(
     hyp:np.ndarray,      # (all words,) word numbers of captions of at most `LONGEST` words, in a row
     hyp_lens:np.ndarray, # (images,) words per caption
-    words:np.ndarray,    # (all words,) word numbers of the references, in a row
-    image:np.ndarray,    # (all words,) image of each
+    words:np.ndarray,    # (all words,) word numbers of the references, image by image
+    image:np.ndarray,    # (all words,) image of each, ascending
     n_vocab:int,         # words known
 ) -> np.ndarray:         # (all words,) uint64, a one where the caption of that image has the word
     "`word_masks` of every caption, looked up for every word of its references."
-    place = np.arange(len(hyp))-np.repeat(np.cumsum(hyp_lens)-hyp_lens, hyp_lens)
-    key = np.repeat(np.arange(len(hyp_lens)), hyp_lens)*n_vocab+hyp
-    order = np.argsort(key, kind='stable')
-    key, bit = key[order], np.left_shift(np.uint64(1), place[order].astype(np.uint64))
-    first = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.zeros(0, np.int64)
-    key, mask = np.append(key[first], -1), np.append(np.bitwise_or.reduceat(bit, first), np.uint64(0)) if len(first) else np.zeros(1, np.uint64)
-    want = image*n_vocab+words
-    at = np.searchsorted(key[:-1], want)
-    return np.where(key[at] == want, mask[at], np.uint64(0))
+    n, out = len(hyp_lens), np.zeros(len(words), np.uint64)
+    begin = np.append(0, np.cumsum(hyp_lens))
+    bit = np.left_shift(np.uint64(1), (np.arange(len(hyp))-np.repeat(begin[:-1], hyp_lens)).astype(np.uint64))
+    own, want = np.repeat(np.arange(n), hyp_lens)*n_vocab+hyp, image*n_vocab+words     # a row of the table per image, a column per word
+    together = max(1, _TABLE//max(1, n_vocab))                                              # images that share a table: it should fit into the cache
+    table, firsts = np.zeros(together*n_vocab, np.uint64), np.arange(0, n, together)
+    lasts = np.minimum(firsts+together, n)
+    for i, h, g, a, b in zip(firsts.tolist(), begin[firsts].tolist(), begin[lasts].tolist(), np.searchsorted(image, firsts).tolist(), np.searchsorted(image, lasts).tolist()):
+        at = own[h:g]-i*n_vocab
+        np.add.at(table, at, bit[h:g])                                                 # a bit per place, each there once: the sum is the mask
+        out[a:b] = table[want[a:b]-i*n_vocab]
+        table[at] = 0
+    return out
 
 def lcs_lengths(
     masks:np.ndarray, # from `match_masks`
