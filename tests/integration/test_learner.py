@@ -1,4 +1,5 @@
 "DESIGN, fine print 4: each trap of fastai 2.8 that `CaptionLearner` removes, one test per line; and fastai's own callbacks, unchanged."
+import shutil
 import sys
 from pathlib import Path
 import pytest
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from fastai.basics import Callback, Learner
-from toy import ToyModel, ToyTrainer, fresh, loader, toy_cfg, xe
+from toy import ToyModel, ToyTrainer, events, fresh, loader, toy_cfg, xe
 from xmodaler_nb.config.constants import Batch, kfg
 from xmodaler_nb.engine import AMP, CaptionLearner, HookBase, Loaders
 
@@ -140,3 +141,11 @@ def test_one_cycle_schedule_of_fastai():
     learn = learner()
     with learn.no_logging(): learn.fit_one_cycle(2, 1e-2)
     assert max(learn.recorder.lrs) == pytest.approx(1e-2, rel=.1)
+
+
+def test_the_output_folder_need_not_exist(tmp_path):
+    "A trainer built without `default_setup`, in a notebook say, makes its folder itself."
+    cfg = toy_cfg(tmp_path/'runs'/'one')
+    shutil.rmtree(tmp_path/'runs')
+    fresh(cfg).train()
+    assert (tmp_path/'runs'/'one'/'model_final').is_dir() and events(tmp_path/'runs'/'one')

@@ -250,7 +250,7 @@ class JSONWriter(EventWriter):
         self._path, self._file, self._window, self._written = Path(json_file), None, window_size, {}
 
     def write(self):
-        "Append one line per iteration with new scalars: names sorted, plus `iteration`. The file is opened at the first write."
+        "Append one line per iteration with new scalars: names sorted, plus `iteration`. The file, and its folder, are made at the first write."
         new = _is_new(get_event_storage(), self._written, self._window)
         if not new: return
         text = ''
@@ -262,7 +262,9 @@ class JSONWriter(EventWriter):
 
     def _append(self, data):
         "Unbuffered, so that nothing is left to be written when the disk is full."
-        if self._file is None: self._file = open(self._path, 'ab', buffering=0)
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, 'ab', buffering=0)
         while data: data = data[self._file.write(data):]
         os.fsync(self._file.fileno())
 
