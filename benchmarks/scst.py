@@ -2,6 +2,7 @@
 
     python benchmarks/scst.py --control                        # scenes: Up-Down and Transformer, one XE checkpoint each, three seeds
     python benchmarks/scst.py ucm --control --data ../shared/data/ucm_captions
+    python benchmarks/scst.py rsicd --control --data ../shared/data/rsicd
     python benchmarks/scst.py scenes/updown --xe-only          # only the checkpoint to start from
     python benchmarks/scst.py --table                          # what is finished so far
     python benchmarks/scst.py --tiny                           # a smoke test
@@ -36,7 +37,7 @@ XE_DATA = {('scenes', 'transformer'): ['SOLVER.EPOCH', 7], ('ucm', 'updown'): ['
 AFTER = ['DATALOADER.TRAIN_BATCH_SIZE', 64, 'DATALOADER.SEQ_PER_SAMPLE', 4, 'LR_SCHEDULER.NAME', 'WarmupCosine', 'LR_SCHEDULER.WARMUP', 0, 'LR_SCHEDULER.MIN_LR', .05, 'SOLVER.GRAD_CLIP', 1., 'SOLVER.GRAD_CLIP_TYPE', 'norm', 'LOSSES.NAMES', ['CrossEntropy'],
          'RL.SAMPLE_MODE', 'eval', 'DECODE_STRATEGY.TEMPERATURE', .5, 'RL.CHECK', 'error', 'SCORER.NAME', 'BaseScorer', 'SCORER.TYPES', ['Cider'], 'SOLVER.WRITE_PERIOD', 1]
 RATE = dict(updown=.0004, transformer=.0003)
-SEEDS, EPOCHS = (1, 2, 3), dict(scenes=2, ucm=4)      # 78 and 104 steps
+SEEDS, EPOCHS = (1, 2, 3), dict(scenes=2, ucm=4, rsicd=1)      # 78, 104 and 136 steps
 
 
 def data_options(data, out, folder, tiny):
@@ -137,7 +138,7 @@ def train(which, out, args):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('which', nargs='*', default=['scenes'], help='scenes, ucm, or with a model: scenes/updown')
+    parser.add_argument('which', nargs='*', default=['scenes'], help='scenes, ucm, rsicd, or with a model: scenes/updown')
     parser.add_argument('--data', default='../shared/data/ucm_captions', help='folder of the real data set')
     parser.add_argument('--output-dir', default='runs/scst')
     parser.add_argument('--xe-only', action='store_true', help='only the checkpoints to start from')
