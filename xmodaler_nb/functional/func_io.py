@@ -37,11 +37,16 @@ def load_vocab(
 # %% ../../nbs/04_functional/20_func_io.ipynb #6f0350ed
 def _arrays(
     path:Path,  # .npy or .npz
+    wanted,     # see `read_np`
 ) -> dict:      # name → array
-    "All arrays of a file, read to the end."
+    "The arrays of a file, read to the end."
     content = np.load(path, allow_pickle=False)
     if isinstance(content, np.ndarray): return {'features': content}
-    with content: return {k: content[k] for k in content.files}
+    with content:
+        there = content.files
+        if len(there) == 1: return {'features': content[there[0]]}
+        some = [k for k in wanted(there) if k in there] if wanted else []
+        return {k: content[k] for k in some or there}
 
 def _stored(store, path):
     if path.stem not in store: raise FileNotFoundError(f"{path}: no such feature file; the store has no id {path.stem}")
@@ -49,17 +54,18 @@ def _stored(store, path):
 
 def read_np(
     path:str|Path,  # .npy or .npz
-) -> dict:          # name → array; a single array is always called 'features'
+    wanted=None,    # names in an .npz → those to read (all if it has none of them); None: all. Each array costs a tenth of a millisecond
+) -> dict:          # name → array; the only array of a file is always called 'features'
     "Read a file of arrays; errors name the file and never execute what is in it."
     path = Path(path)
     store = store_at(path.parent)
     if store is None and not path.is_file(): raise FileNotFoundError(f"{path}: no such feature file")
-    try: arrays = _arrays(path) if store is None else _stored(store, path)
+    try: arrays = _arrays(path, wanted) if store is None else _stored(store, path)
     except FileNotFoundError: raise
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f"{path}: not a readable .npy or .npz file, or cut off ({type(e).__name__}: {e})") from None
     if not arrays: raise ValueError(f"{path}: holds no array")
-    return {'features': next(iter(arrays.values()))} if len(arrays) == 1 else arrays
+    return {'features': next(iter(arrays.values()))} if store is not None and len(arrays) == 1 else arrays
 
 # %% ../../nbs/04_functional/20_func_io.ipynb #a5048103
 def _need(
