@@ -9,7 +9,7 @@
 
 Each training is a run of its own under --output-dir, and is not repeated if it is there. Small models, 64 images per step, a few minutes a run on one core.
 The control goes on from the same checkpoint with cross-entropy, for as many steps on the same images: what more training alone would have given.
-Scores are CIDEr-D on the test split, which neither training sees; the settings below were chosen on the validation split. The draws are made at temperature 1/2:
+Scores are CIDEr-D on the test split, which neither training sees (or with --validation on the validation split); the settings below were chosen on the validation split. The draws are made at temperature 1/2:
 at 1 a model fresh from cross-entropy says too much at random, and its greedy captions gain little or lose (nbs/14_engine/62_self_critical.ipynb).
 """
 import argparse, contextlib, json, logging, math, statistics, sys, time
@@ -58,13 +58,14 @@ def trained(cfg, seed, steps=None):
     trainer.resume_or_load(resume=False)
     start = time.process_time()
     trainer.train(0, steps)
-    return dict(after=scores_of(trainer), steps=steps or trainer.max_iter, cpu_seconds=time.process_time() - start)
+    seconds = time.process_time() - start
+    return dict(after=scores_of(trainer, 'test'), validation=scores_of(trainer, 'val'), steps=steps or trainer.max_iter, cpu_seconds=seconds)
 
 
-def scores_of(trainer):
-    refs, out = read_references(trainer.cfg.INFERENCE.TEST_ANNFILE), {}
+def scores_of(trainer, split):
+    refs, out = read_references(trainer.cfg.INFERENCE[f'{split.upper()}_ANNFILE']), {}
     for name, beam in (('greedy', False), ('beam', True)):
-        said = caption_split(trainer.model, trainer.test_data_loader, beam)
+        said = caption_split(trainer.model, getattr(trainer, f'{split}_data_loader'), beam)
         out[name] = score_split(said, refs)[0]
         out[name]['length'] = statistics.mean(len(s.split()) for s in said.values())
     return out
@@ -101,12 +102,19 @@ def after(data, model, opts, out, seed, engine='RLTrainer', tiny=False):
     return once(folder, work)
 
 
-def table(out):
-    "One row per data set, model and decoder: the start, three seeds, the control; `ours_s`, `peer_s`: processor seconds of a run with rewards and of a control."
+def kept(file, key):
+    "One entry of a run's scores."
+    scores = json.loads(file.read_text())
+    if key not in scores: raise SystemExit(f'{file}: has no {key!r} (it has: {", ".join(scores)}); it is of an older version of this script: remove its folder to train again')
+    return scores[key]
+
+
+def table(out, split='after'):
+    "One row per data set, model and decoder: the start, three seeds, the control, on the test split (`after`) or on `validation`; `ours_s`, `peer_s`: processor seconds of a run with rewards and of a control."
     rows = []
     for folder in sorted(out.glob('*-xe')):
         name = folder.name[:-3]
-        def read(pattern, key='after'): return [json.loads(f.read_text())[key] for f in sorted(out.glob(f'{name}-{pattern}/scores.json'))]
+        def read(pattern, key=split): return [kept(f, key) for f in sorted(out.glob(f'{name}-{pattern}/scores.json'))]
         def seconds(pattern): return statistics.mean(read(pattern, 'cpu_seconds') or [math.nan])
         start, rl, control = read('xe'), read('rl*'), read('control*')
         if not start or not rl: continue
@@ -144,6 +152,7 @@ def main(argv=None):
     parser.add_argument('--xe-only', action='store_true', help='only the checkpoints to start from')
     parser.add_argument('--seeds', type=int, nargs='*', default=SEEDS)
     parser.add_argument('--control', action='store_true', help='also the control')
+    parser.add_argument('--validation', action='store_true', help='scores on the validation split instead of the test split')
     parser.add_argument('--table', action='store_true', help='train nothing; print what is finished')
     parser.add_argument('--tiny', action='store_true', help='two steps on a few scenes: a smoke test')
     parser.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
@@ -152,7 +161,7 @@ def main(argv=None):
     out = Path(args.output_dir)
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
         for which in [] if args.table else args.which: train(which, out, args)
-    rows = table(out)
+    rows = table(out, 'validation' if args.validation else 'after')
     if args.json: print(json.dumps([{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in rows]))
     else: print_table(rows)
 

@@ -157,6 +157,9 @@ def test_benchmark_of_the_gain_runs(tmp_path, capsys):
     assert {(r['name'], r['decoder']) for r in rows} == {('scenes-updown', 'greedy'), ('scenes-updown', 'beam')}
     assert len(rows[0]['rl']) == len(rows[0]['control']) == 1 and rows[0]['noise'] is None
     assert all(r['ours_s'] > 0 and r['ratio'] == r['peer_s']/r['ours_s'] for r in rows)
+    scst.main(['--table', '--validation', '--output-dir', str(tmp_path), '--json'])
+    other = json.loads(capsys.readouterr().out)
+    assert [(r['name'], r['decoder']) for r in other] == [(r['name'], r['decoder']) for r in rows] and [r['xe'] for r in other] != [r['xe'] for r in rows]
 
 
 def test_benchmark_runs_and_gradients_agree():

@@ -32,7 +32,6 @@ def backend_for(
 
 def _join(world, rank, local, n_local, init, timeout):
     "Enter the process group; each process gets its own GPU where there is one."
-    import torch.distributed.nn.functional   # imported later (by a data-parallel model), its default arguments would hold the group beyond the end
     backend = backend_for(n_local)
     if backend == 'nccl': torch.cuda.set_device(local)
     dist.init_process_group(backend, init_method=init, world_size=world, rank=rank, timeout=timeout)

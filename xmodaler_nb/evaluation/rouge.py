@@ -52,7 +52,7 @@ def match_masks(
     begin = np.append(0, np.cumsum(hyp_lens))
     bit = np.left_shift(np.uint64(1), (np.arange(len(hyp))-np.repeat(begin[:-1], hyp_lens)).astype(np.uint64))
     own, want = np.repeat(np.arange(n), hyp_lens)*n_vocab+hyp, image*n_vocab+words     # a row of the table per image, a column per word
-    together = max(1, _TABLE//max(1, n_vocab))                                              # images that share a table: it should fit into the cache
+    together = max(1, _TABLE//max(1, n_vocab))                                         # images that share a table: it should fit into the cache
     table, firsts = np.zeros(together*n_vocab, np.uint64), np.arange(0, n, together)
     lasts = np.minimum(firsts+together, n)
     for i, h, g, a, b in zip(firsts.tolist(), begin[firsts].tolist(), begin[lasts].tolist(), np.searchsorted(image, firsts).tolist(), np.searchsorted(image, lasts).tolist()):

@@ -54,7 +54,7 @@ def _stored(store, path):
 
 def read_np(
     path:str|Path,  # .npy or .npz
-    wanted=None,    # names in an .npz → those to read (all if it has none of them); None: all. Each array costs a tenth of a millisecond
+    wanted=None,    # function: names in an .npz → those to read (all if it has none of them); None: all
 ) -> dict:          # name → array; the only array of a file is always called 'features'
     "Read a file of arrays; errors name the file and never execute what is in it."
     path = Path(path)

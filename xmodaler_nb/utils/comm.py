@@ -12,9 +12,10 @@ import gc, os, weakref
 import numpy as np, torch
 import torch.distributed as dist
 from torch import nn
+if dist.is_available(): import torch.distributed.nn.functional    # see *Leaving*
 
 # %% ../../nbs/02_utils/40_comm.ipynb #fd610bba
-_groups = weakref.WeakValueDictionary()   # 'local': the processes of this machine; 'objects': a gloo group beside nccl. torch keeps them until the end, we no longer
+_groups = weakref.WeakValueDictionary()   # 'local': the processes of this machine; 'objects': a gloo group beside nccl. torch keeps both alive while there is a process group
 
 def _joined() -> bool: return dist.is_available() and dist.is_initialized()
 

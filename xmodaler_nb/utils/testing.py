@@ -60,14 +60,14 @@ def set_seed(
 # %% ../../nbs/02_utils/90_testing.ipynb #c3a7a2cd
 _RANK = """
 import datetime, sys
-import torch, torch.distributed as dist, torch.distributed.nn.functional
+import torch, torch.distributed as dist
+from xmodaler_nb.utils.comm import leave_process_group
 rank, world_size, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group('gloo', init_method='file://' + store, rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=60))
-before = set(globals())
-try: exec(compile(sys.stdin.read(), 'rank', 'exec'))
+space = dict(globals())
+try: exec(compile(sys.stdin.read(), 'rank', 'exec'), space)
 finally:
-    from xmodaler_nb.utils.comm import leave_process_group
-    for name in {*globals()} - before - {'before', 'leave_process_group', 'name'}: del globals()[name]   # what they made may hold the group
+    space.clear()             # what the lines made may hold the group
     leave_process_group()
 """
 
