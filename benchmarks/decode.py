@@ -18,7 +18,8 @@ import sys
 import time
 import torch
 from torch import nn
-from xmodaler_nb.config import Batch, config_file, kfg, load_cfg_file
+from xmodaler_nb.config import Batch, config_file, kfg
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets.collate import collate
 from xmodaler_nb.modeling import build_model
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, GreedyDecoder

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 import numpy as np
 import torch
-from xmodaler_nb.config import load_cfg_file
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.config.constants import kfg
-from xmodaler_nb.datasets.scenes import make_scenes
+from xmodaler_nb.own.scenes import make_scenes
 from xmodaler_nb.engine import DefaultTrainer, EndlessLoader, HookBase
 from xmodaler_nb.utils.store import FeatureWriter
 

@@ -13,7 +13,8 @@ expanded rows, one LSTM cell and one predictor call per word, attention with exp
 import argparse, json, statistics, time
 import torch
 from torch import nn
-from xmodaler_nb.config import config_file, kfg, load_cfg_file
+from xmodaler_nb.config import config_file, kfg
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets.collate import collate
 from xmodaler_nb.losses import build_losses
 from xmodaler_nb.modeling import build_model

@@ -13,7 +13,8 @@ import argparse, json, math, statistics, time
 import numpy as np
 import torch
 from torch import nn
-from xmodaler_nb.config import config_file, kfg, load_cfg_file
+from xmodaler_nb.config import config_file, kfg
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets.collate import collate
 from xmodaler_nb.engine.learner import CaptionLearner
 from xmodaler_nb.engine.self_critical import SelfCritical, evaluating

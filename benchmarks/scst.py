@@ -14,11 +14,11 @@ at 1 a model fresh from cross-entropy says too much at random, and its greedy ca
 """
 import argparse, contextlib, json, logging, math, statistics, sys, time
 from pathlib import Path
-from xmodaler_nb.config import load_cfg_file
-from xmodaler_nb.datasets.real import prepare_real, real_options
-from xmodaler_nb.datasets.scenes import make_scenes
+from xmodaler_nb.modeling import load_cfg_file
+from xmodaler_nb.own.real import prepare_real, real_options
+from xmodaler_nb.own.scenes import make_scenes
 from xmodaler_nb.engine.build import build_engine
-from xmodaler_nb.engine.commands import caption_split, read_references, score_split
+from xmodaler_nb.commands.commands import caption_split, read_references, score_split
 from xmodaler_nb.utils.env import seed_all_rng
 from xmodaler_nb.utils.events import truncate_jsonl
 

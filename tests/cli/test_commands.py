@@ -3,7 +3,7 @@ import json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from xmodaler_nb.datasets.layout import write_features, write_pickle, write_tiny, write_vocabulary
-from xmodaler_nb.engine.commands import caption_main, demo_main, real_main, train_main
+from xmodaler_nb.commands.commands import caption_main, demo_main, real_main, train_main
 from xmodaler_nb.utils.safe_pickle import safe_load
 
 

@@ -1,7 +1,7 @@
 "Bad data is found before the first step, and the message names file or id, the rule and what was seen."
 import pickle, random
 import numpy as np, pytest, torch
-from xmodaler_nb.config import load_cfg_file
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets import build_xmodaler_train_loader
 from xmodaler_nb.datasets.check import DatasetError, check_dataset, check_datasets
 from xmodaler_nb.datasets.layout import write_features, write_pickle, write_tiny, write_vocabulary

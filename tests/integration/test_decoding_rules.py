@@ -2,7 +2,8 @@
 import copy
 import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from xmodaler_nb.config import Batch, kfg, load_cfg_file
+from xmodaler_nb.config import Batch, kfg
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.modeling import build_model
 from xmodaler_nb.modeling.layers.rows import alike
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, DiverseBeamSearcher, EnsembleBeamSearcher, GreedyDecoder, build_beam_searcher, build_greedy_decoder

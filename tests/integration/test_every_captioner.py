@@ -7,13 +7,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'parity'))
 from golden_models import Golden, near, no_dropout
 from test_exam import CAPTIONERS
 from xmodaler_nb.checkpoint import XmodalerCheckpointer
-from xmodaler_nb.checkpoint.files import CheckpointError
-from xmodaler_nb.config import config_file, kfg, load_cfg_file
+from xmodaler_nb.utils.checkpoint_files import CheckpointError
+from xmodaler_nb.config import config_file, kfg
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.engine.ema import ModelEma
 from xmodaler_nb.losses import build_losses
 from xmodaler_nb.modeling import build_model
 from xmodaler_nb.modeling.meta_arch import Ensemble
-from xmodaler_nb.utils.testing import check_learns
+from xmodaler_nb.modeling.exam import check_learns
 
 every = pytest.mark.parametrize('name', CAPTIONERS)
 LEAKS = {'video_tdconved'}                     # models that, as X-modaler's, look at padded frames

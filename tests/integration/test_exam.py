@@ -1,11 +1,11 @@
-"Every captioner passes the same exam (`utils.testing.check_model`): learn, decode, save, ignore the neighbours. A new model adds its name."
+"Every captioner passes the same exam (`modeling.exam.check_model`): learn, decode, save, ignore the neighbours. A new model adds its name."
 import sys
 from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'parity'))
 from golden_models import Golden
-from xmodaler_nb.utils.testing import check_model
+from xmodaler_nb.modeling.exam import check_model
 
 CAPTIONERS = ['updown', 'attention', 'lstm_a', 'gcn', 'transformer', 'xlan', 'video_mplstm', 'video_salstm', 'video_transformer', 'meshed_memory', 'clip_transformer', 'cosnet', 'video_tdconved', 'tden_captioner']
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from xmodaler_nb.checkpoint import XmodalerCheckpointer, read_checkpoint
-from xmodaler_nb.config import load_cfg_file
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.config.constants import kfg
 from xmodaler_nb.engine import defaults
 
@@ -26,7 +26,7 @@ DATALOADER.TRAIN_BATCH_SIZE 10 DECODE_STRATEGY.BEAM_SIZE 2 ENGINE.CHECKPOINT_ITE
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     import torch._dynamo, torch.utils.tensorboard, xmodaler_nb.datasets, xmodaler_nb.modeling    # noqa: F401  what every life would import: once, before the forks
-    from xmodaler_nb.datasets.scenes import make_scenes
+    from xmodaler_nb.own.scenes import make_scenes
     return make_scenes(tmp_path_factory.mktemp('scenes'), 'tiny')
 
 

@@ -1,7 +1,8 @@
 "Loaders: the same batches whatever the number of workers, the place of an interruption, or the kind of mapper."
 import random
 import numpy as np, pytest, torch
-from xmodaler_nb.config import Batch, load_cfg_file
+from xmodaler_nb.config import Batch
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets import MSCoCoDataset, build_xmodaler_train_loader, build_xmodaler_valtest_loader
 from xmodaler_nb.datasets.layout import write_tiny
 

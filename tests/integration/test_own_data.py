@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 from xmodaler_nb.captioner import Captioner
-from xmodaler_nb.config import load_cfg_file
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets import build_xmodaler_train_loader
 from xmodaler_nb.datasets.check import DatasetError, check_datasets
-from xmodaler_nb.datasets.data_cli import data_main
-from xmodaler_nb.datasets.extract import BackboneExtractor, extract_features, read_clip
-from xmodaler_nb.datasets.own import CaptionData, WrittenData
-from xmodaler_nb.datasets.own_check import Sample
+from xmodaler_nb.commands.data import data_main
+from xmodaler_nb.own.extract import BackboneExtractor, extract_features, read_clip
+from xmodaler_nb.own.data import CaptionData, WrittenData
+from xmodaler_nb.own.check import Sample
 from xmodaler_nb.utils.store import FeatureStore
 
 COLOURS = dict(red=(220, 30, 30), green=(30, 180, 60), blue=(40, 60, 220), black=(10, 10, 10), yellow=(230, 210, 40))
@@ -158,7 +158,7 @@ def test_the_table_names_everything(photos, tmp_path):
 
 def test_torchrun_fills_one_store(photos, tmp_path):
     "Two processes, told apart by what torchrun sets."
-    code = f"from xmodaler_nb.datasets.data_cli import data_main; raise SystemExit(data_main(['extract', {str(photos)!r}, {str(tmp_path/'s')!r}, '--size', '56', '--batch-size', '3']))"
+    code = f"from xmodaler_nb.commands.data import data_main; raise SystemExit(data_main(['extract', {str(photos)!r}, {str(tmp_path/'s')!r}, '--size', '56', '--batch-size', '3']))"
     (tmp_path/'run.py').write_text(code)
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(tmp_path/'run.py')], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr[-1500:]
@@ -196,7 +196,7 @@ for op in ('nms', 'qnms'):
     if not hasattr(torch.ops.torchvision, op): lib.define(f'{{op}}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
 import numpy as np
 from PIL import Image
-from xmodaler_nb.datasets.extract import BackboneExtractor, load_backbone
+from xmodaler_nb.own.extract import BackboneExtractor, load_backbone
 ex = BackboneExtractor('torchvision/resnet18', 'grid', size=64, weights=None)
 assert ex(np.asarray(Image.open({str(photos/'pic0.png')!r})))['features'].shape == (4, 512)
 assert BackboneExtractor.from_dict(ex.to_dict()).to_dict() == ex.to_dict()
@@ -206,7 +206,7 @@ for name, says in (('nosuchnet', 'nosuchnet'), ('vit_b_16', 'no convolutional ma
     except ValueError as e: assert says in str(e), e
     else: raise AssertionError(name)
 from torchvision import models
-from xmodaler_nb.config import load_cfg_file
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.modeling.backbone import build_backbone
 net = models.resnet18(num_classes=7)                 # own classes: the head does not fit, and does not matter
 torch.save(net.state_dict(), {str(tmp_path/'mine.pth')!r})
@@ -256,7 +256,7 @@ def test_a_video_file(tmp_path):
 
 def test_from_twenty_pictures_to_a_caption(photos, tmp_path):
     "write → train a few steps → one line about a new picture, also from a saved folder and from a console command."
-    from xmodaler_nb.engine.commands import caption_main, run_training
+    from xmodaler_nb.commands.commands import caption_main, run_training
     written = CaptionData.from_folder(photos).write(tmp_path/'data', backbone='patches', size=56, min_count=1, val=0.1, test=0.1, layout='store')
     cfg = load_cfg_file('demo.yaml', [*written.cfg_overrides, 'OUTPUT_DIR', str(tmp_path/'run'), 'SOLVER.EPOCH', 24, 'DATALOADER.TRAIN_BATCH_SIZE', 8, 'DATALOADER.SEQ_PER_SAMPLE', 2, 'DATASETS.VAL', '', 'SOLVER.CHECKPOINT_PERIOD', 24, 'SOLVER.EVAL_PERIOD', 24,
                                       'MODEL.DECODER_DIM', 48, 'MODEL.TOKEN_EMBED.DIM', 32, 'MODEL.VISUAL_EMBED.OUT_DIM', 48, 'MODEL.UPDOWN.ATT_EMBED_SIZE', 32, 'SOLVER.BASE_LR', 0.02])

@@ -1,10 +1,10 @@
 "The real data sets, where they are: every file is read, every word is found again."
 import collections
 import pytest
-from xmodaler_nb.config import load_cfg_file
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets import build_xmodaler_train_loader
 from xmodaler_nb.datasets.check import check_datasets
-from xmodaler_nb.datasets.real import prepare_real, read_split, real_options, split_words
+from xmodaler_nb.own.real import prepare_real, read_split, real_options, split_words
 from xmodaler_nb.functional import decode_sequence, load_vocab, read_lines
 
 

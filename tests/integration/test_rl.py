@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from xmodaler_nb.config import config_file, kfg, load_cfg_file
+from xmodaler_nb.config import config_file, kfg
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets.sampler import TrainingLoader
-from xmodaler_nb.datasets.scenes import make_scenes
+from xmodaler_nb.own.scenes import make_scenes
 from xmodaler_nb.engine import build_engine
 from xmodaler_nb.engine.build import ENGINE_REGISTRY
 from xmodaler_nb.utils.env import seed_all_rng

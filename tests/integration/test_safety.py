@@ -14,7 +14,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import events, fresh, same_weights, toy_cfg
 from xmodaler_nb.checkpoint import CheckpointError, XmodalerCheckpointer, write_checkpoint
-from xmodaler_nb.checkpoint.files import check_name, load_weights
+from xmodaler_nb.utils.checkpoint_files import check_name, load_weights
 from xmodaler_nb.config import CfgNode
 from xmodaler_nb.engine import HookBase
 from xmodaler_nb.datasets.annotations import load_annotations

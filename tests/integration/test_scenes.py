@@ -3,11 +3,12 @@ import hashlib, json, os, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest
-from xmodaler_nb.config import kfg, load_cfg_file, config_file
+from xmodaler_nb.config import kfg, config_file
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets.build import build_xmodaler_train_loader, build_xmodaler_valtest_loader
-from xmodaler_nb.datasets.scenes import make_scenes, bounds, vocabulary
-from xmodaler_nb.datasets.scenes.grammar import TEMPLATES
-from xmodaler_nb.datasets.scenes.write import draw_splits
+from xmodaler_nb.own.scenes import make_scenes, bounds, vocabulary
+from xmodaler_nb.own.scenes.grammar import TEMPLATES
+from xmodaler_nb.own.scenes.write import draw_splits
 
 COUNTS = dict(train=30, val=5, test=20)
 # Of `draw_splits(COUNTS, seed=0)`: if this changes, raise `datasets.scenes.write.VERSION` too.
@@ -25,7 +26,7 @@ def test_the_same_on_every_machine(video): assert drawn(video) == (CLIPS if vide
 def digest(folder): return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob('*')) if p.is_file()}
 
 def test_two_processes_write_the_same_bytes(tmp_path):
-    code = f"import sys; from xmodaler_nb.datasets.scenes import make_scenes; make_scenes(sys.argv[1], counts={COUNTS}, variants=('boxes','regions36'))"
+    code = f"import sys; from xmodaler_nb.own.scenes import make_scenes; make_scenes(sys.argv[1], counts={COUNTS}, variants=('boxes','regions36'))"
     for i in range(2):
         subprocess.run([sys.executable, '-c', code, str(tmp_path/str(i))], check=True, env={**os.environ, 'PYTHONHASHSEED': str(i)})
     a, b = (digest(tmp_path/str(i)) for i in range(2))

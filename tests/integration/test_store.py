@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from xmodaler_nb.config import load_cfg_file
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets import build_xmodaler_train_loader
 from xmodaler_nb.datasets.check import check_datasets
 from xmodaler_nb.datasets.layout import write_tiny
-from xmodaler_nb.datasets.store_import import import_npz
+from xmodaler_nb.own.store_import import import_npz
 from xmodaler_nb.utils.store import FeatureStore, FeatureWriter, StoreError
 
 sys.path.insert(0, str(ROOT/'benchmarks'))

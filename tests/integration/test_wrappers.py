@@ -3,11 +3,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from xmodaler_nb.config import load_cfg_file
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets.build import build_dataset_mapper
 from xmodaler_nb.datasets.common import Draw, MapDataset
 from xmodaler_nb.datasets.layout import write_tiny
-from xmodaler_nb.datasets.store_import import import_npz
+from xmodaler_nb.own.store_import import import_npz
 from xmodaler_nb.utils.safe_pickle import safe_load
 
 SETS = dict(MSCoCoDataset=('mscoco', 'image_id'), MSCoCoSampleByTxtDataset=('mscoco', 'image_id'), MSCoCoCOSNetDataset=('cosnet/mscoco', 'image_id'), MSVDDataset=('msvd', 'video_id'), MSRVTTDataset=('msrvtt', 'video_id'))

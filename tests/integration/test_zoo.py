@@ -1,7 +1,7 @@
 "`make models` in small: every captioner goes from its YAML through the trainer to scored captions."
 import json
 import pytest
-from xmodaler_nb.engine.zoo import MARK, ZOO, models_main, train_one, write_table
+from xmodaler_nb.commands.models import MARK, ZOO, models_main, train_one, write_table
 
 
 @pytest.fixture(scope='module')

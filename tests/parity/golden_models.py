@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
 from conftest import golden_dir
-from xmodaler_nb.config import Batch, config_file, kfg, load_cfg_file
+from xmodaler_nb.config import Batch, config_file, kfg
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.modeling import build_model
 from xmodaler_nb.utils.testing import test_near as near
 

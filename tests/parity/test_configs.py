@@ -2,7 +2,8 @@
 import json, os, warnings
 from pathlib import Path
 import pytest, yaml
-from xmodaler_nb.config import CfgNode, config_file, get_cfg, load_cfg_file
+from xmodaler_nb.config import CfgNode, config_file, get_cfg
+from xmodaler_nb.modeling import load_cfg_file
 
 GOLDEN = Path(os.environ.get('XMODALER_GOLDEN', Path(__file__).parent/'golden'))/'configs'
 CASES = {d['config']: d for d in (json.loads(f.read_text()) for f in sorted(GOLDEN.glob('configs__*.json')))}

@@ -2,7 +2,8 @@
 import gzip, json
 import pytest, torch
 from conftest import ROOT, golden_dir
-from xmodaler_nb.config import config_file, load_cfg_file
+from xmodaler_nb.config import config_file
+from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.modeling.meta_arch import META_ARCH_REGISTRY
 
 def manifests():

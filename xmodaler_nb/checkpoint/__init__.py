@@ -7,7 +7,7 @@ __all__ = ['CheckpointError', 'load_pth', 'load_weights', 'read_checkpoint', 'sa
            'PeriodicEpochCheckpoint', 'PeriodicEpochCheckpointer', 'XmodalerCheckpoint', 'XmodalerCheckpointer']
 
 # %% ../../nbs/13_checkpoint/99_checkpoint.ipynb #90c37d06
-from .files import CheckpointError, load_pth, load_weights, read_checkpoint, save_weights, write_checkpoint
+from ..utils.checkpoint_files import CheckpointError, load_pth, load_weights, read_checkpoint, save_weights, write_checkpoint
 from .xmodaler_checkpoint import (PeriodicEpochCheckpoint, PeriodicEpochCheckpointer, XmodalerCheckpoint,
                                                         XmodalerCheckpointer)
 

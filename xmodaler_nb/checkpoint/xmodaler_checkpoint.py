@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
-from .files import (CheckpointError, check_name, load_pth, load_weights, read_checkpoint, read_meta, recover, remove_dir, write_checkpoint,
+from ..utils.checkpoint_files import (CheckpointError, check_name, load_pth, load_weights, read_checkpoint, read_meta, recover, remove_dir, write_checkpoint,
                                           write_text)
 from ..utils.comm import is_main_process, unwrap_model
 

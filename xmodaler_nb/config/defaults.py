@@ -6,7 +6,7 @@
 __all__ = ['OUR_KEYS', 'without_our_keys']
 
 # %% ../../nbs/03_config/10_defaults.ipynb #c55a19df
-from .config import CfgNode as CN
+from .node import CfgNode as CN
 
 # %% ../../nbs/03_config/10_defaults.ipynb #95d451e7
 _C = CN()

@@ -6,7 +6,7 @@
 __all__ = ['DATASETS_REGISTRY', 'build_dataset_mapper', 'build_xmodaler_train_loader', 'build_xmodaler_valtest_loader', 'collate',
            'DatasetFromList', 'MapDataset', 'MSCoCoBertDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset',
            'MSCoCoFeatDataset', 'MSCoCoImageDataset', 'MSCoCoRawDataset', 'MSCoCoSampleByTxtDataset', 'MSRVTTDataset',
-           'MSVDDataset', 'CaptionData', 'extract_features']
+           'MSVDDataset']
 
 # %% ../../nbs/06_datasets/99_datasets.ipynb #45854709
 from .build import DATASETS_REGISTRY, build_dataset_mapper, build_xmodaler_train_loader, build_xmodaler_valtest_loader
@@ -14,9 +14,8 @@ from .collate import collate
 from .common import DatasetFromList, MapDataset
 from .images import MSCoCoBertDataset, MSCoCoCOSNetDataset, MSCoCoDataset, MSCoCoFeatDataset, MSCoCoImageDataset, MSCoCoRawDataset, MSCoCoSampleByTxtDataset
 from .videos import MSRVTTDataset, MSVDDataset
-from .own import CaptionData
-from .extract import extract_features
+
 
 # %% ../../nbs/06_datasets/99_datasets.ipynb #70a5a6b8
 _all_ = ['DATASETS_REGISTRY', 'build_dataset_mapper', 'build_xmodaler_train_loader', 'build_xmodaler_valtest_loader', 'collate', 'DatasetFromList', 'MapDataset',
-         'MSCoCoBertDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset', 'MSCoCoFeatDataset', 'MSCoCoImageDataset', 'MSCoCoRawDataset', 'MSCoCoSampleByTxtDataset', 'MSRVTTDataset', 'MSVDDataset', 'CaptionData', 'extract_features']
+         'MSCoCoBertDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset', 'MSCoCoFeatDataset', 'MSCoCoImageDataset', 'MSCoCoRawDataset', 'MSCoCoSampleByTxtDataset', 'MSRVTTDataset', 'MSVDDataset']

@@ -16,7 +16,7 @@ from fastai.basics import Recorder
 from fastai.learner import CastToTensor
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastcore.basics import patch
-from ..checkpoint.files import write_text
+from ..utils.checkpoint_files import write_text
 from ..checkpoint.xmodaler_checkpoint import XmodalerCheckpointer
 from ..config.constants import Batch, kfg
 from . import hooks

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from fastcore.basics import patch
-from ..checkpoint.files import CheckpointError, read_meta
+from ..utils.checkpoint_files import CheckpointError, read_meta
 from ..checkpoint.xmodaler_checkpoint import PeriodicEpochCheckpointer
 from .methods import EndlessLoader
 from .train_loop import HookBase

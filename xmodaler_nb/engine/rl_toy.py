@@ -10,7 +10,8 @@ __all__ = ['COLOURS', 'THINGS', 'PLACES', 'WORDS', 'toy_captions', 'to_ids', 'to
 import math
 from collections import Counter
 import torch
-from ..config import config_file, kfg, load_cfg_file
+from ..config import config_file, kfg
+from ..modeling import load_cfg_file
 from ..datasets.collate import collate
 
 # %% ../../nbs/14_engine/61_rl_toy.ipynb #c24532f0

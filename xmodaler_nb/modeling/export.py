@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
-from ..checkpoint.files import write_text
+from ..utils.checkpoint_files import write_text
 from ..config import Batch, kfg
 from ..datasets.collate import collate
 from .decode_strategy.state import DictState
@@ -151,7 +151,7 @@ def export_model(
     return folder
 
 def _save_onnx(program, path):
-    from xmodaler_nb.datasets.store_import import need
+    from xmodaler_nb.utils.env import need
     need('onnx', 'export'); need('onnxscript', 'export')
     torch.onnx.export(program, dynamo=True, optimize=False, verbose=False).save(str(path))
 
@@ -172,7 +172,7 @@ class ExportedModel:
 
     def _load_onnx(self, path):
         "A graph as a function, in ONNX Runtime."
-        from xmodaler_nb.datasets.store_import import need
+        from xmodaler_nb.utils.env import need
         session = need('onnxruntime', 'export').InferenceSession(str(path.with_suffix('.onnx')), providers=['CPUExecutionProvider'])
         names, encoder = [i.name for i in session.get_inputs()], path.name == 'encoder'
         order = self.meta['inputs'] if encoder else ['tokens', 'clock', *self.meta['state']]

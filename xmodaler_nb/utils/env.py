@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'TORCH_VERSION', 'ENV_MODULE', 'seed_all_rng', 'get_rng_state', 'set_rng_state', 'setup_custom_environment',
-           'setup_environment']
+           'setup_environment', 'need']
 
 # %% ../../nbs/02_utils/10_env.ipynb #e85c73de
 import importlib, logging, os, random, sys
@@ -88,3 +88,13 @@ def setup_environment():
     logger.warning("running setup_environment() of module %s, named in %s", name, ENV_MODULE)
     setup_custom_environment(name)
     _done = True
+
+# %% ../../nbs/02_utils/10_env.ipynb #46dd89cc
+def need(
+    module:str, # to import
+    extra:str,  # of this package that brings it
+):              # the module
+    "An optional package, or which extra to install."
+    try: return importlib.import_module(module)
+    except ImportError: raise ImportError(f"this needs {module}: pip install 'xmodaler_nb[{extra}]'") from None
+    except RuntimeError as e: raise ImportError(f"{module} is installed but cannot be imported ({e}); the usual cause is a build for another version of torch: install both together, pip install 'xmodaler_nb[{extra}]'") from None

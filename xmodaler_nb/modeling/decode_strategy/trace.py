@@ -183,19 +183,3 @@ def to_json(self:DecodeTrace,
     "The search as JSON text."
     what = [self.to_dict(i) for i in range(self.n)] if image is None else self.to_dict(image)
     return json.dumps(what, default=str, ensure_ascii=False, **kwargs)
-
-# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #5eecad55
-@patch
-def to_html(self:DecodeTrace,
-    image:int=0, # which picture
-) -> str:        # HTML without scripts
-    "The search for one picture, drawn."
-    from xmodaler_nb.modeling.decode_strategy.render import render_beam_tree, render_attention_strip
-    best = self.best(image)
-    words = best.words + ['.']*best.ended
-    strip = '' if best.attention is None else render_attention_strip(words, best.attention)
-    if best.word_attention is not None: strip += render_attention_strip(words, best.word_attention, columns=['start', *words])
-    return f'<div>{render_beam_tree(self, image)}{strip}</div>'
-
-@patch
-def _repr_html_(self:DecodeTrace): return self.to_html() if self.steps and self._order is not None else None

@@ -15,7 +15,8 @@ from ...config import configurable, kfg
 from ..layers.cosnet_layer import COSNetDecBlock
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
-from .transformer_decoder import attention_fields, words_mask
+from .transformer_decoder import attention_fields
+from ..layers.rows import words_mask
 
 # %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #9abed869
 @DECODER_REGISTRY.register()

@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from ...config import configurable, kfg
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
-from .transformer_decoder import attention_fields, project_regions, words_mask
+from .transformer_decoder import attention_fields, project_regions
+from ..layers.rows import words_mask
 from ..encoder.two_stream_bert_encoder import drop_layer
 from ..layers.bert import BertGenerationLayer, BertUnderstandingLayer
 from ..layers.rows import repeat_rows, rows_per_image

@@ -17,7 +17,8 @@ from ..layers.multihead_attention import MultiHeadAttention
 from ..layers.positionwise_feedforward import PositionWiseFeedForward
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
-from .transformer_decoder import attention_fields, words_mask
+from .transformer_decoder import attention_fields
+from ..layers.rows import words_mask
 
 # %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #b2120ada
 class MeshedDecoderLayer(nn.Module):
