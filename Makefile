@@ -9,7 +9,7 @@ WORKERS ?= $(shell nproc)
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
-.PHONY: help setup demo real test test-export test-nbs test-py nbs docs readme bench models clean
+.PHONY: help setup demo real test test-export test-nbs test-py nbs docs readme bench models export clean
 help:        ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
 
@@ -33,6 +33,9 @@ test-nbs: setup     ## run every notebook
 test-py: setup      ## pytest
 	$(BIN)/python -m pytest -q -m 'not slow and not cuda' tests
 
+export: setup  ## write the package from the notebooks
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
 nbs: setup   ## re-execute one notebook in place: make nbs NB=nbs/03_config/00_config.ipynb
 	$(BIN)/nbdev_export
 	cd $(dir $(NB)) && $(abspath $(BIN))/jupyter nbconvert --to notebook --execute --inplace $(notdir $(NB))

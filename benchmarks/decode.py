@@ -25,7 +25,7 @@ from xmodaler_nb.modeling import build_model
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, GreedyDecoder
 from xmodaler_nb.modeling.decode_strategy.state import DictState
 from xmodaler_nb.modeling.layers import few_rows
-from plain import FAMILIES, SMALL, SMALL_TOO, explicit_attention, samples
+from plain import FAMILIES, SMALL, SMALL_MORE, explicit_attention, samples
 
 DEFAULT = ['transformer', 'meshed_memory', 'updown']
 REPEATED = (kfg.ATT_FEATS, kfg.GLOBAL_FEATS, kfg.ATT_MASKS, kfg.EXT_ATT_MASKS, kfg.P_ATT_FEATS, kfg.EXT_G_TOKENS_MASKS, kfg.G_TOKENS_TYPE)
@@ -34,7 +34,7 @@ TARGETS = dict(transformer=3., meshed_memory=3., updown=2.)
 
 def make(name, images, small=False):
     "Config, model in evaluation mode whose sentences do not end early, and a batch."
-    opts = ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', '', 'MODEL.MAX_SEQ_LEN', 20] + (SMALL + SMALL_TOO.get(name, []) if small else [])
+    opts = ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', '', 'MODEL.MAX_SEQ_LEN', 20] + (SMALL + SMALL_MORE.get(name, []) if small else [])
     cfg = load_cfg_file(config_file(FAMILIES[name]), opts)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
@@ -64,13 +64,13 @@ def plain_meshed(model, b):
     "The same with three levels of regions."
     x, past = b[kfg.G_TOKEN_EMBED][:,None], []
     hidden = b[kfg.ATT_MASKS].float()*-1e9
-    def ask(m, q, kv, mask):
+    def attend(m, q, kv, mask):
         a = m.attention
         return m.add(q, a.fc_o(explicit_attention(a.fc_q(q), a.fc_k(kv), a.fc_v(kv), mask, a.num_head)[0]))
     for layer, seen in zip(model.decoder.layers, b[kfg.HISTORY_STATES]):
         past.append(torch.cat([seen, x], 1))
-        s = ask(layer.self_att, x, past[-1], None)
-        e = [ask(layer.enc_att, s, b[kfg.ATT_FEATS][:,j], hidden) for j in range(len(layer.fc_alpha))]
+        s = attend(layer.self_att, x, past[-1], None)
+        e = [attend(layer.enc_att, s, b[kfg.ATT_FEATS][:,j], hidden) for j in range(len(layer.fc_alpha))]
         x = layer.pwff(sum(torch.sigmoid(fc(torch.cat([s, y], -1)))*y for fc, y in zip(layer.fc_alpha, e))/len(e)**.5)
     return {kfg.G_HIDDEN_STATES: [x], kfg.HISTORY_STATES: past}
 
@@ -86,19 +86,19 @@ def plain_start(name, model, batch):
     return b.merge({kfg.HISTORY_STATES: [b[kfg.ATT_FEATS].new_zeros(len(batch[kfg.ATT_FEATS]), 0, d) for _ in layers]})
 
 
-class unturned(contextlib.ContextDecorator):
+class untransposed(contextlib.ContextDecorator):
     "Within this context matrix products are asked for as written."
-    def __enter__(self): self.many, few_rows.MANY = few_rows.MANY, 0
-    def __exit__(self, *_): few_rows.MANY = self.many
+    def __enter__(self): self.many, few_rows.MAX_ROWS = few_rows.MAX_ROWS, 0
+    def __exit__(self, *_): few_rows.MAX_ROWS = self.many
 
 
-@unturned()
+@untransposed()
 def plain_beam(name, model, batch, k, steps=20):
     "Sentences (n, steps): full sort, everything gathered, always all steps."
     decode = PLAIN_STEPS.get(name, lambda model, b: model.decoder(b))
     b = plain_start(name, model, batch)
     n = len(batch[kfg.ATT_FEATS])
-    words, scores, said, alive = torch.zeros(n, dtype=torch.long), torch.zeros(n, 1), [], torch.ones(n, 1, 1)
+    words, scores, sentences, active = torch.zeros(n, dtype=torch.long), torch.zeros(n, 1), [], torch.ones(n, 1, 1)
     for t in range(steps):
         b = b.merge({kfg.G_TOKENS_IDS: words, kfg.TIME_STEP: t})
         b = b.merge(model.token_embed(b))
@@ -106,18 +106,18 @@ def plain_beam(name, model, batch, k, steps=20):
         lp = model.predictor(b)[kfg.G_LOGITS].log_softmax(-1).view(n, scores.size(1), -1)
         total = scores[...,None] + lp
         if t:
-            alive = alive*(words.view(n, -1, 1) != 0)
-            stay = torch.full_like(lp, -999.); stay[...,0] = scores
-            total = alive*total + (1 - alive)*stay
+            active = active*(words.view(n, -1, 1) != 0)
+            finished_scores = torch.full_like(lp, -999.); finished_scores[...,0] = scores
+            total = active*total + (1 - active)*finished_scores
         scores, order = total.flatten(1).sort(-1, descending=True)
         scores, order = scores[:,:k], order[:,:k]
         beams, word = order//lp.size(-1), order % lp.size(-1)
         rows = (beams + torch.arange(n)[:,None]*lp.size(1)).flatten()
         for key in (kfg.HISTORY_STATES,) if kfg.HISTORY_STATES in b else (kfg.G_HIDDEN_STATES, kfg.G_CELL_STATES): b[key] = [s[rows] for s in b[key]]
-        alive, said = alive.gather(1, beams[...,None]), [s.gather(1, beams) for s in said] + [word]
+        active, sentences = active.gather(1, beams[...,None]), [s.gather(1, beams) for s in sentences] + [word]
         words = word.flatten()
         if t == 0: b = b.merge({key: b[key].repeat_interleave(k, 0) for key in REPEATED if torch.is_tensor(b.get(key)) and len(b[key]) == n})
-    return torch.stack(said, -1)[:,0]
+    return torch.stack(sentences, -1)[:,0]
 
 
 # ---- ours ----------------------------------------------------------------------------------------------------------------------------------------------
@@ -128,12 +128,12 @@ def ours(cfg, model, batch, k, **kw):
     return lambda: strategy(batch, False, model)[kfg.G_SENTS_IDS]
 
 
-def timed(ways, repeats, clock):
+def timed(functions, repeats, clock):
     "Median seconds of each function, called in turns; the first round warms up."
-    seconds = {name: [] for name in ways}
+    seconds = {name: [] for name in functions}
     with torch.inference_mode():
         for i in range(repeats + 1):
-            for name, f in ways.items():
+            for name, f in functions.items():
                 start = clock()
                 f()
                 if i: seconds[name].append(clock() - start)
@@ -142,7 +142,7 @@ def timed(ways, repeats, clock):
 
 def row(name, ours_s, peer_s, **more): return dict(name=name, ours_s=ours_s, peer_s=peer_s, ratio=peer_s/ours_s, **more)
 
-def share_of_same(a, b): return (a == b).all(-1).float().mean().item()
+def equal_share(a, b): return (a == b).all(-1).float().mean().item()
 
 
 def against_plain(args):
@@ -150,16 +150,16 @@ def against_plain(args):
     for name in args.families:
         cfg, model, batch = make(name, args.images, args.small)
         for k in args.beams:
-            ways = dict(ours=ours(cfg, model, batch, k), plain=lambda: plain_beam(name, model, batch, k))
-            with torch.inference_mode(): same = share_of_same(ways['ours'](), ways['plain']())
+            functions = dict(ours=ours(cfg, model, batch, k), plain=lambda: plain_beam(name, model, batch, k))
+            with torch.inference_mode(): same = equal_share(functions['ours'](), functions['plain']())
             if same < 0.9: raise SystemExit(f'{name}, beam {k}: only {same:.0%} of the sentences agree')         # now and then a tie falls the other way
-            s = timed(ways, args.repeats, args.clock)
+            s = timed(functions, args.repeats, args.clock)
             yield row(f'{name} beam {k}', s['ours'], s['plain'], target=TARGETS.get(name), same_sentences=same)
 
 
 # ---- transformers --------------------------------------------------------------------------------------------------------------------------------------
 
-class Handed:
+class GivenEncoderStates:
     "Our Transformer with encoder states handed in."
     def __init__(self, model): self.model = model
     def init_state(self, batch):
@@ -191,7 +191,7 @@ def against_bart(args):
             out = peer.generate(encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask, num_beams=k, max_new_tokens=20, min_new_tokens=20, do_sample=False,
                                 length_penalty=0., early_stopping=False)
             assert out.shape == (n, 21), out.shape
-        s = timed(dict(ours=ours(cfg, Handed(model), batch, k), bart=generate), args.repeats, args.clock)
+        s = timed(dict(ours=ours(cfg, GivenEncoderStates(model), batch, k), bart=generate), args.repeats, args.clock)
         yield row(f'transformer beam {k}, states handed in, against BART', s['ours'], s['bart'], target=1.)
 
 
@@ -211,9 +211,9 @@ def variants(args):
             cfg, model, batch = make(name, args.images, args.small)
             half = make(name, args.images, args.small)[1].bfloat16()
             half_batch = batch.merge({key: v.bfloat16() for key, v in batch.items() if torch.is_tensor(v) and v.is_floating_point()})
-            ways = dict(ours=ours(cfg, model, batch, k), traced=ours(cfg, model, batch, k, trace=True), bf16=ours(cfg, half, half_batch, k))
-            if args.compile: ways['compiled'] = ours(cfg, compiled(make(name, args.images, args.small)[1]), batch, k)
-            s = timed({**ways, 'greedy': ours(cfg, model, batch, 1)}, args.repeats, args.clock)
+            functions = dict(ours=ours(cfg, model, batch, k), traced=ours(cfg, model, batch, k, trace=True), bf16=ours(cfg, half, half_batch, k))
+            if args.compile: functions['compiled'] = ours(cfg, compiled(make(name, args.images, args.small)[1]), batch, k)
+            s = timed({**functions, 'greedy': ours(cfg, model, batch, 1)}, args.repeats, args.clock)
             for other in list(s)[1:]: yield row(f'{name} beam {k}, {other}', s[other], s['ours'], target=1/1.15 if other == 'traced' else None)
 
 

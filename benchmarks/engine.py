@@ -34,14 +34,14 @@ class Bench(DefaultTrainer):
     def build_test_loader(cls, cfg): return None
 
 
-class Marks(HookBase):
+class StepTimes(HookBase):
     "When each step began, outside everything else."
     order = -1000
     def before_train(self): self.times = []
     def __call__(self, event_name):
         if event_name == 'before_fit': self.times = []
         if event_name == 'before_batch': self.times.append(time.perf_counter())
-    def hears(self, event_name): return event_name in ('before_fit', 'before_batch')
+    def handles_event(self, event_name): return event_name in ('before_fit', 'before_batch')
 
 
 def config(data, out, workers=0, more=()):
@@ -49,7 +49,7 @@ def config(data, out, workers=0, more=()):
                                        'SOLVER.CHECKPOINT_PERIOD', '1000', 'SOLVER.EPOCH', '1000'])
 
 
-class Ready:
+class FixedLoader:
     "The same batches over and over, without cost."
     def __init__(self, batches, n): self.batches, self.n = batches, n
     def __len__(self): return self.n
@@ -63,10 +63,10 @@ def overhead(data, blocks, steps):
         cfg = config(data, d)
         t = Bench(cfg)
         batches = [b for b, _ in zip(t.train_data_loader, range(8))]
-        t.learn.dls.loaders[0] = Ready(batches, 10**6)
-        marks = Marks()
-        t.learn.add_cb(marks)
-        bare, full, at = [], [], 0
+        t.learn.dls.loaders[0] = FixedLoader(batches, 10**6)
+        step_times = StepTimes()
+        t.learn.add_cb(step_times)
+        bare, full, step = [], [], 0
         for _ in range(blocks):
             t.model.train()
             for i in range(steps):
@@ -78,21 +78,21 @@ def overhead(data, blocks, steps):
                 t.optimizer.step()
                 t.optimizer.zero_grad()
                 bare.append(time.perf_counter() - start)
-            t.train(at, at+steps+1)
-            at += steps+1
-            full += [b-a for a, b in zip(marks.times, marks.times[1:])]
+            t.train(step, step+steps+1)
+            step += steps+1
+            full += [b-a for a, b in zip(step_times.times, step_times.times[1:])]
         return statistics.median(bare), statistics.median(full)
 
 
-def as_store(data, folder):
+def write_store(data, folder):
     "The features of all images in a memory-mapped store; the config entries that point to it."
-    at = data.cfg_overrides.index('DATALOADER.FEATS_FOLDER') + 1
+    position = data.cfg_overrides.index('DATALOADER.FEATS_FOLDER') + 1
     with FeatureWriter(folder) as w:
-        for f in sorted(Path(data.cfg_overrides[at]).glob('*.npz')): w.add(f.stem, **np.load(f, allow_pickle=False))
+        for f in sorted(Path(data.cfg_overrides[position]).glob('*.npz')): w.add(f.stem, **np.load(f, allow_pickle=False))
     return ['DATALOADER.FEATS_FOLDER', str(folder)]
 
 
-def fed(data, workers, batches, more=()):
+def loader_speed(data, workers, batches, more=()):
     "Images per second that the training loader gives."
     with tempfile.TemporaryDirectory() as d:
         loader = EndlessLoader(Bench.build_train_loader(config(data, d, workers, more)))
@@ -108,11 +108,11 @@ def compare(small=False, size=''):
     with tempfile.TemporaryDirectory() as d:
         data = make_scenes(Path(d)/'scenes', size or ('tiny' if small else 'demo'))
         bare, full = overhead(data, *((2, 4) if small else (8, 20)))
-        rows, store = [dict(name='training step: trainer | bare', ours_s=full, peer_s=bare, ratio=bare/full)], as_store(data, Path(d)/'store')
+        rows, store = [dict(name='training step: trainer | bare', ours_s=full, peer_s=bare, ratio=bare/full)], write_store(data, Path(d)/'store')
         batch = len(next(iter(Bench.build_train_loader(config(data, d)))))
         for kind, more in (('npz', []), ('store', store)):
             for workers in (0, 2) if small else (0, 1, 2):
-                speed = fed(data, workers, 2 if small else 30, more)
+                speed = loader_speed(data, workers, 2 if small else 30, more)
                 rows.append(dict(name=f'batch: {kind}, {workers} workers | trainer step', ours_s=batch/speed, peer_s=full, ratio=full*speed/batch, images_s=speed))
     return rows
 

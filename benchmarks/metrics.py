@@ -31,14 +31,14 @@ TARGETS = {'tokenizer cold': 3, 'tokenizer': 3, 'BLEU': 5, 'ROUGE_L': 10, 'CIDEr
 WORDS = 'a the man woman dog cat horse rides holds red small on in with near grass street table two standing sitting running large white black and of'.split()
 
 
-def made_up(n, rng): return [[' '.join(rng.choices(WORDS, k=rng.randint(7, 14))).capitalize()+'.' for _ in range(5)] for _ in range(n)]
+def random_captions(n, rng): return [[' '.join(rng.choices(WORDS, k=rng.randint(7, 14))).capitalize()+'.' for _ in range(5)] for _ in range(n)]
 
 
 def captions(n, smoke=False, seed=0):
     "n images with five raw captions each: half COCO, half Flickr8k."
     rng, folder = random.Random(seed), Path(os.environ.get('XMODALER_DATA', ROOT.parent/'shared'/'data'))
     sources = [folder/'caption_metrics'/'refs.json.gz', folder/'flickr8k_text'/'captions.json.gz']
-    if smoke or not all(s.is_file() for s in sources): return made_up(n, rng)
+    if smoke or not all(s.is_file() for s in sources): return random_captions(n, rng)
     coco, flickr = (json.loads(gzip.decompress(s.read_bytes())) for s in sources)
     both = coco['refs'][:n//2]+[r['captions'] for r in flickr if len(r['captions']) == 5]
     refs = [r[:5] for r in both[:n]]
@@ -59,27 +59,27 @@ def timed(f):
     return time.perf_counter()-start, out
 
 
-def in_turns(ours, peer, repeats):
+def time_alternately(ours, peer, repeats):
     "Best times of both and the last results; they take turns."
     a, b = [], []
     for _ in range(repeats):
-        s, mine = timed(ours)
+        s, our_result = timed(ours)
         a.append(s)
         if peer:
-            s, theirs = timed(peer)
+            s, peer_result = timed(peer)
             b.append(s)
-    return min(a), min(b, default=None), mine, theirs if peer else None
+    return min(a), min(b, default=None), our_result, peer_result if peer else None
 
 
 def row(name, ours, peer, **more):
     return dict(name=name, ours_s=ours, peer_s=peer, ratio=peer/ours if peer else None, target=TARGETS.get(name), **more)
 
 
-def same(ours, theirs, name, tolerance=1e-9):
-    if theirs is not None: np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance, err_msg=name)
+def check_equal(ours, peer_result, name, tolerance=1e-9):
+    if peer_result is not None: np.testing.assert_allclose(ours, peer_result, rtol=0, atol=tolerance, err_msg=name)
 
 
-def coco_form(texts, wrap=False):
+def to_coco(texts, wrap=False):
     "{id: [captions]} as pycocoevalcap takes it."
     return {i: ([t] if isinstance(t, str) else list(t)) if not wrap else [{'caption': c} for c in ([t] if isinstance(t, str) else t)] for i, t in enumerate(texts)}
 
@@ -92,19 +92,19 @@ def tokenizer(refs, hyps, peers, repeats):
     peer = None
     if peers:
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-        h, r = coco_form(hyps, True), coco_form(refs, True)
+        h, r = to_coco(hyps, True), to_coco(refs, True)
         def peer(): return PTBTokenizer().tokenize(h), PTBTokenizer().tokenize(r)
-    a, b, mine, theirs = in_turns(ours, peer, repeats)
-    if theirs:
-        want = [[c for cs in t.values() for c in cs] for t in theirs]
-        for mine, strings, text in zip(mine, want, (hyps, flat)):
+    a, b, our_result, peer_result = time_alternately(ours, peer, repeats)
+    if peer_result:
+        want = [[c for cs in t.values() for c in cs] for t in peer_result]
+        for our_result, strings, text in zip(our_result, want, (hyps, flat)):
             assert ptb_tokenize(text, as_corpus=True) == strings      # the Java program reads across captions: as one text the two are equal
-            wrong = sum(x != y for x, y in zip(mine, strings))        # and on its own a caption may differ if it ends in a single letter and a dot
+            wrong = sum(x != y for x, y in zip(our_result, strings))        # and on its own a caption may differ if it ends in a single letter and a dot
             assert wrong <= sum(c.rstrip(' .')[-2:-1] == ' ' for c in text)+2, f'{wrong} captions differ'
     return [row('tokenizer cold', cold, b), row('tokenizer', a, b)]
 
 
-def counted(name, refs, hyps, peers, repeats):
+def ngram_metric(name, refs, hyps, peers, repeats):
     "BLEU, ROUGE-L, CIDEr: first with encoding of the references, then with references prepared before, as every evaluation of a run but its first has them."
     from xmodaler_nb.evaluation.metrics import make_metric
     from xmodaler_nb.evaluation.ngrams import References
@@ -114,13 +114,13 @@ def counted(name, refs, hyps, peers, repeats):
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge
-        g, h = coco_form(refs), coco_form(hyps)
+        g, h = to_coco(refs), to_coco(hyps)
         scorer = {'BLEU': lambda: Bleu(4), 'ROUGE_L': Rouge, 'CIDEr': Cider}[name]
         def peer(): return scorer().compute_score(g, h)
-    a, b, mine, theirs = in_turns(ours, peer, repeats)
-    if theirs: same(list(mine.image.values()), np.array(theirs[1]).reshape(len(mine.image), -1), name)
+    a, b, our_result, peer_result = time_alternately(ours, peer, repeats)
+    if peer_result: check_equal(list(our_result.image.values()), np.array(peer_result[1]).reshape(len(our_result.image), -1), name)
     prepared = References(refs)
-    return [row(name, a, b), row(f'{name} prepared', in_turns(lambda: metric(hyps, prepared), None, repeats)[0], b)]
+    return [row(name, a, b), row(f'{name} prepared', time_alternately(lambda: metric(hyps, prepared), None, repeats)[0], b)]
 
 
 def meteor(refs, hyps, others, peers, repeats):
@@ -130,19 +130,19 @@ def meteor(refs, hyps, others, peers, repeats):
     from xmodaler_nb.evaluation.meteor_tables import load_tables
     load_tables()
     load_tables.cache_clear()                                          # the index is on disk; everything else is cold
-    cold, (mine, metric) = timed(lambda: (lambda m: (m(hyps, refs), m))(Meteor()))
-    theirs, peer, cold_peer = None, None, None
+    cold, (our_result, metric) = timed(lambda: (lambda m: (m(hyps, refs), m))(Meteor()))
+    peer_result, peer, cold_peer = None, None, None
     if peers:
         import pycocoevalcap.meteor.meteor as peer_module
-        g, h, o = coco_form(refs), coco_form(hyps), coco_form(others)
-        cold_peer, (theirs, java) = timed(lambda: (lambda m: (m.compute_score(g, h), m))(peer_module.Meteor()))
-        same(mine.image['METEOR'], theirs[1], 'METEOR')
+        g, h, o = to_coco(refs), to_coco(hyps), to_coco(others)
+        cold_peer, (peer_result, java) = timed(lambda: (lambda m: (m.compute_score(g, h), m))(peer_module.Meteor()))
+        check_equal(our_result.image['METEOR'], peer_result[1], 'METEOR')
         def peer(): return java.compute_score(g, o)
     def ours():
         metric.hyps.clear()                                            # hypotheses are new in every turn
         return metric(others, refs)
-    a, b, mine, theirs = in_turns(ours, peer, repeats)
-    if theirs: same(mine.image['METEOR'], theirs[1], 'METEOR')
+    a, b, our_result, peer_result = time_alternately(ours, peer, repeats)
+    if peer_result: check_equal(our_result.image['METEOR'], peer_result[1], 'METEOR')
     return [row('METEOR cold', cold, cold_peer), row('METEOR warm', a, b)]
 
 
@@ -177,8 +177,8 @@ class PlainCider:
     def __call__(self, refs, hyps):
         scores = []
         for hyp, rs in zip(hyps, refs):
-            mine = self.vector(self.counts(hyp))
-            total = sum(self.similarity(mine, self.vector(self.counts(r))) for r in rs)
+            our_result = self.vector(self.counts(hyp))
+            total = sum(self.similarity(our_result, self.vector(self.counts(r))) for r in rs)
             scores.append(np.mean(total)/len(rs)*10)
         return np.array(scores)
 
@@ -196,12 +196,12 @@ def reward(refs, peers, repeats, entries=500_000, batch=80):
     gts = [ids[i % len(ids)] for i in range(batch)]
     scorer.compute_score(gts, [g[0] for g in gts])                     # references are prepared now
     hyps = [[rng.choice(gts[i])[k] if rng.random() < .7 else rng.randrange(1, len(words)) for k in range(rng.randint(3, min(map(len, gts[i]))))] if min(map(len, gts[i])) > 3 else [0] for i in range(batch)]
-    a, b, mine, theirs = in_turns(lambda: scorer.compute_score(gts, hyps)[1], (lambda: plain(gts, hyps)) if peers else None, 5*repeats)
-    same(mine, theirs, 'CIDEr-D reward')
+    a, b, our_result, peer_result = time_alternately(lambda: scorer.compute_score(gts, hyps)[1], (lambda: plain(gts, hyps)) if peers else None, 5*repeats)
+    check_equal(our_result, peer_result, 'CIDEr-D reward')
     return [row('CIDEr-D reward', a, b, entries=len(df))]
 
 
-def in_a_process(args):
+def measure_in_subprocess(args):
     "Rows of a process of its own: cold, and with its own peak memory."
     cmd = [sys.executable, __file__, '--here', '--json', *args]
     return json.loads(subprocess.run(cmd, check=True, stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}).stdout)
@@ -240,7 +240,7 @@ def measure(part, args):
     hyps, others = ptb_tokenize(hyps), ptb_tokenize(others)
     if part == 'reward': return reward(refs, peers or args.smoke, args.repeats, 2_000 if args.smoke else 500_000)
     if part == 'METEOR': return meteor(refs, hyps, others, peers, args.repeats)
-    return counted(part, refs, hyps, peers, args.repeats)
+    return ngram_metric(part, refs, hyps, peers, args.repeats)
 
 
 def main(argv=None):
@@ -255,7 +255,7 @@ def main(argv=None):
     rows = []
     for part in args.only:
         passed = ['--only', part, '--images', str(args.images), '--repeats', str(args.repeats), *['--smoke']*args.smoke]
-        new = measure(part, args) if args.here else in_a_process(passed)
+        new = measure(part, args) if args.here else measure_in_subprocess(passed)
         rows += new
         for r in new if not args.json else ():
             peer, ratio = (f"{r['peer_s']:9.3f}", f"{r['ratio']:8.1f}") if r['peer_s'] else (' '*9, ' '*8)

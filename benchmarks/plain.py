@@ -28,7 +28,7 @@ SMALL = ['MODEL.VOCAB_SIZE', 60, 'MODEL.TOKEN_EMBED.DIM', 32, 'MODEL.VISUAL_EMBE
          'MODEL.BERT.INTERMEDIATE_SIZE', 64, 'MODEL.BERT.NUM_HIDDEN_LAYERS', 2, 'MODEL.BERT.NUM_GENERATION_LAYERS', 2]
 
 
-SMALL_TOO = dict(xlan=['MODEL.BILINEAR.DIM', 32, 'MODEL.BILINEAR.HEAD', 2, 'MODEL.BILINEAR.ENCODE.ATT_MID_DIM', [16, 8, 16], 'MODEL.BILINEAR.DECODE.ATT_MID_DIM', [16, 8, 16]],
+SMALL_MORE = dict(xlan=['MODEL.BILINEAR.DIM', 32, 'MODEL.BILINEAR.HEAD', 2, 'MODEL.BILINEAR.ENCODE.ATT_MID_DIM', [16, 8, 16], 'MODEL.BILINEAR.DECODE.ATT_MID_DIM', [16, 8, 16]],
                  meshed_memory=[x for k in ('ENCODER', 'DECODER') for x in (f'MODEL.MESHEDMEORY.{k}.DIM_MODEL', 32, f'MODEL.MESHEDMEORY.{k}.DIM_FEEDFORWARD', 64)],
                  clip_transformer=['MODEL.VISUAL_EMBED.G_IN_DIM', 32], cosnet=['MODEL.VISUAL_EMBED.G_IN_DIM', 32, 'MODEL.COSNET.NUM_CLASSES', 20, 'MODEL.COSNET.NUM_SEMCOMPHDER_LAYERS', 1],
                  gcn=['MODEL.VISUAL_EMBED.IN_DIM', 40, 'MODEL.VISUAL_EMBED.OUT_DIM', 40, 'MODEL.GCN.IN_DIM', 40, 'MODEL.GCN.OUT_DIM', 40],
@@ -50,11 +50,11 @@ def samples(cfg, images=8, captions=5, words=20, regions=50, seed=0):
         item = {kfg.IDS: str(i), kfg.ATT_FEATS: torch.randn(n, cfg.MODEL.VISUAL_EMBED.IN_DIM, generator=g), kfg.SEQ_PER_SAMPLE: torch.tensor(captions),
                 kfg.G_TOKENS_IDS: tokens, kfg.G_TARGET_IDS: targets, kfg.G_TOKENS_TYPE: [torch.ones_like(t) for t in tokens]}
         if grid: item[kfg.GLOBAL_FEATS] = torch.randn(1, cfg.MODEL.VISUAL_EMBED.G_IN_DIM, generator=g)
-        out.append({**item, **extras(cfg.MODEL, n, captions, g)})
+        out.append({**item, **extra_fields(cfg.MODEL, n, captions, g)})
     return out
 
 
-def extras(m, n, captions, g):
+def extra_fields(m, n, captions, g):
     "What some models eat besides features."
     ints = lambda high, *size: torch.randint(high, size, generator=g)
     if m.ENCODER == 'GCNEncoder': return {kfg.RELATION: ints(m.GCN.RELATION_NUM, n, n)}
@@ -73,20 +73,20 @@ def explicit_attention(q, k, v, mask, heads, dropout=0., probs=False):
     return (nn.functional.dropout(p, dropout) @ v).transpose(1, 2).flatten(2), p
 
 
-class plainly:
+class plain_recipe:
     "Within this context our modules work as the plain recipe does."
     def __init__(self, model): self.model = model
     def __enter__(self):
         from xmodaler_nb.modeling.layers import bert, cosnet_layer
-        self.users, self.attend = (bert, cosnet_layer), bert.attend
+        self.attention_modules, self.attend = (bert, cosnet_layer), bert.attend
         self.model.expand = 'early'
-        for m in self.users: m.attend = explicit_attention
+        for m in self.attention_modules: m.attend = explicit_attention
         decoder = type(self.model.decoder)
         self.decoder, self.unroll = decoder, decoder.__dict__.get('unroll')
         if self.unroll is not None: del decoder.unroll
     def __exit__(self, *_):
         self.model.expand = 'late'
-        for m in self.users: m.attend = self.attend
+        for m in self.attention_modules: m.attend = self.attend
         if self.unroll is not None: self.decoder.unroll = self.unroll
 
 
@@ -97,16 +97,16 @@ class Step:
         torch.manual_seed(0)
         self.model, self.losses, self.items = build_model(cfg).train(), build_losses(cfg), samples(cfg)
         self.opt = torch.optim.Adam(self.model.parameters(), 1e-4, foreach=False, **({} if plain else {'fused': True}))
-        self.ready = collate(self.items)                       # our loader's workers do this
+        self.collated = collate(self.items)                       # our loader's workers do this
 
     def loss(self):
-        batch = self.model.preprocess_batch([*self.items]) if self.plain else self.ready
+        batch = self.model.preprocess_batch([*self.items]) if self.plain else self.collated
         out = self.model({**batch, kfg.SS_PROB: 0.})
         return sum(v for loss in self.losses for v in loss(out).values())
 
     def __call__(self):
         if not self.plain: return self.step()
-        with plainly(self.model): return self.step()
+        with plain_recipe(self.model): return self.step()
 
     def step(self):
         self.opt.zero_grad(set_to_none=True)
@@ -126,7 +126,7 @@ def without_dropout(step):
 PRODUCTS = ('mm', 'addmm', 'bmm', 'baddbmm', 'mv', 'linear', 'mkldnn_linear', 'mkldnn_convolution', 'convolution_backward', '_scaled_dot_product_flash_attention_for_cpu',
             '_scaled_dot_product_flash_attention_for_cpu_backward')
 
-def look_inside(step):
+def profile_step(step):
     "Peak of what one step allocates (MB), and the share of its time that matrix products take."
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: step()
@@ -138,9 +138,9 @@ def look_inside(step):
     return peak/2**20, sum(r.self_cpu_time_total for r in rows if r.key.removeprefix('aten::') in PRODUCTS)/sum(r.self_cpu_time_total for r in rows)
 
 
-def compare(name, small=False, repeats=3, inside=False):
+def compare(name, small=False, repeats=3, with_profile=False):
     "Medians of processor seconds per step, plain and ours, taken in turns; the first losses must agree."
-    opts = ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', ''] + (SMALL + SMALL_TOO.get(name, []) if small else [])
+    opts = ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', ''] + (SMALL + SMALL_MORE.get(name, []) if small else [])
     cfg = load_cfg_file(config_file(FAMILIES[name]), opts)
     plain, ours = Step(cfg, True), Step(cfg, False)
     seconds = {plain: [], ours: []}
@@ -151,9 +151,9 @@ def compare(name, small=False, repeats=3, inside=False):
             if i: seconds[step].append(time.process_time() - start)
     a, b = (statistics.median(seconds[s]) for s in (plain, ours))
     row = dict(name=name, ours_s=b, peer_s=a, ratio=a/b)
-    if inside: (row['peer_peak_mb'], row['peer_products']), (row['ours_peak_mb'], row['ours_products']) = look_inside(plain), look_inside(ours)
+    if with_profile: (row['peer_peak_mb'], row['peer_products']), (row['ours_peak_mb'], row['ours_products']) = profile_step(plain), profile_step(ours)
     without_dropout(ours).model.load_state_dict(without_dropout(plain).model.state_dict())
-    with plainly(plain.model): want = plain.loss().item()
+    with plain_recipe(plain.model): want = plain.loss().item()
     got = ours.loss().item()
     assert abs(got - want) < 1e-4*abs(want), f'{name}: losses differ, {want} and {got}'
     return row

@@ -21,13 +21,13 @@ from xmodaler_nb.engine.self_critical import SelfCritical, evaluating
 from xmodaler_nb.losses import build_rl_losses
 from xmodaler_nb.modeling import build_model
 from xmodaler_nb.scorer import BaseScorer, Cider
-from plain import SMALL, plainly, samples, without_dropout
+from plain import SMALL, plain_recipe, samples, without_dropout
 
 FAMILIES = dict(updown='image_caption/updown/updown_rl.yaml', transformer='image_caption/transformer/transformer_rl.yaml')
 FIRST, HAZARD = 8, .3       # words before the end mark may come, its chance at every word from there on
 
 
-def push_to_end(model, vocab):
+def bias_end_mark(model, vocab):
     "Give an untrained model captions of a natural length: a bias on the end mark that depends on the position alone."
     table = torch.full((64,), -30.)
     table[FIRST:] = math.log(HAZARD/(1 - HAZARD)) + math.log(vocab - 1)
@@ -41,7 +41,7 @@ def push_to_end(model, vocab):
     return model
 
 
-class Clocked:
+class TimedScorer:
     "The scorer, and the processor seconds it took."
     def __init__(self, scorer): self.scorer, self.seconds = scorer, 0.
     def __call__(self, batch):
@@ -60,15 +60,15 @@ def reference_scorer(items, vocab):
 
 class Step:
     "One step, in either way."
-    def __init__(self, cfg, how):
-        self.how, self.items = how, samples(cfg, images=16)
+    def __init__(self, cfg, mode):
+        self.mode, self.items = mode, samples(cfg, images=16)
         torch.manual_seed(0)
-        self.model = push_to_end(build_model(cfg).train(), cfg.MODEL.VOCAB_SIZE)
-        self.scorer, self.losses = Clocked(reference_scorer(self.items, cfg.MODEL.VOCAB_SIZE)), build_rl_losses(cfg)
-        self.opt = torch.optim.Adam(self.model.parameters(), 1e-6, foreach=False, **({} if how == 'plain' else {'fused': True}))
-        method = SelfCritical(self.scorer, 'upstream' if how == 'plain' else how, check='off')
-        self.ready = collate(self.items)                       # our loader's workers do this
-        self.learn = CaptionLearner([[self.ready]], self.model, self.losses, opt_func=self.opt, method=method)
+        self.model = bias_end_mark(build_model(cfg).train(), cfg.MODEL.VOCAB_SIZE)
+        self.scorer, self.losses = TimedScorer(reference_scorer(self.items, cfg.MODEL.VOCAB_SIZE)), build_rl_losses(cfg)
+        self.opt = torch.optim.Adam(self.model.parameters(), 1e-6, foreach=False, **({} if mode == 'plain' else {'fused': True}))
+        method = SelfCritical(self.scorer, 'upstream' if mode == 'plain' else mode, check='off')
+        self.collated = collate(self.items)                       # our loader's workers do this
+        self.learn = CaptionLearner([[self.collated]], self.model, self.losses, opt_func=self.opt, method=method)
 
     def plain_loss(self):
         batch = self.model.preprocess_batch([*self.items])
@@ -76,20 +76,20 @@ class Step:
         batch = type(batch)({k: v for k, v in batch.items() if k not in (kfg.G_TOKENS_IDS, kfg.G_TARGET_IDS, kfg.TOKENS_MASKS)})
         with evaluating(self.model), torch.no_grad(): greedy = self.model(batch, use_beam_search=False)
         base = self.scorer({kfg.IDS: ids, kfg.G_SENTS_IDS: greedy[kfg.G_SENTS_IDS]})
-        drawn = self.model(batch.merge({kfg.DECODE_BY_SAMPLE: True}), use_beam_search=False)
-        mine = self.scorer({kfg.IDS: ids, kfg.G_SENTS_IDS: drawn[kfg.G_SENTS_IDS]})
-        drawn[kfg.REWARDS] = torch.as_tensor(mine[kfg.REWARDS] - base[kfg.REWARDS], dtype=torch.float32)
-        return {k: v for loss in self.losses for k, v in loss(drawn).items()}
+        sampled = self.model(batch.merge({kfg.DECODE_BY_SAMPLE: True}), use_beam_search=False)
+        sampled_scores = self.scorer({kfg.IDS: ids, kfg.G_SENTS_IDS: sampled[kfg.G_SENTS_IDS]})
+        sampled[kfg.REWARDS] = torch.as_tensor(sampled_scores[kfg.REWARDS] - base[kfg.REWARDS], dtype=torch.float32)
+        return {k: v for loss in self.losses for k, v in loss(sampled).items()}
 
     def __call__(self):
         self.opt.zero_grad(set_to_none=True)
-        if self.how == 'plain':
-            with plainly(self.model): return self.finish(self.plain_loss())
-        return self.finish(next(self.learn.method.losses(self.ready)))
+        if self.mode == 'plain':
+            with plain_recipe(self.model): return self.finish(self.plain_loss())
+        return self.finish(next(self.learn.method.losses(self.collated)))
 
     def finish(self, entries):
         sum(entries.values()).backward()
-        nn.utils.clip_grad_value_(self.model.parameters(), 0.1, foreach=self.how != 'plain')
+        nn.utils.clip_grad_value_(self.model.parameters(), 0.1, foreach=self.mode != 'plain')
         self.opt.step()
         self.scorer.last, self.scorer.seconds = self.scorer.seconds, 0.
 
@@ -102,7 +102,7 @@ def same_gradient(step):
         method.sample_mode = mode
         torch.manual_seed(1)
         model.zero_grad()
-        sum(next(method.losses(step.ready)).values()).backward()
+        sum(next(method.losses(step.collated)).values()).backward()
         grads[mode] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     return (grads['eval'] - grads['upstream']).abs().max().item()/grads['upstream'].abs().max().item()
 
@@ -110,15 +110,15 @@ def same_gradient(step):
 def compare(name, modes=SelfCritical.modes, small=False, repeats=3):
     "Rows: medians of processor seconds per step, ours and plain, taken in turns, and the reward's share of our step."
     cfg = load_cfg_file(config_file(FAMILIES[name]), ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', '', 'MODEL.WEIGHTS', ''] + (SMALL if small else []))
-    steps = {how: Step(cfg, how) for how in ('plain', *modes)}
-    seconds, share = {how: [] for how in steps}, {how: [] for how in steps}
+    steps = {mode: Step(cfg, mode) for mode in ('plain', *modes)}
+    seconds, share = {mode: [] for mode in steps}, {mode: [] for mode in steps}
     for i in range(repeats + 1):
-        for how, step in steps.items():
+        for mode, step in steps.items():
             start = time.process_time()
             step()
-            took = time.process_time() - start
-            if i: seconds[how].append(took); share[how].append(step.scorer.last/took)
-    median = {how: statistics.median(s) for how, s in seconds.items()}
+            elapsed = time.process_time() - start
+            if i: seconds[mode].append(elapsed); share[mode].append(step.scorer.last/elapsed)
+    median = {mode: statistics.median(s) for mode, s in seconds.items()}
     return [dict(name=f'{name} {m}', ours_s=median[m], peer_s=median['plain'], ratio=median['plain']/median[m], reward_share=statistics.median(share[m]),
                  **({'gradient_difference': same_gradient(steps[m])} if m == 'eval' else {})) for m in modes]
 

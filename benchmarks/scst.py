@@ -15,7 +15,7 @@ at 1 a model fresh from cross-entropy says too much at random, and its greedy ca
 import argparse, contextlib, json, logging, math, statistics, sys, time
 from pathlib import Path
 from xmodaler_nb.modeling import load_cfg_file
-from xmodaler_nb.own.real import prepare_real, real_options
+from xmodaler_nb.own.real import write_real_dataset, real_options
 from xmodaler_nb.own.scenes import make_scenes
 from xmodaler_nb.engine.build import build_engine
 from xmodaler_nb.commands.commands import caption_split, read_references, score_split
@@ -45,13 +45,13 @@ def data_options(data, out, folder, tiny):
     if data == 'scenes':
         counts = dict(train=32, val=4, test=8) if tiny else None
         return make_scenes(out/('scenes-tiny' if tiny else 'scenes'), 'demo', counts=counts).cfg_overrides
-    where = out/f'{data}-data'
-    if not (where/'captions_test.json').exists(): prepare_real(folder, where)
-    vocab = len((where/'vocabulary.txt').read_text().split('\n'))
-    return [*real_options(where), 'MODEL.VOCAB_SIZE', vocab, 'MODEL.VISUAL_EMBED.IN_DIM', 384, 'DATALOADER.MAX_FEAT_NUM', 50]
+    target_folder = out/f'{data}-data'
+    if not (target_folder/'captions_test.json').exists(): write_real_dataset(folder, target_folder)
+    vocab = len((target_folder/'vocabulary.txt').read_text().split('\n'))
+    return [*real_options(target_folder), 'MODEL.VOCAB_SIZE', vocab, 'MODEL.VISUAL_EMBED.IN_DIM', 384, 'DATALOADER.MAX_FEAT_NUM', 50]
 
 
-def trained(cfg, seed, steps=None):
+def train_and_score(cfg, seed, steps=None):
     "Build, load MODEL.WEIGHTS, train, score the test split."
     seed_all_rng(seed)
     trainer = build_engine(cfg)
@@ -65,13 +65,13 @@ def trained(cfg, seed, steps=None):
 def scores_of(trainer, split):
     refs, out = read_references(trainer.cfg.INFERENCE[f'{split.upper()}_ANNFILE']), {}
     for name, beam in (('greedy', False), ('beam', True)):
-        said = caption_split(trainer.model, getattr(trainer, f'{split}_data_loader'), beam)
-        out[name] = score_split(said, refs)[0]
-        out[name]['length'] = statistics.mean(len(s.split()) for s in said.values())
+        captions = caption_split(trainer.model, getattr(trainer, f'{split}_data_loader'), beam)
+        out[name] = score_split(captions, refs)[0]
+        out[name]['length'] = statistics.mean(len(s.split()) for s in captions.values())
     return out
 
 
-def once(folder, work):
+def run_once(folder, work):
     "Do the work unless its result is there."
     file = folder/'scores.json'
     if not file.exists():
@@ -81,28 +81,28 @@ def once(folder, work):
     return json.loads(file.read_text())
 
 
-def xe(data, model, opts, out, tiny=False):
+def xe_run(data, model, opts, out, tiny=False):
     "The cross-entropy checkpoint everything starts from."
     config, sizes = MODELS[model]
     folder = out/f'{data}-{model}-xe'
     def work():
         epochs = ['SOLVER.EPOCH', 1] if tiny else XE_DATA.get((data, model), [])
-        return trained(load_cfg_file(config, [*opts, *COMMON, *sizes, *XE_COMMON, *XE[model], *epochs, 'OUTPUT_DIR', str(folder), 'SEED', 1]), 1)
-    return once(folder, work), folder/'model_final'
+        return train_and_score(load_cfg_file(config, [*opts, *COMMON, *sizes, *XE_COMMON, *XE[model], *epochs, 'OUTPUT_DIR', str(folder), 'SEED', 1]), 1)
+    return run_once(folder, work), folder/'model_final'
 
 
-def after(data, model, opts, out, seed, engine='RLTrainer', tiny=False):
+def continued_run(data, model, opts, out, seed, engine='RLTrainer', tiny=False):
     "From that checkpoint: rewards (RLTrainer), or the control, more cross-entropy (DefaultTrainer)."
     config, sizes = MODELS[model]
     folder = out/f"{data}-{model}-{'rl' if engine == 'RLTrainer' else 'control'}{seed}"
     def work():
         more = ['DATALOADER.TRAIN_BATCH_SIZE', 12, 'RL.CHECK', 'off'] if tiny else []
-        return trained(load_cfg_file(config, [*opts, *COMMON, *sizes, *AFTER, 'SOLVER.EPOCH', EPOCHS[data], 'ENGINE.NAME', engine, 'SOLVER.BASE_LR', RATE[model], *more,
+        return train_and_score(load_cfg_file(config, [*opts, *COMMON, *sizes, *AFTER, 'SOLVER.EPOCH', EPOCHS[data], 'ENGINE.NAME', engine, 'SOLVER.BASE_LR', RATE[model], *more,
                                               'MODEL.WEIGHTS', str(out/f'{data}-{model}-xe'/'model_final'), 'OUTPUT_DIR', str(folder), 'SEED', seed]), seed, 2 if tiny else None)
-    return once(folder, work)
+    return run_once(folder, work)
 
 
-def kept(file, key):
+def read_entry(file, key):
     "One entry of a run's scores."
     scores = json.loads(file.read_text())
     if key not in scores: raise SystemExit(f'{file}: has no {key!r} (it has: {", ".join(scores)}); it is of an older version of this script: remove its folder to train again')
@@ -114,16 +114,16 @@ def table(out, split='after'):
     rows = []
     for folder in sorted(out.glob('*-xe')):
         name = folder.name[:-3]
-        def read(pattern, key=split): return [kept(f, key) for f in sorted(out.glob(f'{name}-{pattern}/scores.json'))]
+        def read(pattern, key=split): return [read_entry(f, key) for f in sorted(out.glob(f'{name}-{pattern}/scores.json'))]
         def seconds(pattern): return statistics.mean(read(pattern, 'cpu_seconds') or [math.nan])
         start, rl, control = read('xe'), read('rl*'), read('control*')
         if not start or not rl: continue
-        for how in ('greedy', 'beam'):
-            got = [s[how]['CIDEr_D'] for s in rl]
-            gain, noise = statistics.mean(got) - start[0][how]['CIDEr_D'], statistics.stdev(got) if len(got) > 1 else float('nan')
-            rows.append(dict(name=name, decoder=how, ours_s=seconds('rl*'), peer_s=seconds('control*'), ratio=seconds('control*')/seconds('rl*'), xe=start[0][how]['CIDEr_D'], rl=got, gain=gain, noise=noise, gain_per_noise=gain/noise if noise else float('nan'),
-                             control=[s[how]['CIDEr_D'] for s in control], length=[start[0][how]['length'], statistics.mean(s[how]['length'] for s in rl)],
-                             distinct=[start[0][how]['distinct_captions'], statistics.mean(s[how]['distinct_captions'] for s in rl)]))
+        for decoder in ('greedy', 'beam'):
+            scores = [s[decoder]['CIDEr_D'] for s in rl]
+            gain, noise = statistics.mean(scores) - start[0][decoder]['CIDEr_D'], statistics.stdev(scores) if len(scores) > 1 else float('nan')
+            rows.append(dict(name=name, decoder=decoder, ours_s=seconds('rl*'), peer_s=seconds('control*'), ratio=seconds('control*')/seconds('rl*'), xe=start[0][decoder]['CIDEr_D'], rl=scores, gain=gain, noise=noise, gain_per_noise=gain/noise if noise else float('nan'),
+                             control=[s[decoder]['CIDEr_D'] for s in control], length=[start[0][decoder]['length'], statistics.mean(s[decoder]['length'] for s in rl)],
+                             distinct=[start[0][decoder]['distinct_captions'], statistics.mean(s[decoder]['distinct_captions'] for s in rl)]))
     return rows
 
 
@@ -139,9 +139,9 @@ def train(which, out, args):
     data, _, model = which.partition('/')
     opts = data_options(data, out, args.data, args.tiny)
     for m in [model] if model else MODELS:
-        xe(data, m, opts, out, args.tiny)
+        xe_run(data, m, opts, out, args.tiny)
         for seed in [] if args.xe_only else args.seeds:
-            for engine in ('RLTrainer', 'DefaultTrainer') if args.control else ('RLTrainer',): after(data, m, opts, out, seed, engine, args.tiny)
+            for engine in ('RLTrainer', 'DefaultTrainer') if args.control else ('RLTrainer',): continued_run(data, m, opts, out, seed, engine, args.tiny)
 
 
 def main(argv=None):

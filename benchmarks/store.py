@@ -35,12 +35,12 @@ def drop_cache(folder):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED); os.close(fd)
 
 
-def look(a):
+def scan(a):
     "One pass over all bytes; numbers of two bytes as integers, for numpy has no fast path for float16."
     return int(a.view(np.uint16).max()) if a.dtype == np.float16 else float(a.max())
 
 
-def in_turns(ours, peer, repeats, before=lambda: None):
+def time_alternately(ours, peer, repeats, before=lambda: None):
     "Median seconds of both."
     times = {ours: [], peer: []}
     for _ in range(repeats):
@@ -57,42 +57,42 @@ def rows(folder, n, regions, width, dtype, repeats, reads):
     store = FeatureStore(folder/'store')
     assert all(np.array_equal(store[i]['features'], read_np(folder/'npz'/f'{i}.npz')['features']) for i in order[:20])
     def npz():
-        for i in order: look(read_np(f'{folder}/npz/{i}.npz')['features'])
+        for i in order: scan(read_np(f'{folder}/npz/{i}.npz')['features'])
     def owned():
-        for i in order: look(store.read(i)['features'])
+        for i in order: scan(store.read(i)['features'])
     def views():
-        for i in order: look(store[i]['features'])
+        for i in order: scan(store[i]['features'])
     part = size*len(order)//n
-    out = [('random, owned arrays', *in_turns(owned, npz, repeats), part), ('random, views', *in_turns(views, npz, repeats), part)]
+    out = [('random, owned arrays', *time_alternately(owned, npz, repeats), part), ('random, views', *time_alternately(views, npz, repeats), part)]
     shutil.rmtree(folder/'npz')
     plain = np.concatenate([np.frombuffer(s.data, dtype) for s in store.shards])
     block = regions*width
     def memory():
-        for i in range(0, len(plain), block): look(plain[i:i+block])
+        for i in range(0, len(plain), block): scan(plain[i:i+block])
     def items():
-        for _, a in store.items(): look(a['features'])
+        for _, a in store.items(): scan(a['features'])
     items()
-    out.append(('sequential, memory', *in_turns(items, memory, repeats), size))
+    out.append(('sequential, memory', *time_alternately(items, memory, repeats), size))
     del plain
     def disk():
         buffer = bytearray(2**20)
         for p in sorted((folder/'store').glob('*.bin')):
             with open(p, 'rb', buffering=0) as f:
-                while n := f.readinto(buffer): look(np.frombuffer(buffer, dtype, n//np.dtype(dtype).itemsize))
+                while n := f.readinto(buffer): scan(np.frombuffer(buffer, dtype, n//np.dtype(dtype).itemsize))
     def cold():
-        for _, a in FeatureStore(folder/'store').items(): look(a['features'])
-    out.append(('sequential, disk', *in_turns(cold, disk, repeats, lambda: drop_cache(folder/'store')), size))
+        for _, a in FeatureStore(folder/'store').items(): scan(a['features'])
+    out.append(('sequential, disk', *time_alternately(cold, disk, repeats, lambda: drop_cache(folder/'store')), size))
     return out
 
 
 def compare(small=False, n=10000, regions=36, width=1024, dtypes=('float32', 'float16'), repeats=3, reads=3000, folder=None):
     "Rows of the table, as dicts."
     if small: n, regions, width, reads, repeats = 60, 6, 16, 60, 1
-    found = []
+    results = []
     for dtype in dtypes:
         with tempfile.TemporaryDirectory(dir=folder) as tmp:
-            found += [dict(name=f'{name}, {dtype}', ours_s=a, peer_s=b, ratio=b/a, ours_gb_s=size/a/1e9, peer_gb_s=size/b/1e9) for name, a, b, size in rows(Path(tmp), n, regions, width, dtype, repeats, reads)]
-    return found
+            results += [dict(name=f'{name}, {dtype}', ours_s=a, peer_s=b, ratio=b/a, ours_gb_s=size/a/1e9, peer_gb_s=size/b/1e9) for name, a, b, size in rows(Path(tmp), n, regions, width, dtype, repeats, reads)]
+    return results
 
 
 def main():
@@ -103,10 +103,10 @@ def main():
     parser.add_argument('--n', type=int, default=10000, help='images'); parser.add_argument('--width', type=int, default=1024)
     parser.add_argument('--repeats', type=int, default=3); parser.add_argument('--folder', default=None, help='where to write; default: the system\'s temporary folder')
     args = parser.parse_args()
-    found = compare(args.small, args.n, 36, args.width, (args.dtype,) if args.dtype else ('float32', 'float16'), args.repeats, folder=args.folder)
-    if args.json: print(json.dumps(found)); return
+    results = compare(args.small, args.n, 36, args.width, (args.dtype,) if args.dtype else ('float32', 'float16'), args.repeats, folder=args.folder)
+    if args.json: print(json.dumps(results)); return
     print(f"{'':34}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'ours GB/s':>11}{'peer GB/s':>11}")
-    for r in found: print(f"{r['name']:34}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}{r['ours_gb_s']:11.2f}{r['peer_gb_s']:11.2f}")
+    for r in results: print(f"{r['name']:34}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}{r['ours_gb_s']:11.2f}{r['peer_gb_s']:11.2f}")
 
 
 if __name__ == '__main__': main()

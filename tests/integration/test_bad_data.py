@@ -91,7 +91,7 @@ def test_token_outside_vocabulary(root):
 def test_vocabulary_smaller_than_the_model(root):
     with pytest.raises(DatasetError, match=r"vocabulary.txt: 8 words and '.' make a vocabulary of 9, but MODEL.VOCAB_SIZE is 20"): check_dataset(config(root, 'MODEL.VOCAB_SIZE', 20))
     write_vocabulary(root/'vocabulary.txt', [f'w{i}' for i in range(20)])
-    assert 'make a vocabulary of 21' in check_dataset(config(root)).notes[0]       # a larger one is worth a note
+    assert 'make a vocabulary of 21' in check_dataset(config(root)).warnings[0]       # a larger one is worth a note
     (root/'vocabulary.txt').unlink()
     with pytest.raises(DatasetError, match='vocabulary.txt: no such vocabulary'): check_dataset(config(root))
 

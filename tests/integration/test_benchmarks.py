@@ -25,7 +25,7 @@ def test_every_script_prints_its_rows(script, tmp_path):
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('name', plain.FAMILIES)
 def test_plain_and_ours_agree(name):
-    row = plain.compare(name, small=True, repeats=1, inside=name in ('updown', 'transformer'))     # asserts that the losses agree
+    row = plain.compare(name, small=True, repeats=1, with_profile=name in ('updown', 'transformer'))     # asserts that the losses agree
     assert row['ours_s'] > 0 and row['peer_s'] > 0
     if 'ours_peak_mb' in row: assert 0 < row['ours_products'] < 1 and 0 < row['ours_peak_mb'] <= row['peer_peak_mb']
 

@@ -5,7 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from xmodaler_nb.config import Batch, kfg
 from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.modeling import build_model
-from xmodaler_nb.modeling.layers.rows import alike
+from xmodaler_nb.modeling.layers.rows import unique_rows
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, DiverseBeamSearcher, EnsembleBeamSearcher, GreedyDecoder, build_beam_searcher, build_greedy_decoder
 
 V, T = 40, 12
@@ -49,7 +49,7 @@ STRATEGIES = {
 @pytest.mark.parametrize('which', [UPDOWN, TRANSFORMER], ids=['updown', 'transformer'])
 @pytest.mark.parametrize('name', STRATEGIES)
 def test_at_most_one_look_every_four_steps(which, name, monkeypatch):
-    monkeypatch.setattr('xmodaler_nb.modeling.decoder.updown_decoder.alike', lambda names, rows=None: None)      # as on a device (next test)
+    monkeypatch.setattr('xmodaler_nb.modeling.decoder.updown_decoder.unique_rows', lambda names, rows=None: None)      # as on a device (next test)
     cfg, model = make(which)
     kind, kw = STRATEGIES[name]
     s = kind(cfg, sync_every=4, **kw)
@@ -67,7 +67,7 @@ def test_at_most_one_look_every_four_steps(which, name, monkeypatch):
 
 def test_only_the_processor_looks_for_equal_rows():
     names = torch.tensor([3, 3, 3, 3])
-    assert alike(names) is not None and alike(names.to('meta')) is None
+    assert unique_rows(names) is not None and unique_rows(names.to('meta')) is None
 
 
 @pytest.mark.parametrize('which', [UPDOWN, TRANSFORMER], ids=['updown', 'transformer'])

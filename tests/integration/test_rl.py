@@ -55,7 +55,7 @@ def test_published_configs_run(scenes, tmp_path, config):
     t = run(trainer(scenes, tmp_path, config, *opts, *more, 'RL.SAMPLE_MODE', 'eval', **data))
     log = events(tmp_path)[-1]
     assert {f'rl/{k}' for k in ('reward', 'baseline', 'advantage', 'advantage_std', 'entropy', 'length', 'distinct')} | {'Cider', 'total_loss'} <= set(log)
-    assert t.method.captions['drawn'].shape == (8, t.cfg.MODEL.MAX_SEQ_LEN) and (tmp_path/'model_final').exists()
+    assert t.method.captions['sampled'].shape == (8, t.cfg.MODEL.MAX_SEQ_LEN) and (tmp_path/'model_final').exists()
 
 
 @pytest.mark.parametrize('engine,opts', [('RLTrainer', ['SCORER.TYPES', ['Cider', 'Bleu', 'RougeL', 'Length'], 'SCORER.WEIGHTS', [1., .5, .5, 1.]]), ('RLMeanTrainer', []),
@@ -97,11 +97,11 @@ def test_mistakes_are_named(scenes, tmp_path, opts, message):
 def test_the_baseline_uses_no_dropout_and_no_dice(scenes, tmp_path):
     t = trainer(scenes, tmp_path)
     batch = next(iter(t.train_data_loader))
-    images, k = t.method.prepare(batch)
+    images, k = t.method.decoding_inputs(batch)
     torch.manual_seed(0)
     a = t.method.baseline(images)
     assert torch.equal(a, t.method.baseline(images)) and t.model.training and len(a) == len(batch[kfg.IDS]) and k == 2
-    assert not torch.equal(t.method.draw(images, k)[kfg.G_SENTS_IDS], t.method.draw(images, k)[kfg.G_SENTS_IDS])
+    assert not torch.equal(t.method.sample_captions(images, k)[kfg.G_SENTS_IDS], t.method.sample_captions(images, k)[kfg.G_SENTS_IDS])
 
 
 def test_the_gradient_belongs_to_the_distribution_drawn_from(scenes, tmp_path):
@@ -113,10 +113,10 @@ def test_the_gradient_belongs_to_the_distribution_drawn_from(scenes, tmp_path):
     batch = next(iter(cold.train_data_loader))
     def told(t):
         t.model.eval()
-        images, k = t.method.prepare(batch)
+        images, k = t.method.decoding_inputs(batch)
         torch.manual_seed(0)
-        ids = t.method.draw(images, k)[kfg.G_SENTS_IDS]
-        return ids, t.method.retell(images, ids)[kfg.G_LOGP], t.method.baseline(images)
+        ids = t.method.sample_captions(images, k)[kfg.G_SENTS_IDS]
+        return ids, t.method.log_probs_in_one_pass(images, ids)[kfg.G_LOGP], t.method.baseline(images)
     (ids, logp, greedy), (ids2, logp2, greedy2) = told(cold), told(plain)
     assert torch.equal(ids, ids2) and torch.equal(greedy, greedy2)
     assert (logp - logp2).abs().max() < 1e-4
@@ -147,7 +147,7 @@ def test_published_configs_of_other_data_take_a_step(name, tmp_path):
     run(t)
     assert type(t.scorer).__name__ == cfg.SCORER.NAME and t.iter == 1 and np.isfinite(events(tmp_path)[-1]['total_loss'])
     assert any(not torch.equal(p, before[n]) for n, p in t.model.named_parameters()) and (t.ema is not None) == cfg.MODEL.USE_EMA
-    assert t.method.captions['drawn'].shape == (len(g.batch()[kfg.IDS]), cfg.MODEL.MAX_SEQ_LEN)
+    assert t.method.captions['sampled'].shape == (len(g.batch()[kfg.IDS]), cfg.MODEL.MAX_SEQ_LEN)
 
 
 def test_benchmark_of_the_gain_runs(tmp_path, capsys):

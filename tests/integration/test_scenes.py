@@ -8,16 +8,16 @@ from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets.build import build_xmodaler_train_loader, build_xmodaler_valtest_loader
 from xmodaler_nb.own.scenes import make_scenes, bounds, vocabulary
 from xmodaler_nb.own.scenes.grammar import TEMPLATES
-from xmodaler_nb.own.scenes.write import draw_splits
+from xmodaler_nb.own.scenes.write import sample_splits
 
 COUNTS = dict(train=30, val=5, test=20)
-# Of `draw_splits(COUNTS, seed=0)`: if this changes, raise `datasets.scenes.write.VERSION` too.
+# Of `sample_splits(COUNTS, seed=0)`: if this changes, raise `datasets.scenes.write.VERSION` too.
 PICTURES = 'ca057a35822d56a2ac3245e512818284cebf8a0e7471f48e369a52f905098074'
 CLIPS = 'a379aac08d2a853213420243cfa64c228ae8feb39d714ebf06f8b2592733d16e'
 
 def drawn(video):
     h = hashlib.sha256()
-    for o in draw_splits(COUNTS, seed=0, video=video): h.update(o['pixels'].tobytes() + '\n'.join(o['captions']).encode())
+    for o in sample_splits(COUNTS, seed=0, video=video): h.update(o['pixels'].tobytes() + '\n'.join(o['captions']).encode())
     return h.hexdigest()
 
 @pytest.mark.parametrize('video', [False, True])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets.build import build_dataset_mapper
-from xmodaler_nb.datasets.common import Draw, MapDataset
+from xmodaler_nb.datasets.common import ItemKey, MapDataset
 from xmodaler_nb.datasets.layout import write_tiny
 from xmodaler_nb.own.store_import import import_npz
 from xmodaler_nb.utils.safe_pickle import safe_load
@@ -39,7 +39,7 @@ def items(d, name, feats, stage='train'):
     cfg = load_cfg_file(CONFIGS.get(name, 'image_caption/updown/updown.yaml'), ['DATALOADER.ANNO_FOLDER', str(d), 'DATALOADER.FEATS_FOLDER', str(feats), 'DATALOADER.SEQ_PER_SAMPLE', k, 'DATALOADER.MAX_FEAT_NUM', 50])
     mapper = build_dataset_mapper(cfg, name, stage)
     entries = mapper.load_data(cfg)
-    return [MapDataset(entries, mapper)[Draw(i, 0, 1)] for i in range(len(entries))]
+    return [MapDataset(entries, mapper)[ItemKey(i, 0, 1)] for i in range(len(entries))]
 
 
 def same(a, b):

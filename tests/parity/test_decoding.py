@@ -15,7 +15,7 @@ def golden(request):
     g.built = g.model()
     return g
 
-def same(g, out, key, until_end=False):
+def same(g, out, key, cut_after_eos=False):
     "Ids exact, log-probabilities near."
     ids, lp = g.tensors[f'output.{key}.G_SENTS_IDS'], g.tensors[f'output.{key}.G_LOGP']
     assert torch.equal(out[kfg.G_SENTS_IDS], ids), (g, key)
@@ -105,7 +105,7 @@ def test_attention_follows_the_surviving_beam(golden):
         trace = model(batch.merge({kfg.TRACE: True}), use_beam_search=True)[kfg.TRACE]
         for i in range(0 if golden.name in ('video_mplstm', 'lstm_a') else n):
             h, words = trace.best(i), [model.beam_searcher.bos_token_id, *trace.best(i).ids]
-            state = model.init_state(batch).reorder(torch.tensor([[i]]), whole=False).watch()
+            state = model.init_state(batch).reorder(torch.tensor([[i]]), whole=False).record_attention()
             for t in range(len(h.ids)):
                 _, state = model.step(torch.tensor(words[t:t+1]), state)
                 near(h.attention[t], state.attention()[0], atol=1e-5)

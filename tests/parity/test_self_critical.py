@@ -4,7 +4,7 @@ import pytest
 import torch
 from xmodaler_nb.config import kfg
 from xmodaler_nb.engine.learner import CaptionLearner
-from xmodaler_nb.engine.self_critical import SelfCritical, forced_log_probs, pictures_of
+from xmodaler_nb.engine.self_critical import SelfCritical, forced_log_probs, images_of
 from xmodaler_nb.losses import RewardCriterion
 from xmodaler_nb.losses.reward_criterion import upto_eos
 from golden_models import Golden, no_dropout
@@ -59,7 +59,7 @@ def test_both_modes_have_one_gradient(name, dtype, most):
         sum(next(learn.method.losses(images)).values()).backward()
         found[mode] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, learn.method.captions
         assert model.training
-    assert torch.equal(found['eval'][1]['drawn'], found['upstream'][1]['drawn'])
+    assert torch.equal(found['eval'][1]['sampled'], found['upstream'][1]['sampled'])
     assert set(found['eval'][0]) == set(found['upstream'][0])
     for n, a in found['upstream'][0].items(): assert (found['eval'][0][n] - a).abs().max() <= most*max(1, a.abs().max()), n
 
@@ -67,8 +67,8 @@ def test_both_modes_have_one_gradient(name, dtype, most):
 def test_pictures_of_an_expanded_batch():
     "Repeated beforehand or not, the pictures are the same."
     g = Golden('updown')
-    images, k = pictures_of(g.images())
-    again, k2 = pictures_of(g.model().preprocess_batch(g.images()))
+    images, k = images_of(g.images())
+    again, k2 = images_of(g.model().preprocess_batch(g.images()))
     assert k == k2 > 1 and torch.equal(images[kfg.ATT_FEATS], again[kfg.ATT_FEATS]) and list(images[kfg.IDS]) == list(again[kfg.IDS])
 
 
@@ -78,11 +78,11 @@ def test_one_decoding_draws_and_says_the_greedy_caption(name):
     g = Golden(name)
     model = no_dropout(g.model()).eval()
     method = CaptionLearner([[g.images()]], model, [RewardCriterion(g.cfg())], method=SelfCritical(ByLength(), 'eval', check='off')).method
-    images, k = method.prepare(g.images())
-    assert method.together(images)
+    images, k = method.decoding_inputs(g.images())
+    assert method.shares_decoding(images)
     torch.manual_seed(3)
-    out, greedy = method.draw_and_baseline(images, k)
+    out, greedy = method.sample_with_baseline(images, k)
     torch.manual_seed(3)
-    alone = method.draw(images, k)
+    alone = method.sample_captions(images, k)
     assert torch.equal(out[kfg.G_SENTS_IDS], alone[kfg.G_SENTS_IDS]) and torch.equal(greedy, method.baseline(images))
     assert (out[kfg.G_LOGP] - alone[kfg.G_LOGP]).abs().max() < 1e-4

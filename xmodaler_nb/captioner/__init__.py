@@ -7,7 +7,7 @@ __all__ = ['Caption', 'Captioner', 'load_extractor', 'model_card', 'run_scores']
 
 # %% ../../nbs/17_captioner/99_captioner.ipynb #fe60ca2d
 from .captioner import Caption, Captioner, load_extractor
-from .card import model_card, run_scores
+from .card import model_card, read_run_scores
 
 # %% ../../nbs/17_captioner/99_captioner.ipynb #c5abafee
 _all_ = ['Caption', 'Captioner', 'load_extractor', 'model_card', 'run_scores']

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .card import model_card, run_scores
+from .card import model_card, read_run_scores
 from ..checkpoint import XmodalerCheckpointer
 from ..config import CfgNode, kfg
 from ..datasets.collate import collate
 from ..datasets.images.mscoco import region_fields
-from ..datasets.pictures import open_image
+from ..datasets.pictures import load_picture
 from ..functional import load_vocab, read_np
 from ..modeling import build_model, load_cfg_file
 from ..modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
@@ -86,7 +86,7 @@ class Captioner:
         image, item = None, {kfg.IDS: id, kfg.G_TOKENS_TYPE: torch.ones(self.cfg.MODEL.MAX_SEQ_LEN, dtype=torch.long)}
         grid = self.cfg.MODEL.VISUAL_EMBED.NAME == 'VisualGridEmbedding'     # only these models read `g_feature`
         if _is_file(x): item.update(read_item(x, self.cfg.DATALOADER.MAX_FEAT_NUM, grid)); self._check_width(item[kfg.ATT_FEATS]); return item, None, None
-        if not _is_features(x): image, x = self.look(x)
+        if not _is_features(x): image, x = self.extract(x)
         parts = x if isinstance(x, dict) else {'features': x}
         feats = torch.as_tensor(np.asarray(parts['features'], dtype='float32')) if not torch.is_tensor(parts['features']) else parts['features'].float().cpu()
         self._check_width(feats)
@@ -96,16 +96,16 @@ class Captioner:
             if name in parts and (grid or name != 'g_feature'): item[key] = torch.as_tensor(np.asarray(parts[name]), dtype=torch.long if name == 'relation' else torch.float32)
         return item, image, parts.get('boxes')
 
-    def look(self,
+    def extract(self,
         x, # picture or clip, see above
     ) -> tuple: # (picture (h, w, 3) uint8 or None, what the extractor found)
         "What the extractor sees."
         if self.extractor is None: raise ValueError('this captioner has no extractor, so it cannot look at pictures; give it features (n, d) as its training data had them')
         if _is_clip(x):
-            frames = [open_image(f) for f in x]
-            if not hasattr(self.extractor, 'prepare'): return frames[len(frames)//2], self.extractor(np.stack(frames))
+            frames = [load_picture(f) for f in x]
+            if not hasattr(self.extractor, 'preprocess'): return frames[len(frames)//2], self.extractor(np.stack(frames))
             return frames[len(frames)//2], {'features': np.concatenate([self.extractor(f)['features'] for f in frames])}
-        image = open_image(x)
+        image = load_picture(x)
         return image, self.extractor(image)
 
     def _check_width(self, feats):
@@ -114,7 +114,7 @@ class Captioner:
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #11780ea9
 @patch
-def strategy(self:Captioner,
+def build_strategy(self:Captioner,
     name='beam',         # 'beam', 'greedy', 'sample', or a DecodeStrategy
     beam_size:int|None=None, # sentences kept per picture; None = the config's (at least 2 for 'beam')
     **options,           # further arguments of the decode strategy
@@ -124,9 +124,9 @@ def strategy(self:Captioner,
     if name not in ('beam', 'greedy', 'sample'): raise ValueError(f"strategy {name!r} is not one of beam, greedy, sample")
     size = 1 if name != 'beam' else beam_size or max(2, self.cfg.DECODE_STRATEGY.BEAM_SIZE)
     beam = DECODE_STRATEGY_REGISTRY.get(self.cfg.DECODE_STRATEGY.NAME or 'BeamSearcher')      # plain, diverse or your own
-    found = (GreedyDecoder if size == 1 else beam)(self.cfg, beam_size=size, **options)
-    if self.cfg.INFERENCE.VOCAB != 'BERT': found._vocab = self.vocab
-    return found
+    decoder = (GreedyDecoder if size == 1 else beam)(self.cfg, beam_size=size, **options)
+    if self.cfg.INFERENCE.VOCAB != 'BERT': decoder._vocab = self.vocab
+    return decoder
 
 @patch
 def _decode(self:Captioner, items, strategy, sample, nbest, trace):
@@ -137,8 +137,8 @@ def _decode(self:Captioner, items, strategy, sample, nbest, trace):
     with torch.no_grad(): out = strategy(batch, False, self.model, trace=trace)
     ids, lps = out[kfg.G_SENTS_IDS], out[kfg.G_LOGP]
     if ids.dim() == 2: ids, lps = ids[:,None], lps[:,None]                     # (b, 1, t)
-    found = out.get(kfg.TRACE) if trace else None
-    return [([(i.tolist(), p.tolist()) for i, p in zip(ids[n], lps[n])], found, n) for n in range(len(items))]
+    batch_trace = out.get(kfg.TRACE) if trace else None
+    return [([(i.tolist(), p.tolist()) for i, p in zip(ids[n], lps[n])], batch_trace, n) for n in range(len(items))]
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #bd2283c1
 @patch
@@ -148,8 +148,8 @@ def _caption(self:Captioner, ids, lps, trace, n, rank, id, image, boxes):
     words = [self.vocab[i] for i in ids[:end]]
     out = Caption(' '.join(words), words, lps[:end+1], str(id), image, boxes)
     if trace is not None:
-        out.trace, looks = trace, trace.nbest(rank+1, n)[rank].attention
-        out.attention = None if looks is None else looks[:end].numpy()
+        out.trace, att = trace, trace.nbest(rank+1, n)[rank].attention
+        out.attention = None if att is None else att[:end].numpy()
     return out
 
 @patch
@@ -168,11 +168,11 @@ def describe(self:Captioner,
     xs = list(x) if many else [x]
     if nbest > 1 and strategy in ('greedy', 'sample'): raise ValueError(f"nbest={nbest} needs strategy='beam', got {strategy!r}")
     ids = list(ids) if ids is not None else [str(o) if isinstance(o, (str, Path)) else str(i) for i, o in enumerate(xs)]
-    search, results = self.strategy(strategy, max(beam_size or 0, nbest) if nbest > 1 else beam_size, **options), []
+    search, results = self.build_strategy(strategy, max(beam_size or 0, nbest) if nbest > 1 else beam_size, **options), []
     for start in range(0, len(xs), batch_size):
         part = [self.item(o, i) for o, i in zip(xs[start:start+batch_size], ids[start:start+batch_size])]
-        for (sents, found, n), (item, image, boxes) in zip(self._decode([p[0] for p in part], search, strategy == 'sample', nbest, trace), part):
-            caps = [self._caption(i, p, found, n, r, item[kfg.IDS], image, boxes) for r, (i, p) in enumerate(sents)]
+        for (sents, batch_trace, n), (item, image, boxes) in zip(self._decode([p[0] for p in part], search, strategy == 'sample', nbest, trace), part):
+            caps = [self._caption(i, p, batch_trace, n, r, item[kfg.IDS], image, boxes) for r, (i, p) in enumerate(sents)]
             results.append(caps if nbest > 1 else caps[0])
     return results if many else results[0]
 
@@ -206,7 +206,7 @@ def _find_checkpoint(path):
     if tag.is_file() and (path/tag.read_text().strip()).exists(): return path/tag.read_text().strip()
     raise FileNotFoundError(f"{path} holds no captioner: neither model.safetensors nor a last_checkpoint that exists is in it")
 
-def _beside(path, name, given):
+def _resolve_file(path, name, given):
     "A file that was given, or that lies in the checkpoint directory."
     found = Path(given) if given is not None else path/name if path.is_dir() else None
     if found is None or not found.is_file(): return None
@@ -230,12 +230,12 @@ def from_pretrained(cls:Captioner,
 ) -> Captioner:
     "Open a captioner."
     run, path = Path(path), _find_checkpoint(path)
-    config, words = _beside(path, 'config.yaml', config), _beside(path, 'vocabulary.txt', vocab)
+    config, words = _resolve_file(path, 'config.yaml', config), _resolve_file(path, 'vocabulary.txt', vocab)
     if config is None: raise FileNotFoundError(f"{path}: no config.yaml beside the weights; name the YAML with config=…")
     if words is None: raise FileNotFoundError(f"{path}: no vocabulary.txt beside the weights; name the vocabulary with vocab=…")
     cfg = load_cfg_file(config, ['MODEL.DEVICE', device, 'INFERENCE.VOCAB', ''])
     model = build_model(cfg)
     XmodalerCheckpointer(model).load(str(path), checkpointables=[], strict=True)
-    saved, scores = _beside(path, 'extractor.json', None), _beside(path, 'metrics.json', None) or _beside(run, 'metrics.json', None)
+    saved, scores = _resolve_file(path, 'extractor.json', None), _resolve_file(path, 'metrics.json', None) or _resolve_file(run, 'metrics.json', None)
     if extractor is None and saved is not None: extractor = load_extractor(json.loads(saved.read_text()))
-    return cls(model, cfg, load_vocab(words), extractor, json.loads(scores.read_text()) if scores else run_scores(run))
+    return cls(model, cfg, load_vocab(words), extractor, json.loads(scores.read_text()) if scores else read_run_scores(run))

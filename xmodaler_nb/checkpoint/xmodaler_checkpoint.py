@@ -28,11 +28,11 @@ class XmodalerCheckpointer:
         save_to_disk=None,    # does this process write? default: only the first one
         **checkpointables,    # name=object with `state_dict()` and `load_state_dict(state)`
     ):
-        self.model,self.save_dir = unwrap_model(model),str(save_dir)
+        self.model, self.save_dir = unwrap_model(model), str(save_dir)
         self.save_to_disk = is_main_process() if save_to_disk is None else save_to_disk
-        self.checkpointables,self.files = {},{}
+        self.checkpointables, self.files = {}, {}
         self.logger = logging.getLogger(__name__)
-        for k,v in checkpointables.items(): self.add_checkpointable(k, v)
+        for k, v in checkpointables.items(): self.add_checkpointable(k, v)
         if self.save_dir and self.save_to_disk and Path(self.save_dir).is_dir() and os_writable(self.save_dir): recover(self.save_dir)
 
     def add_checkpointable(self,
@@ -73,9 +73,9 @@ def get_all_checkpoint_files(self:XmodalerCheckpointer) -> list:  # paths, oldes
     "All complete checkpoints of the folder, X-modaler's `.pth` files included."
     if not self.save_dir or not Path(self.save_dir).is_dir(): return []
     found = [p for p in Path(self.save_dir).iterdir() if not p.name.startswith('.') and (p.suffix=='.pth' or (p/'meta.json').exists())]
-    return [str(p) for p in sorted(found, key=_age) if self._is_complete(p)]
+    return [str(p) for p in sorted(found, key=_age_key) if self._is_complete(p)]
 
-def _age(path):
+def _age_key(path):
     "Sort key: iteration where known, then time of the last change."
     try: it = int(read_meta(path).get('iteration', -1)) if path.is_dir() else -1
     except (CheckpointError, TypeError, ValueError, OSError): it = -1
@@ -96,13 +96,13 @@ def get_checkpoint_file(self:XmodalerCheckpointer) -> str:  # path, '' if there 
     tag = Path(self.save_dir)/'last_checkpoint'
     if not tag.is_file(): return ''
     try: name = check_name(tag.read_text(encoding='utf8').strip())
-    except (CheckpointError, UnicodeDecodeError, OSError) as e: name,why = None,f'{tag} does not hold a name ({e})'
+    except (CheckpointError, UnicodeDecodeError, OSError) as e: name, why = None, f'{tag} does not hold a name ({e})'
     else: why = f'{name} is missing or incomplete'
     if name and self._is_complete(Path(self.save_dir)/name): return str(Path(self.save_dir)/name)
-    others = self.get_all_checkpoint_files()
-    if not others: return ''
-    self.logger.warning("last_checkpoint: %s; using %s instead", why, Path(others[-1]).name)
-    return others[-1]
+    complete = self.get_all_checkpoint_files()
+    if not complete: return ''
+    self.logger.warning("last_checkpoint: %s; using %s instead", why, Path(complete[-1]).name)
+    return complete[-1]
 
 @patch
 def has_checkpoint(self:XmodalerCheckpointer) -> bool:
@@ -118,11 +118,11 @@ def save(self:XmodalerCheckpointer,
 ):
     "Write a checkpoint and make it the last one. Every process must call it; only one writes."
     if not self.save_dir: return
-    state = {k: v.state_dict() for k,v in self.checkpointables.items()}   # may gather over processes
+    state = {k: v.state_dict() for k, v in self.checkpointables.items()}   # may gather over processes
     if not self.save_to_disk: return
     path = Path(self.save_dir)/check_name(name)
-    files = {k: v() if callable(v) else v for k,v in self.files.items()}
-    meta = {k: v for k,v in kwargs.items() if isinstance(v, (int, float, str, bool, type(None)))}
+    files = {k: v() if callable(v) else v for k, v in self.files.items()}
+    meta = {k: v for k, v in kwargs.items() if isinstance(v, (int, float, str, bool, type(None)))}
     try: write_checkpoint(path, self.model.state_dict(), {**state, **kwargs}, meta, files)
     except OSError as e:
         last = self.get_checkpoint_file()
@@ -165,7 +165,7 @@ def _convert_ndarray_to_tensor(self:XmodalerCheckpointer,
     state_dict:dict,   # name -> array or tensor; changed in place
 ):
     "Arrays become tensors; anything else is an error that names the entry."
-    for k,v in list(state_dict.items()):
+    for k, v in list(state_dict.items()):
         if isinstance(v, np.ndarray): state_dict[k] = torch.from_numpy(v.copy())
         elif not isinstance(v, Tensor): raise CheckpointError(f"weight {k!r} is a {type(v).__name__}, expected a tensor or an array")
 
@@ -176,7 +176,7 @@ def strip_prefix(
 ) -> dict:             # without it, where every name has it
     "Drop a prefix that all names share."
     if not state_dict or not all(k.startswith(prefix) for k in state_dict): return dict(state_dict)
-    return strip_prefix({k[len(prefix):]: v for k,v in state_dict.items()}, prefix)
+    return strip_prefix({k[len(prefix):]: v for k, v in state_dict.items()}, prefix)
 
 @patch
 def _load_model(self:XmodalerCheckpointer,
@@ -185,10 +185,10 @@ def _load_model(self:XmodalerCheckpointer,
     "Load what fits; return what did not."
     weights = strip_prefix(checkpoint['model'])
     self._convert_ndarray_to_tensor(weights)
-    own,wrong = self.model.state_dict(),[]
+    own, wrong = self.model.state_dict(), []
     for k in [k for k in weights if k in own and own[k].shape != weights[k].shape]: wrong.append((k, tuple(weights.pop(k).shape), tuple(own[k].shape)))
     res = self.model.load_state_dict(weights, strict=False)
-    shape_names = {k for k,_,_ in wrong}
+    shape_names = {k for k, _, _ in wrong}
     return IncompatibleKeys([k for k in res.missing_keys if k not in shape_names], res.unexpected_keys, wrong)
 
 # %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #2c02fdc1
@@ -197,17 +197,17 @@ def group_names(
 ) -> list[str]:     # one line per module: 'decoder.lstm: weight_ih, weight_hh'
     "Group names by what stands before the last dot."
     groups = defaultdict(list)
-    for n in names: m,_,p = n.rpartition('.'); groups[m].append(p)
-    return [f"{m}: {', '.join(ps)}" if m else ', '.join(ps) for m,ps in groups.items()]
+    for n in names: m, _, p = n.rpartition('.'); groups[m].append(p)
+    return [f"{m}: {', '.join(ps)}" if m else ', '.join(ps) for m, ps in groups.items()]
 
 @patch
 def _log_incompatible_keys(self:XmodalerCheckpointer,
     incompatible:IncompatibleKeys,   # what `_load_model` returned
 ):
     "Say what did not fit."
-    for k,theirs,ours in incompatible.incorrect_shapes:
-        self.logger.warning("skipped %s: its shape in the file is %s, in the model %s", k, theirs, ours)
-    for what,names in (('not in the file, left as they are', incompatible.missing_keys), ('in the file but not in the model', incompatible.unexpected_keys)):
+    for k, file_shape, model_shape in incompatible.incorrect_shapes:
+        self.logger.warning("skipped %s: its shape in the file is %s, in the model %s", k, file_shape, model_shape)
+    for what, names in (('not in the file, left as they are', incompatible.missing_keys), ('in the file but not in the model', incompatible.unexpected_keys)):
         if names: self.logger.warning("weights %s:\n  %s", what, '\n  '.join(group_names(names)))
 
 # %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #5ddcbfd9
@@ -233,7 +233,7 @@ def load(self:XmodalerCheckpointer,
     return checkpoint
 
 def _misfit_text(misfit):
-    parts = [f'{k} has shape {a} there and {b} here' for k,a,b in misfit.incorrect_shapes]
+    parts = [f'{k} has shape {a} there and {b} here' for k, a, b in misfit.incorrect_shapes]
     parts += [f'{k} is missing' for k in misfit.missing_keys] + [f'{k} is unknown' for k in misfit.unexpected_keys]
     return '; '.join(parts[:5]) + (f' … ({len(parts)} in all)' if len(parts)>5 else '')
 
@@ -258,8 +258,8 @@ class PeriodicEpochCheckpointer:
         file_prefix:str='model',  # start of the names
     ):
         if max_to_keep is not None and max_to_keep < 1: raise ValueError(f"max_to_keep is {max_to_keep}; keep at least one checkpoint")
-        self.checkpointer,self.period,self.max_iter = checkpoint,int(period),max_iter
-        self.max_to_keep,self.file_prefix = max_to_keep,file_prefix
+        self.checkpointer, self.period, self.max_iter = checkpoint, int(period), max_iter
+        self.max_to_keep, self.file_prefix = max_to_keep, file_prefix
 
     def dir_name(self,
         iteration:int,  # 0-based
@@ -301,8 +301,8 @@ def prune(self:PeriodicEpochCheckpointer):
     "Remove the oldest periodic checkpoints beyond `max_to_keep`."
     if self.max_to_keep is None or not self.checkpointer.save_to_disk: return
     pattern = re.compile(re.escape(self.file_prefix) + r'_Epoch_\d+_Iter_(\d+)$')
-    ours = [p for p in Path(self.checkpointer.save_dir).iterdir() if p.is_dir() and pattern.match(p.name)]
-    for p in sorted(ours, key=lambda p: int(pattern.match(p.name)[1]))[:-self.max_to_keep]: remove_dir(p)
+    periodic = [p for p in Path(self.checkpointer.save_dir).iterdir() if p.is_dir() and pattern.match(p.name)]
+    for p in sorted(periodic, key=lambda p: int(pattern.match(p.name)[1]))[:-self.max_to_keep]: remove_dir(p)
 
 # %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #d7a63e9a
 XmodalerCheckpoint = XmodalerCheckpointer

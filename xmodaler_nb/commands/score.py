@@ -34,13 +34,13 @@ def _parser():
     p.add_argument('--json', action='store_true', help='print one JSON object')
     return p
 
-def _row(result, image_id):
+def _find_id(result, image_id):
     "The id of the result that reads like the one asked for."
     found = next((i for i in result.ids if str(i) == image_id), None)
     if found is None: raise KeyError(f'no image {image_id!r} among the {len(result.ids)} that were scored')
     return found
 
-def _write(result, path):
+def _write_per_image(result, path):
     "Scores of every picture."
     if path.suffix == '.csv': result.table().to_csv(path)
     else: path.write_text(json.dumps({str(k): v for k, v in result.per_image.items()}))
@@ -61,10 +61,10 @@ def _score(args):
         lines += [f'{k:18} {v:.4f}' for k, v in numbers['diversity'].items()]
     if bounds: numbers['confidence'] = bounds
     if args.explain:
-        table = result.explain(_row(result, args.explain))
+        table = result.explain(_find_id(result, args.explain))
         numbers['explain'] = table.to_dict('records')
         lines += ['', table.round(4).to_string(index=False, max_rows=30)]
-    if args.per_image: _write(result, Path(args.per_image))
+    if args.per_image: _write_per_image(result, Path(args.per_image))
     return numbers, lines
 
 def score_main(

@@ -17,7 +17,7 @@ from ..utils.safe_pickle import safe_load
 # %% ../../nbs/06_datasets/45_annotations.ipynb #dcfaac9c
 def load_annotations(
     path,                                # annotation .pkl
-    id_keys:tuple=('image_id','video_id'), # the first one that an entry has is its id
+    id_keys:tuple=('image_id', 'video_id'), # the first one that an entry has is its id
     key:str|None=None,                   # store the id under this name; None: leave the name
 ) -> list:                               # of dicts, ids as text
     "Read an annotation list."
@@ -26,9 +26,9 @@ def load_annotations(
     if not entries: raise ValueError(f"{path}: the annotation list is empty; a data set needs at least one entry")
     out = []
     for k, e in enumerate(entries):
-        found = next((i for i in id_keys if isinstance(e, dict) and i in e), None)
-        if found is None: raise ValueError(f"{path}: entry {k} has no {' or '.join(id_keys)} (it is {_short(e)})")
-        out.append({key or found: str(e[found]), **{n: v for n, v in e.items() if n != found}})
+        id_key = next((i for i in id_keys if isinstance(e, dict) and i in e), None)
+        if id_key is None: raise ValueError(f"{path}: entry {k} has no {' or '.join(id_keys)} (it is {_short(e)})")
+        out.append({key or id_key: str(e[id_key]), **{n: v for n, v in e.items() if n != id_key}})
     return out
 
 def _short(e): return f"a dict with {', '.join(map(str, e)) or 'nothing'}" if isinstance(e, dict) else f'{type(e).__name__} {str(e)[:40]}'
@@ -55,8 +55,8 @@ def attach_table(
     if not isinstance(table, dict): raise ValueError(f"{path}: holds a {type(table).__name__}, but should be a dict from image id to array")
     for e in entries:
         i = e[key]
-        found = i if i in table else int(i) if i.isdigit() and int(i) in table else None
-        if found is not None: e[name] = table[found]
+        table_key = i if i in table else int(i) if i.isdigit() and int(i) in table else None
+        if table_key is not None: e[name] = table[table_key]
 
 # %% ../../nbs/06_datasets/45_annotations.ipynb #27ba9776
 def choose_sentences(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from ..config import kfg
 from .build import build_dataset_mapper
-from .common import Draw, MapDataset
+from .common import ItemKey, MapDataset
 from ..functional import read_lines
 from ..utils import comm
 from ..utils.store import feature_files
@@ -25,13 +25,13 @@ from ..utils.store import feature_files
 class DatasetError(ValueError):
     "The files of a data set do not fit each other or the model."
     def __init__(self,
-        what:str,      # which data set and stage
+        name:str,      # which data set and stage
         problems:list, # of texts, each naming file or id, rule and value seen
         shown:int=5,   # how many are spelled out
     ):
         self.problems = list(problems)
         more = f"\n… and {len(problems) - shown} more" if len(problems) > shown else ''
-        super().__init__(f"{what}: " + '\n'.join(problems[:shown]) + more)
+        super().__init__(f"{name}: " + '\n'.join(problems[:shown]) + more)
 
 # %% ../../nbs/06_datasets/70_check.ipynb #864bf899
 def missing_features(
@@ -44,10 +44,10 @@ def missing_features(
     for e in entries:
         path = mapper.feature_path(e)
         if path is not None: wanted.setdefault(os.path.split(path), e)
-    there = {folder: feature_files(folder) for folder in {f for f, _ in wanted}}
-    lost = [f"{f}: the feature folder does not exist" for f, names in there.items() if names is None]
-    return lost + [f"{Path(f)/name}: no such feature file, but the annotations name id {entry_id(e)}" for (f, name), e in wanted.items()
-                   if there[f] is not None and name not in there[f]]
+    existing = {folder: feature_files(folder) for folder in {f for f, _ in wanted}}
+    missing = [f"{f}: the feature folder does not exist" for f, names in existing.items() if names is None]
+    return missing + [f"{Path(f)/name}: no such feature file, but the annotations name id {entry_id(e)}" for (f, name), e in wanted.items()
+                   if existing[f] is not None and name not in existing[f]]
 
 def entry_id(
     entry:dict, # of an annotation list
@@ -65,14 +65,14 @@ def token_problems(
     for name, lowest in (('tokens_ids', 0), ('target_ids', -1)):
         rows = [np.asarray(e[name]) for e in entries if name in e]
         if not rows: continue
-        every = np.concatenate([r.ravel() for r in rows])
-        if every.size and lowest <= every.min() and every.max() < vocab_size: continue
-        out += [f"id {entry_id(e)}: {name} are {lowest} … {vocab_size-1} (MODEL.VOCAB_SIZE is {vocab_size}), here are {_span(e[name])}" for e in entries
+        all_ids = np.concatenate([r.ravel() for r in rows])
+        if all_ids.size and lowest <= all_ids.min() and all_ids.max() < vocab_size: continue
+        out += [f"id {entry_id(e)}: {name} are {lowest} … {vocab_size-1} (MODEL.VOCAB_SIZE is {vocab_size}), here are {_format_range(e[name])}" for e in entries
                 if name in e and (np.size(e[name]) == 0 or np.min(e[name]) < lowest or np.max(e[name]) >= vocab_size)]
     return out + [f"id {entry_id(e)}: tokens_ids have sizes {np.shape(e['tokens_ids'])}, target_ids {np.shape(e['target_ids'])}; they must be equal" for e in entries
                   if 'tokens_ids' in e and 'target_ids' in e and np.shape(e['tokens_ids']) != np.shape(e['target_ids'])]
 
-def _span(a): return f"{np.min(a)} … {np.max(a)}" if np.size(a) else 'none'
+def _format_range(a): return f"{np.min(a)} … {np.max(a)}" if np.size(a) else 'none'
 
 def vocabulary_problems(
     path,           # vocabulary.txt; '' or 'BERT' for none
@@ -121,7 +121,7 @@ def open_problems(
     "Make items, as the loader will."
     problems, items = [], []
     for e in entries:
-        try: item = MapDataset([e], mapper)[Draw(0)]      # takes no number from the global generators
+        try: item = MapDataset([e], mapper)[ItemKey(0)]      # takes no number from the global generators
         except (OSError, ValueError, KeyError) as err: problems.append(f"id {entry_id(e)}: {err}"); continue
         path = mapper.feature_path(e) if hasattr(mapper, 'feature_path') else None
         problems += item_problems(item, path or f'id {entry_id(e)}', widths)
@@ -139,8 +139,8 @@ def reference_problems(
     try: known = {str(a['image_id']) for a in json.loads(path.read_text(encoding='utf-8'))['annotations']}
     except (ValueError, KeyError, TypeError) as e: return [f"{path}: not a file of references in COCO's form ({type(e).__name__}: {e})"]
     ids = [str(entry_id(e)) for e in entries]
-    twice = sorted(i for i, n in Counter(ids).items() if n > 1)
-    return [f"{path}: no reference for id {i}, which the annotations name" for i in dict.fromkeys(ids) if i not in known] + [f"id {i} stands in the evaluation list twice" for i in twice]
+    duplicates = sorted(i for i, n in Counter(ids).items() if n > 1)
+    return [f"{path}: no reference for id {i}, which the annotations name" for i in dict.fromkeys(ids) if i not in known] + [f"id {i} stands in the evaluation list twice" for i in duplicates]
 
 # %% ../../nbs/06_datasets/70_check.ipynb #b8d74b6d
 @dataclass
@@ -153,22 +153,22 @@ class DatasetReport:
     opened:int                                      # feature files that were read
     regions:tuple                                   # fewest and most in those
     widths:dict                                     # field → width in those
-    notes:list = field(default_factory=list)        # nothing wrong, but worth knowing
+    warnings:list = field(default_factory=list)        # nothing wrong, but worth knowing
     def __str__(self):
         widths = ', '.join(f'{k} {w}' for k, w in self.widths.items())
-        return '\n'.join([f"{self.name} {self.stage}: {self.entries} entries, {self.rows} captions; {self.opened} opened: {self.regions[0]}–{self.regions[1]} regions, {widths} wide", *self.notes])
+        return '\n'.join([f"{self.name} {self.stage}: {self.entries} entries, {self.rows} captions; {self.opened} opened: {self.regions[0]}–{self.regions[1]} regions, {widths} wide", *self.warnings])
 
-def _chosen(entries, sample):
+def _evenly_spaced(entries, sample):
     "`sample` entries, spread over the list, or all."
     n = len(entries)
     if sample == 'all' or sample >= n: return entries
     return [entries[i*(n-1)//max(sample-1, 1)] for i in range(sample)]
 
-def _describe(cfg, name, stage, entries, items, notes):
+def _make_report(cfg, name, stage, entries, items, warnings):
     feats = [i[kfg.ATT_FEATS] for i in items if isinstance(i.get(kfg.ATT_FEATS), torch.Tensor)]
     widths = {k: v.shape[-1] for i in items[:1] for k, v in i.items() if isinstance(v, torch.Tensor) and v.is_floating_point() and v.dim()}
     regions = (min(map(len, feats)), max(map(len, feats))) if feats else (0, 0)
-    return DatasetReport(name, stage, len(entries), sum(len(e['tokens_ids']) for e in entries if 'tokens_ids' in e), len(items), regions, widths, notes)
+    return DatasetReport(name, stage, len(entries), sum(len(e['tokens_ids']) for e in entries if 'tokens_ids' in e), len(items), regions, widths, warnings)
 
 # %% ../../nbs/06_datasets/70_check.ipynb #bbbc159d
 def check_dataset(
@@ -182,15 +182,15 @@ def check_dataset(
     if mapper is None: return None
     entries = mapper.load_data(cfg)
     if not entries: raise DatasetError(f'{name} {stage}', ["the data set is empty: there is not one entry"])
-    problems, notes = vocabulary_problems(cfg.INFERENCE.VOCAB, cfg.MODEL.VOCAB_SIZE)
-    lost = missing_features(mapper, entries)
-    problems += lost + token_problems(entries, cfg.MODEL.VOCAB_SIZE)
+    problems, warnings = vocabulary_problems(cfg.INFERENCE.VOCAB, cfg.MODEL.VOCAB_SIZE)
+    missing = missing_features(mapper, entries)
+    problems += missing + token_problems(entries, cfg.MODEL.VOCAB_SIZE)
     if stage != 'train' and cfg.INFERENCE.NAME == 'COCOEvaler': problems += reference_problems(cfg.INFERENCE[f'{stage.upper()}_ANNFILE'], entries)
-    need = cfg.DATALOADER.TRAIN_BATCH_SIZE*comm.get_world_size()
-    if stage == 'train' and len(entries) < need: problems.append(f"{len(entries)} entries do not fill one batch of {need} (DATALOADER.TRAIN_BATCH_SIZE times processes)")
-    unread, items = open_problems(mapper, _chosen(entries, sample), expected_widths(cfg)) if not lost else ([], [])
-    if problems + unread: raise DatasetError(f'{name} {stage}', problems + unread)
-    return _describe(cfg, name, stage, entries, items, notes)
+    import_optional = cfg.DATALOADER.TRAIN_BATCH_SIZE*comm.get_world_size()
+    if stage == 'train' and len(entries) < import_optional: problems.append(f"{len(entries)} entries do not fill one batch of {import_optional} (DATALOADER.TRAIN_BATCH_SIZE times processes)")
+    read_problems, items = open_problems(mapper, _evenly_spaced(entries, sample), expected_widths(cfg)) if not missing else ([], [])
+    if problems + read_problems: raise DatasetError(f'{name} {stage}', problems + read_problems)
+    return _make_report(cfg, name, stage, entries, items, warnings)
 
 def check_datasets(
     cfg,      # whole config

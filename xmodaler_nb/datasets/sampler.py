@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch.utils.data import DataLoader, Sampler
-from .common import Draw
+from .common import ItemKey
 from ..utils import comm
 
 # %% ../../nbs/06_datasets/30_sampler.ipynb #b4a83c44
@@ -71,7 +71,7 @@ class TrainingSampler(Sampler):
 
     def __iter__(self):
         epoch, start = self.epoch, self.start
-        yield from (Draw(i, epoch, self.seed) for i in self.indices(epoch)[start*self.batch_size:])
+        yield from (ItemKey(i, epoch, self.seed) for i in self.indices(epoch)[start*self.batch_size:])
         self.set_position(epoch + 1)
 
 # %% ../../nbs/06_datasets/30_sampler.ipynb #aad86c05
@@ -85,7 +85,7 @@ class ShardSampler(Sampler):
         self.share = range(comm.get_rank() if rank is None else rank, n, comm.get_world_size() if world_size is None else world_size)
 
     def __len__(self): return len(self.share)
-    def __iter__(self): return (Draw(i) for i in self.share)
+    def __iter__(self): return (ItemKey(i) for i in self.share)
 
 # %% ../../nbs/06_datasets/30_sampler.ipynb #6a37afc0
 class TrainingLoader(DataLoader):

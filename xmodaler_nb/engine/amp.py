@@ -22,7 +22,7 @@ class AMP(Callback):
         **kwargs          # for `torch.amp.GradScaler` (fp16 only): init_scale, growth_interval, …
     ):
         if mode and mode not in DTYPES: raise ValueError(f"mixed precision mode is {mode!r}; known are {', '.join(map(repr, DTYPES))} and ''")
-        self.mode,self.kwargs,self.grad_scaler,self._state = mode,kwargs,None,None
+        self.mode, self.kwargs, self.grad_scaler, self._state = mode, kwargs, None, None
 
     def before_fit(self):
         "Prepare autocast and scaler for the model's device."
@@ -41,7 +41,7 @@ class AMP(Callback):
 
     def after_fit(self):
         "Leave the learner as it was."
-        self.learn.autocast,self.learn.scaler = nullcontext,None
+        self.learn.autocast, self.learn.scaler = nullcontext, None
 
     def state_dict(self) -> dict:
         "The scale and its history; empty without a scaler."

@@ -16,12 +16,12 @@ def copy_model(
     model:nn.Module,  # anything, old-style weight norm included
 ) -> nn.Module:       # an independent copy
     "`deepcopy` for models that keep computed tensors as attributes: those are detached while the copy is made."
-    held = [(m, k, v) for m in model.modules() for k,v in vars(m).items() if isinstance(v, torch.Tensor) and not v.is_leaf]
+    held = [(m, k, v) for m in model.modules() for k, v in vars(m).items() if isinstance(v, torch.Tensor) and not v.is_leaf]
     try:
-        for m,k,v in held: m.__dict__[k] = v.detach()
+        for m, k, v in held: m.__dict__[k] = v.detach()
         return copy.deepcopy(model)
     finally:
-        for m,k,v in held: m.__dict__[k] = v
+        for m, k, v in held: m.__dict__[k] = v
 
 # %% ../../nbs/14_engine/40_ema.ipynb #b05216b9
 class ModelEma(nn.Module):
@@ -34,16 +34,16 @@ class ModelEma(nn.Module):
         super().__init__()
         if not 0 <= decay < 1: raise ValueError(f"decay is {decay}; it must lie in [0, 1)")
         self.module = copy_model(unwrap_model(model)).eval().requires_grad_(False)
-        self.decay,self.device = decay,device
+        self.decay, self.device = decay, device
         if device is not None: self.module.to(device)
 
     @torch.no_grad()
     def _update(self, model, decay):
-        mine,theirs = self.module.state_dict(),unwrap_model(model).state_dict()
-        if set(mine) != set(theirs): raise ValueError(f"the model's entries changed since the average was made: {sorted(set(mine)^set(theirs))[:5]}")
-        avg,new,seen = [],[],set()
-        for k,v in mine.items():
-            m = theirs[k].to(v.device)
+        average, current = self.module.state_dict(), unwrap_model(model).state_dict()
+        if set(average) != set(current): raise ValueError(f"the model's entries changed since the average was made: {sorted(set(average)^set(current))[:5]}")
+        avg, new, seen = [], [], set()
+        for k, v in average.items():
+            m = current[k].to(v.device)
             if not v.is_floating_point(): v.copy_(m)             # counters
             elif (p := v.data_ptr()) not in seen: seen.add(p); avg.append(v); new.append(m)    # shared weights once
         if avg: torch._foreach_mul_(avg, decay); torch._foreach_add_(avg, new, alpha=1-decay)

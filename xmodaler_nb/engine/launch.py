@@ -86,7 +86,7 @@ def count_targets(
 
 class GlobalTokens(Callback):
     "Weighs each process's loss by its share of the words."
-    order,run_valid = 5,False
+    order, run_valid = 5, False
     def before_backward(self):
         n = torch.tensor([float(count_targets(self.learn.batch))], device=self.learn.loss_grad.device)
         total = n.clone(); dist.all_reduce(total)

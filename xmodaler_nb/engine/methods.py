@@ -43,7 +43,7 @@ def loss_sum(
     losses:dict,  # name -> scalar tensor
 ) -> Tensor:      # what is differentiated
     "Sum of the entries; those whose name contains `acc` are accuracies and only reported."
-    parts = [v for k,v in losses.items() if 'acc' not in k]
+    parts = [v for k, v in losses.items() if 'acc' not in k]
     if not parts: raise ValueError(f"nothing to minimise: losses are {list(losses) or 'empty'}")
     return sum(parts[1:], parts[0])
 
@@ -84,14 +84,14 @@ class EndlessLoader:
     "A loader that starts over when it is exhausted, and can continue where it was."
     def __init__(self,
         loader,  # sized iterable of batches
-    ): self.loader,self.drawn,self._it = loader,0,None
+    ): self.loader, self.drawn, self._it = loader, 0, None
 
     def __iter__(self): return self
     def __len__(self): return len(self.loader)
 
     def __next__(self):
         if not len(self.loader): raise ValueError(f"{type(self.loader).__name__} has no batches; there is nothing to draw")
-        epoch,batch = divmod(self.drawn, len(self.loader))
+        epoch, batch = divmod(self.drawn, len(self.loader))
         item = self._open(epoch, batch) if self._it is None or batch==0 else next(self._it)
         self.drawn += 1
         return item
@@ -113,7 +113,7 @@ class EndlessLoader:
         state:dict,  # from `state_dict`
     ):
         "Continue where an earlier one was."
-        self.drawn,self._it = int(state['drawn']),None
+        self.drawn, self._it = int(state['drawn']), None
 
 # %% ../../nbs/14_engine/00_methods.ipynb #26f1a677
 class MultiLoader(TrainingMethod):
@@ -122,25 +122,25 @@ class MultiLoader(TrainingMethod):
         **loaders, # name=further loader; the learner's own is called 'main'
     ):
         super().__init__()
-        self.loaders = {k: EndlessLoader(l) for k,l in loaders.items()}
+        self.loaders = {k: EndlessLoader(l) for k, l in loaders.items()}
 
     def losses(self,
         batch,   # of the main loader
     ):
         "One dict of losses per loader, its name in front of theirs."
-        for name,b in self.batches(batch):
+        for name, b in self.batches(batch):
             found = self.learn.compute_losses(self.learn.predict_batch(b))
-            yield {f'{name}/{k}': v for k,v in found.items()}
+            yield {f'{name}/{k}': v for k, v in found.items()}
 
     def batches(self,
         batch,  # of the main loader
     ):          # pairs (name, batch on the model's device)
         "This iteration's batches, one loader after the other."
-        yield 'main',batch
-        for name,loader in self.loaders.items(): yield name,self.learn.prepare_batch(next(loader))
+        yield 'main', batch
+        for name, loader in self.loaders.items(): yield name, self.learn.prepare_batch(next(loader))
 
-    def state_dict(self): return {k: l.state_dict() for k,l in self.loaders.items()}
+    def state_dict(self): return {k: l.state_dict() for k, l in self.loaders.items()}
     def load_state_dict(self,
         state,   # from `state_dict`
     ):
-        for k,l in self.loaders.items(): l.load_state_dict(state[k])
+        for k, l in self.loaders.items(): l.load_state_dict(state[k])

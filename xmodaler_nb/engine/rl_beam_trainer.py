@@ -26,15 +26,15 @@ class BeamRewardCriterion(nn.Module):
 # %% ../../nbs/14_engine/65_rl_beam_trainer.ipynb #5d7b009c
 class BeamSelfCritical(SelfCritical):
     "The beams of a picture against their mean."
-    def prepare(self,
+    def decoding_inputs(self,
         batch,  # a training batch; its captions are not used
     ) -> tuple: # pictures, beams per picture
         "One row per picture, however many captions it came with."
-        images, _ = super().prepare(batch)
+        images, _ = super().decoding_inputs(batch)
         return images, unwrap_model(self.learn.model).beam_searcher.beam_size
 
-    def draw(self,
-        images, # from `prepare`
+    def sample_captions(self,
+        images, # from `decoding_inputs`
         k:int,  # beams
     ) -> Batch: # G_SENTS_IDS (n·k, t), G_LOGP (n·k, t)
         "All beams of all pictures."

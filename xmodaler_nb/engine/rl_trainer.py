@@ -8,7 +8,7 @@ __all__ = ['RLTrainer']
 # %% ../../nbs/14_engine/63_rl_trainer.ipynb #18483f8d
 from fastcore.basics import patch
 from .build import ENGINE_REGISTRY
-from .defaults import DefaultTrainer, over_ranks
+from .defaults import DefaultTrainer, gather_numbers
 from .learner import device_of
 from .self_critical import SelfCritical
 from ..utils import comm
@@ -51,7 +51,7 @@ def run_step(self:RLTrainer):
     "One training step, and its numbers into the storage."
     DefaultTrainer.run_step(self)
     stats = self.method.stats
-    rows = over_ranks(list(stats.values()), device_of(self.model))
+    rows = gather_numbers(list(stats.values()), device_of(self.model))
     if not comm.is_main_process(): return
-    for i,name in enumerate(stats):
+    for i, name in enumerate(stats):
         self.storage.put_scalar(name if name in getattr(self.scorer, 'types', ()) else f'rl/{name}', sum(r[i] for r in rows)/len(rows))

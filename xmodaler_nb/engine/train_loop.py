@@ -14,7 +14,7 @@ from .learner import CaptionLearner, Loaders, NoOptim
 from ..utils.events import EventStorage
 
 # %% ../../nbs/14_engine/20_train_loop.ipynb #70eca367
-_MOMENTS = {'before_fit': 'before_train', 'before_batch': 'before_step', 'after_batch': 'after_step', 'after_fit': 'after_train'}
+_HOOK_EVENTS = {'before_fit': 'before_train', 'before_batch': 'before_step', 'after_batch': 'after_step', 'after_fit': 'after_train'}
 
 class HookBase(Callback):
     "Something that is called around a training and its steps."
@@ -52,16 +52,16 @@ class HookBase(Callback):
         if name.startswith('_'): raise AttributeError(name)
         return super().__getattr__(name)
 
-    def hears(self,
+    def handles_event(self,
         event_name:str,  # a fastai event
     ) -> bool:
         "Would this hook do anything at this event? (The learner asks once.)"
-        if event_name in _MOMENTS and self._trainer is None: return True
-        return event_name not in _MOMENTS.values() and (hasattr(type(self), event_name) or event_name in vars(self))
+        if event_name in _HOOK_EVENTS and self._trainer is None: return True
+        return event_name not in _HOOK_EVENTS.values() and (hasattr(type(self), event_name) or event_name in vars(self))
 
     def __call__(self, event_name):
-        if event_name in _MOMENTS.values(): return                               # fastai's moments of these names are others
-        if event_name in _MOMENTS and self._trainer is None and (event_name.endswith('_fit') or self.training): getattr(self, _MOMENTS[event_name])()
+        if event_name in _HOOK_EVENTS.values(): return                               # fastai's moments of these names are others
+        if event_name in _HOOK_EVENTS and self._trainer is None and (event_name.endswith('_fit') or self.training): getattr(self, _HOOK_EVENTS[event_name])()
         return super().__call__(event_name)
 
 # %% ../../nbs/14_engine/20_train_loop.ipynb #3de7f0a2
@@ -69,7 +69,7 @@ class Steps:
     "A loader of nothing: as many batches as steps are wanted."
     def __init__(self,
         n:int,  # how many
-    ): self.n,self.start = n,0
+    ): self.n, self.start = n, 0
     def __len__(self): return self.n
     def set_position(self,
         epoch:int,  # there is only one
@@ -82,9 +82,9 @@ class Steps:
 class TrainerBase:
     "An iteration loop that drives hooks; the loop is a `CaptionLearner`'s."
     def __init__(self):
-        self._hooks,self.learn,self.storage = [],None,None
+        self._hooks, self.learn, self.storage = [], None, None
         self.iter = self.start_iter = self.max_iter = 0
-        self._cursor,self._pending,self._storage_state = None,[],None
+        self._cursor, self._pending, self._storage_state = None, [], None
 
     def run_step(self):
         "One training step. Subclasses define it."
@@ -155,10 +155,10 @@ def after_train(self:TrainerBase):
             logging.getLogger(__name__).exception("%s.after_train, after an error: %s", type(h).__name__, e)
 
 @patch
-def catch_up(self:TrainerBase):
+def run_pending_hooks(self:TrainerBase):
     "After a resume: the hooks that had not run yet when the checkpoint was written."
-    names,self._pending = self._pending,[]
-    first = next((i for i,n in enumerate(self.hook_names()) if n in names), None)
+    names, self._pending = self._pending, []
+    first = next((i for i, n in enumerate(self.hook_names()) if n in names), None)
     if first is None: return
     self.iter = self.storage.iter = self.start_iter-1
     self._after_step_from(first)
@@ -167,25 +167,25 @@ def catch_up(self:TrainerBase):
 # %% ../../nbs/14_engine/20_train_loop.ipynb #93b80758
 class TrainerEvents(Callback):
     "Passes the learner's events on to the trainer, and sets its clock."
-    order,always,run_valid = HookBase.order,True,False
+    order, always, run_valid = HookBase.order, True, False
     def __init__(self,
         trainer,  # who gets the events
-    ): self.boss = trainer
+    ): self.trainer = trainer
     def __call__(self, event_name):
-        if event_name == 'before_fit': self.boss.before_train(); self.boss.catch_up()
+        if event_name == 'before_fit': self.trainer.before_train(); self.trainer.run_pending_hooks()
         elif event_name == 'after_fit': self._end()
         elif not self.learn.training: return
         elif event_name == 'before_batch': self._tick()
-        elif event_name == 'after_batch': self.boss.after_step()
+        elif event_name == 'after_batch': self.trainer.after_step()
 
     def _tick(self):
-        self.boss.iter = self.learn.epoch*self.learn.n_iter + self.learn.iter
-        self.boss.before_step()
+        self.trainer.iter = self.learn.epoch*self.learn.n_iter + self.learn.iter
+        self.trainer.before_step()
 
     def _end(self):
         "The clock ends one past the last step if all went well, at the failing step if not."
-        if not self.learn.failed and self.boss.stepped: self.boss.iter += 1
-        self.boss.after_train()
+        if not self.learn.failed and self.trainer.stepped: self.trainer.iter += 1
+        self.trainer.after_train()
 
 # %% ../../nbs/14_engine/20_train_loop.ipynb #50a5d773
 @patch
@@ -197,10 +197,10 @@ def train(self:TrainerBase,
     logger = logging.getLogger(__name__)
     logger.info("training from iteration %d to %d", start_iter, max_iter)
     self.iter = self.start_iter = start_iter
-    self.max_iter,self.stepped = max_iter,False
+    self.max_iter, self.stepped = max_iter, False
     if self.learn is None: self.learn = self.build_learner().add_cbs(self._hooks)
     if isinstance(self.learn.dls.train, Steps): self.learn.dls.train.n = max_iter
-    old,self.learn.trainer = self.learn.trainer,_Stepper(self)
+    old, self.learn.trainer = self.learn.trainer, _Stepper(self)
     try:
         with EventStorage(start_iter) as self.storage:
             if self._storage_state: self._restore_storage()
@@ -213,7 +213,7 @@ def train(self:TrainerBase,
 @patch
 def _restore_storage(self:TrainerBase):
     "Histories of the earlier life. Which of them were written is the writers' business (`PeriodicWriter` knows)."
-    state,self._storage_state = self._storage_state,None
+    state, self._storage_state = self._storage_state, None
     start = self.storage.start_iter
     self.storage.load_state_dict(state)
     self.storage.start_iter = min(start, state.get('start_iter', start))   # numbers of a step whose writer had not run yet are still to be written
@@ -242,7 +242,7 @@ def state_dict(self:TrainerBase) -> dict:
     names = self.hook_names()
     done = 0 if self._cursor is None else self._cursor+1
     state = {'iteration': self.iter, 'pending': names[done:] if self._cursor is not None else [],
-             'hooks': {n: s for n,h in zip(names, self._hooks) if (s := h.state_dict())}}
+             'hooks': {n: s for n, h in zip(names, self._hooks) if (s := h.state_dict())}}
     if self.storage is not None: state['storage'] = self.storage.state_dict()
     return state
 
@@ -252,8 +252,8 @@ def load_state_dict(self:TrainerBase,
 ):
     "Restore state; the next `train` starts one iteration later."
     self.iter = int(state_dict['iteration'])
-    self._pending,self._storage_state = list(state_dict.get('pending', [])),state_dict.get('storage')
+    self._pending, self._storage_state = list(state_dict.get('pending', [])), state_dict.get('storage')
     own = dict(zip(self.hook_names(), self._hooks))
-    for n,s in state_dict.get('hooks', {}).items():
+    for n, s in state_dict.get('hooks', {}).items():
         if n in own: own[n].load_state_dict(s)
         else: logging.getLogger(__name__).warning("the checkpoint holds a state for hook %s, which this training does not have", n)

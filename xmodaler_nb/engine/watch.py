@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'Tracked', 'KeepBest', 'EarlyStopping', 'ProgressBar', 'stop_requested', 'check_stop', 'Interrupts',
-           'caption_report']
+           'summarize_captions']
 
 # %% ../../nbs/14_engine/35_watch.ipynb #1220dd05
 import datetime, logging, signal, sys, threading, time
@@ -26,11 +26,11 @@ class Tracked(HookBase):
     ):
         mode = mode or ('min' if any(w in monitor.lower() for w in ('loss', 'error', 'perplexity')) else 'max')
         if mode not in ('max', 'min'): raise ValueError(f"mode is {mode!r}; it must be 'max' or 'min'")
-        self.monitor,self.sign,self.min_delta,self.best = monitor,1 if mode=='max' else -1,min_delta,None
+        self.monitor, self.sign, self.min_delta, self.best = monitor, 1 if mode=='max' else -1, min_delta, None
 
     def new_value(self):
         "The number if it was put in this step, else None."
-        value,it = self.trainer.storage.latest().get(self.monitor, (None, -1))
+        value, it = self.trainer.storage.latest().get(self.monitor, (None, -1))
         return value if it == self.trainer.iter else None
 
     def improves(self,
@@ -56,7 +56,7 @@ class KeepBest(Tracked):
         min_delta=0.,        # smaller improvements do not count
     ):
         super().__init__(monitor, mode, min_delta)
-        self.checkpointer,self.dir_name = checkpointer,name
+        self.checkpointer, self.dir_name = checkpointer, name
 
     def after_step(self):
         value = self.new_value()
@@ -75,7 +75,7 @@ class EarlyStopping(Tracked):
     ):
         super().__init__(monitor, mode, min_delta)
         if patience < 1: raise ValueError(f"patience is {patience}; it must be at least 1")
-        self.patience,self.wait = patience,0
+        self.patience, self.wait = patience, 0
 
     def after_step(self):
         value = self.new_value()
@@ -86,7 +86,7 @@ class EarlyStopping(Tracked):
     def state_dict(self): return {'best': self.best, 'wait': self.wait}
     def load_state_dict(self,
         state,   # from `state_dict`
-    ): self.best,self.wait = state['best'],state['wait']
+    ): self.best, self.wait = state['best'], state['wait']
 
 # %% ../../nbs/14_engine/35_watch.ipynb #4c626caa
 class ProgressBar(HookBase):
@@ -98,7 +98,7 @@ class ProgressBar(HookBase):
         show:bool=None,        # default: only if the stream is a terminal
         width:int=24,          # characters of the bar
     ):
-        self._n,self._stream,self._every,self._width,self._last = iters_per_epoch,stream or sys.stderr,every,width,0.
+        self._n, self._stream, self._every, self._width, self._last = iters_per_epoch, stream or sys.stderr, every, width, 0.
         self._show = self._stream.isatty() if show is None else show
 
     def line(self,
@@ -115,9 +115,9 @@ class ProgressBar(HookBase):
 
     def after_step(self):
         if not self._show: return
-        now,t = time.monotonic(),self.trainer
+        now, t = time.monotonic(), self.trainer
         if now - self._last < self._every and t.iter+1 < t.max_iter: return
-        self._last,h = now,t.storage.histories()
+        self._last, h = now, t.storage.histories()
         text = self.line(t.iter+1, t.max_iter, h['total_loss'].median(20) if 'total_loss' in h else None, h['time'].median(1000) if 'time' in h else None)
         self._stream.write(f'\r{text:<100}'); self._stream.flush()
 
@@ -139,24 +139,24 @@ class Interrupts(HookBase):
     "Turns SIGINT and SIGTERM into: finish the step, save, say where, end."
     def __init__(self,
         save=None,  # function without arguments that writes a checkpoint and returns its path
-    ): self._save,self._old = save,{}
+    ): self._save, self._old = save, {}
 
     def before_train(self):
         _stop.update(signal=None, saved=False)
         if threading.current_thread() is not threading.main_thread(): return
-        for s in (signal.SIGINT, signal.SIGTERM): self._old[s] = signal.signal(s, self._note)
+        for s in (signal.SIGINT, signal.SIGTERM): self._old[s] = signal.signal(s, self._on_signal)
 
-    def _note(self, sig, frame):
+    def _on_signal(self, sig, frame):
         if stop_requested(): raise KeyboardInterrupt(signal.Signals(sig).name)
         _stop['signal'] = sig
         logger.warning("%s: finishing this step and saving; once more to stop at once", signal.Signals(sig).name)
 
     def after_step(self):
-        if not self._agreed(): return
+        if not self._should_stop(): return
         self.save()
         raise KeyboardInterrupt(signal.Signals(_stop['signal']).name)
 
-    def _agreed(self):
+    def _should_stop(self):
         "Several processes stop at the same step: they compare notes every 20 steps."
         if comm.get_world_size() == 1: return stop_requested()
         if (self.trainer.iter+1) % 20: return False
@@ -167,24 +167,24 @@ class Interrupts(HookBase):
     def save(self):
         "Write the checkpoint, once."
         if _stop['saved']: return
-        where,_stop['saved'] = self._save() if self._save else None,True
+        where, _stop['saved'] = self._save() if self._save else None, True
         logger.warning("stopped after iteration %d%s", self.trainer.iter, f", saved as {where}; continue with --resume" if where else '')
 
     def after_train(self):
-        for s,h in self._old.items(): signal.signal(s, h)
-        self._old,_stop['signal'] = {},None
+        for s, h in self._old.items(): signal.signal(s, h)
+        self._old, _stop['signal'] = {}, None
 
 # %% ../../nbs/14_engine/35_watch.ipynb #6979676a
-def caption_report(
+def summarize_captions(
     captions,            # list of strings, one per image
     n_samples:int=3,     # how many to show
     alarm:float=.05,     # warn when the share of distinct captions is below, and
     alarm_top:float=.5,  # … when one caption is said to more than this share of the images
 ) -> tuple:              # ({'distinct_captions': share}, text, warning or '')
     "How varied are these captions?"
-    n,counts = len(captions),Counter(captions)
-    if not n: return {},'no captions',''
-    share,(top,times) = len(counts)/n,counts.most_common(1)[0]
+    n, counts = len(captions), Counter(captions)
+    if not n: return {}, 'no captions', ''
+    share, (top, times) = len(counts)/n, counts.most_common(1)[0]
     step = max(1, n//max(1, n_samples))
     text = '\n'.join(f'  “{c}”' for c in list(captions)[::step][:n_samples])
     bad = n >= 20 and (share < alarm or times > alarm_top*n)

@@ -36,23 +36,23 @@ def closest_length(
 
 # %% ../../nbs/09_evaluation/10_bleu.ipynb #10dda855
 def bleu_counts(
-    lay,     # `Layout` of hypotheses and references
+    layout,     # `Layout` of hypotheses and references
     orders,  # the `Order` tables, n = 1, 2, …
 ) -> tuple:  # (correct, guess) (images, n) int64, (hypothesis length, closest reference length) (images,)
     "What BLEU needs to know about every image."
-    n_img = int(lay.is_hyp.sum())
+    n_img = int(layout.is_hyp.sum())
     correct = np.zeros((n_img, len(orders)), np.int64)
-    hyp_len = lay.lens[lay.is_hyp]
+    hyp_len = layout.lens[layout.is_hyp]
     guess = np.maximum(0, hyp_len[:, None]-np.arange(len(orders)))
     for k, o in enumerate(orders):
         if not len(o.group): continue
-        hyp = lay.is_hyp[o.sent]
+        hyp = layout.is_hyp[o.sent]
         best = np.maximum.reduceat(np.where(hyp, 0, o.tf), o.group)        # largest count in one reference
-        mine = np.where(hyp[o.group], o.tf[o.group], 0)
-        correct[:, k] = np.bincount(lay.image[o.sent[o.group]], np.minimum(mine, best), n_img)
-    image, ref_len = lay.image[~lay.is_hyp], lay.lens[~lay.is_hyp]
-    far = np.abs(ref_len-hyp_len[image])
-    order = np.lexsort((ref_len, far, image))
+        hyp_count = np.where(hyp[o.group], o.tf[o.group], 0)
+        correct[:, k] = np.bincount(layout.image[o.sent[o.group]], np.minimum(hyp_count, best), n_img)
+    image, ref_len = layout.image[~layout.is_hyp], layout.lens[~layout.is_hyp]
+    distance = np.abs(ref_len-hyp_len[image])
+    order = np.lexsort((ref_len, distance, image))
     first = np.searchsorted(image[order], np.arange(n_img))
     return correct, guess, hyp_len, ref_len[order][first]
 
@@ -66,12 +66,12 @@ class Bleu:
     def __call__(self,
         hyps:list,   # one tokenised hypothesis per image
         refs,        # `References`, or per image a list of tokenised references
-        counted=None # (layout, orders), if they exist already
+        ngram_counts=None # (layout, orders), if they exist already
     ) -> Scores:     # of `Bleu_1` … `Bleu_n`
         "Score tokenised captions."
-        if counted is None:
-            lay = lay_out(hyps, refs if isinstance(refs, References) else References(refs))
-            counted = lay, count_ngrams(lay, self.n)
-        parts = bleu_counts(counted[0], counted[1][:self.n])
+        if ngram_counts is None:
+            layout = lay_out(hyps, refs if isinstance(refs, References) else References(refs))
+            ngram_counts = layout, count_ngrams(layout, self.n)
+        parts = bleu_counts(ngram_counts[0], ngram_counts[1][:self.n])
         def corpus(rows=slice(None)): return dict(zip(self.names, bleu_from_counts(*(p[rows].sum(0) for p in parts)).tolist()))
         return Scores(corpus(), dict(zip(self.names, bleu_from_counts(*parts).T)), corpus)

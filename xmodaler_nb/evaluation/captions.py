@@ -26,14 +26,14 @@ def _column(names, wanted, what):
     if found is None: raise ValueError(f"no {what} column: looked for {', '.join(wanted)}, found {', '.join(map(str, names)) or 'nothing'}")
     return found
 
-def _opened(data):
+def _read_data(data):
     "What a path or a `COCO` object of pycocotools holds; anything else as it is."
     if isinstance(data, (str, Path)): return read_json(data)
     return data.dataset if isinstance(getattr(data, 'dataset', None), Mapping) else data
 
 def _pairs(data):
     "(id, caption or list of captions) of whatever was handed in."
-    data = _opened(data)
+    data = _read_data(data)
     if hasattr(data, 'columns') and hasattr(data, 'itertuples'):                        # a data frame
         i, t = _column(list(data.columns), ID_COLUMNS, 'id'), _column(list(data.columns), TEXT_COLUMNS, 'caption')
         return list(zip(data[i], data[t]))
@@ -56,14 +56,14 @@ def read_json(
     except ValueError as e: raise ValueError(f"{path}: not json ({e})") from None
 
 # %% ../../nbs/09_evaluation/70_captions.ipynb #f50c6e32
-def _missing_text(x): return x is None or isinstance(x, float) and x != x        # None, or a data frame's NaN
+def _is_missing(x): return x is None or isinstance(x, float) and x != x        # None, or a data frame's NaN
 
 def _as_list(x):
     "A caption, several, or nothing, as a list of strings."
-    if _missing_text(x): return []
+    if _is_missing(x): return []
     if isinstance(x, str): return [x]
     if not isinstance(x, Iterable): raise TypeError(f"a caption must be a string or None, or several in a list; got {type(x).__name__}: {x!r}")
-    return ['' if _missing_text(c) else c['caption'] if isinstance(c, Mapping) else c for c in x]
+    return ['' if _is_missing(c) else c['caption'] if isinstance(c, Mapping) else c for c in x]
 
 def as_references(
     data,   # see above
@@ -77,16 +77,16 @@ def as_predictions(
     data,   # see above
 ) -> dict:  # id -> caption
     "Predictions as a dictionary; two captions for one id are an error."
-    out, twice, data = {}, [], _opened(data)
+    out, duplicates, data = {}, [], _read_data(data)
     if isinstance(data, Mapping) and isinstance(data.get('annotations'), list): data = data['annotations']     # a list of images is no list of predictions
     for i, x in _pairs(data):
         captions = _as_list(x)
-        if i in out or len(captions) > 1: twice.append(i)
+        if i in out or len(captions) > 1: duplicates.append(i)
         out[i] = captions[0] if captions else ''
-    if twice: raise ValueError(f"more than one prediction for {_some(twice)}; one caption per id is scored")
+    if duplicates: raise ValueError(f"more than one prediction for {_format_ids(duplicates)}; one caption per id is scored")
     return out
 
-def _some(ids, n=5):
+def _format_ids(ids, n=5):
     "A few ids by name, and how many there are."
     ids = list(ids)
     return f"{len(ids)} id{'s' if len(ids) != 1 else ''}: {', '.join(map(repr, ids[:n]))}{', …' if len(ids) > n else ''}"
@@ -104,7 +104,7 @@ def align(
     missing = [i for i in references if i not in predictions]
     extra = [i for i in predictions if i not in references]
     if strict and (missing or extra):
-        parts = [f"no prediction for {_some(missing)}"]*bool(missing)+[f"no references for {_some(extra)}"]*bool(extra)
+        parts = [f"no prediction for {_format_ids(missing)}"]*bool(missing)+[f"no references for {_format_ids(extra)}"]*bool(extra)
         raise ValueError(f"{'; '.join(parts)}. Pass strict=False to score the {len(references)-len(missing)} images that have both")
     return [i for i in references if i in predictions], predictions, missing, extra
 
@@ -155,7 +155,7 @@ def _tokens(predictions, references, tokenize):
 
 def _text(x):
     "A caption as text that the metrics can hold."
-    if _missing_text(x): return ''
+    if _is_missing(x): return ''
     if not isinstance(x, str): raise TypeError(f"a caption must be a string or None, got {type(x).__name__}: {x!r}")
     return x
 
@@ -184,8 +184,8 @@ def evaluate(
     refs = as_references(references)
     ids, preds, missing, extra = align(as_predictions(predictions), refs, strict)
     if not ids: raise ValueError("no image to score: predictions and references have no id in common" if extra or missing else "no image to score: both sides are empty")
-    lone = [i for i in ids if not refs[i]]
-    notes = [f"no reference text for {_some(lone)}: scored against an empty reference"] if lone else []
+    without_refs = [i for i in ids if not refs[i]]
+    notes = [f"no reference text for {_format_ids(without_refs)}: scored against an empty reference"] if without_refs else []
     raw = [_text(preds[i]) for i in ids], [list(map(_text, refs[i])) or [''] for i in ids]
     hyps, refs = _tokens(*raw, tokenize)
     return score_tokens(ids, hyps, References(refs), names, options, missing, extra, notes, raw)
@@ -203,16 +203,16 @@ def score_tokens(
     raw:tuple=None,    # (predictions, references) before tokenising, for metrics that tokenise themselves; None: the tokens
 ) -> EvalResult:
     "Score tokenised captions against prepared references."
-    ready, skipped, scores, counted, options = {}, {}, {}, None, options or {}
+    ready, skipped, scores, ngram_counts, options = {}, {}, {}, None, options or {}
     for name in metrics:
         metric, why = _metric(name, options)
         if why: skipped[name] = why
         else: ready[name] = metric
     if any(hasattr(m, 'n') for m in ready.values()):          # these share one table of n-grams
-        lay = lay_out(hyps, refs)
-        counted = lay, count_ngrams(lay, max(m.n for m in ready.values() if hasattr(m, 'n')))
+        layout = lay_out(hyps, refs)
+        ngram_counts = layout, count_ngrams(layout, max(m.n for m in ready.values() if hasattr(m, 'n')))
     for name, metric in ready.items():
         own = getattr(metric, 'raw', False)
-        try: scores[name] = metric(list(ids), *(raw or (hyps, refs.texts))) if own else metric(hyps, refs, counted)
+        try: scores[name] = metric(list(ids), *(raw or (hyps, refs.texts))) if own else metric(hyps, refs, ngram_counts)
         except MetricUnavailable as e: skipped[name] = str(e)
     return EvalResult(list(ids), hyps, refs, scores, skipped, list(missing), list(extra), list(notes), ready)

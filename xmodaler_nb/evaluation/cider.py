@@ -12,30 +12,30 @@ from .ngrams import References, count_ngrams, lay_out
 
 # %% ../../nbs/09_evaluation/30_cider.ipynb #a08ab081
 def document_frequency(
-    lay,         # `Layout`
+    layout,         # `Layout`
     o,           # `Order` of one n-gram length
 ) -> np.ndarray: # (n-grams,) images whose references hold the n-gram
     "In how many images' references each n-gram occurs."
     if not len(o.group): return np.zeros(0, np.int64)
     last = np.append(o.group[1:], len(o.gram))-1
-    with_ref = ~lay.is_hyp[o.sent[last]]                 # references follow the hypothesis in a group
-    return np.bincount(o.gram[o.group][with_ref], minlength=len(o.where))
+    with_ref = ~layout.is_hyp[o.sent[last]]                 # references follow the hypothesis in a group
+    return np.bincount(o.gram[o.group][with_ref], minlength=len(o.position))
 
 def similarity(
-    lay,              # `Layout`
+    layout,              # `Layout`
     o,                # `Order` of one n-gram length
     idf:np.ndarray,   # (n-grams,) weight of one occurrence
 ) -> np.ndarray:      # (sentences,) clipped cosine of each reference with its hypothesis; 0 for hypotheses
     "How alike each reference and its image's hypothesis are."
-    n_sent = len(lay.lens)
+    n_sent = len(layout.lens)
     if not len(o.group): return np.zeros(n_sent)
     weight = o.tf*idf[o.gram]
     norm = np.sqrt(np.bincount(o.sent, weight*weight, n_sent))
-    hyp = lay.is_hyp[o.sent]
-    mine = np.repeat(np.where(hyp[o.group], weight[o.group], 0), np.diff(o.group, append=len(o.gram)))
-    shared = np.where(hyp, 0, np.minimum(mine, weight)*weight)
+    hyp = layout.is_hyp[o.sent]
+    hyp_weight = np.repeat(np.where(hyp[o.group], weight[o.group], 0), np.diff(o.group, append=len(o.gram)))
+    shared = np.where(hyp, 0, np.minimum(hyp_weight, weight)*weight)
     dot = np.bincount(o.sent, shared, n_sent)
-    both = norm*norm[lay.is_hyp][lay.image]
+    both = norm*norm[layout.is_hyp][layout.image]
     return np.divide(dot, both, out=dot, where=both > 0)
 
 # %% ../../nbs/09_evaluation/30_cider.ipynb #2239c46b
@@ -79,28 +79,28 @@ class CiderD:
         df=None,              # `DocumentFrequency`, or None: from the references that are evaluated
     ): self.name, self.names, self.n, self.sigma, self.df = name, [name], n, sigma, df
 
-    def idf(self, lay, o, k, vocab):
+    def idf(self, layout, o, k, vocab):
         "(n-grams,) weight of one occurrence."
         if self.df is None:
-            return np.log(max(1, lay.is_hyp.sum()))-np.log(np.maximum(1, document_frequency(lay, o)))
-        words, get = np.array(list(vocab), dtype=object)[lay.words], self.df.table.get
-        found = [get(tuple(words[p:p+k]), 0) for p in o.where.tolist()]
+            return np.log(max(1, layout.is_hyp.sum()))-np.log(np.maximum(1, document_frequency(layout, o)))
+        words, get = np.array(list(vocab), dtype=object)[layout.words], self.df.table.get
+        found = [get(tuple(words[p:p+k]), 0) for p in o.position.tolist()]
         return self.df.ref_len-np.log(np.maximum(1., found))
 
     def __call__(self,
         hyps:list,    # one tokenised hypothesis per image
         refs,         # `References`, or per image a list of tokenised references
-        counted=None, # (layout, orders), if they exist already
+        ngram_counts=None, # (layout, orders), if they exist already
     ) -> Scores:      # under `name`
         "Score tokenised captions; the corpus value is the mean."
         if not isinstance(refs, References): refs = References(refs)
-        if counted is None:
-            lay = lay_out(hyps, refs)
-            counted = lay, count_ngrams(lay, self.n)
-        lay, orders = counted
-        total = sum(similarity(lay, o, self.idf(lay, o, k, refs.vocab)) for k, o in enumerate(orders[:self.n], 1))
-        length = np.maximum(0, lay.lens-1)                        # bigrams
-        delta = length-length[lay.is_hyp][lay.image]
+        if ngram_counts is None:
+            layout = lay_out(hyps, refs)
+            ngram_counts = layout, count_ngrams(layout, self.n)
+        layout, orders = ngram_counts
+        total = sum(similarity(layout, o, self.idf(layout, o, k, refs.vocab)) for k, o in enumerate(orders[:self.n], 1))
+        length = np.maximum(0, layout.lens-1)                        # bigrams
+        delta = length-length[layout.is_hyp][layout.image]
         total *= np.exp(-delta**2/(2*self.sigma**2))
-        image = 10/self.n*np.bincount(lay.image, total)/refs.per_image
+        image = 10/self.n*np.bincount(layout.image, total)/refs.per_image
         return Scores({self.name: float(image.mean())}, {self.name: image})

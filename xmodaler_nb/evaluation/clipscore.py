@@ -86,8 +86,8 @@ class ClipScore:
         refs:list,  # per image a list of raw references
     ) -> Scores:    # of `CLIPScore`, `RefCLIPScore`
         "Score raw captions."
-        gone = [i for i in ids if i not in self.images]
-        if gone: raise MetricUnavailable(f'CLIPScore has no picture for {len(gone)} of {len(ids)} ids, the first is {gone[0]!r}')
+        missing = [i for i in ids if i not in self.images]
+        if missing: raise MetricUnavailable(f'CLIPScore has no picture for {len(missing)} of {len(ids)} ids, the first is {missing[0]!r}')
         texts = [self.prompt+t for t in chain(hyps, *refs)]
         v, t = image_vectors(self.model, [self.images[i] for i in ids], self.preprocess), text_vectors(self.model, texts, self.tokenize)
         c, r = t[:len(hyps)], t[len(hyps):]

@@ -10,7 +10,7 @@ import json
 import logging
 from pathlib import Path
 from .build import EVALUATION_REGISTRY
-from .captions import ALL_METRICS, as_references, read_json, score_tokens, _some, _text
+from .captions import ALL_METRICS, as_references, read_json, score_tokens, _format_ids, _text
 from .metrics import make_metric, problem
 from .ngrams import References
 from ..tokenization.ptb import ptb_tokenize
@@ -46,17 +46,17 @@ class COCOEvaler:
 
     def captions(self, results):
         "The caption of every annotated image; complains about missing, extra and doubled ids by name."
-        found, twice = {}, []
+        by_id, duplicates = {}, []
         for r in results:
             if self.key_id not in r or self.value not in r: raise ValueError(f"a result needs the keys {self.key_id!r} and {self.value!r}, got {sorted(map(str, r))}")
             i = as_id(r[self.key_id])
-            if i in found: twice.append(i)
-            found[i] = _text(r[self.value])
+            if i in by_id: duplicates.append(i)
+            by_id[i] = _text(r[self.value])
         known = set(self.ids)
-        problems = {'no caption for': [i for i in self.ids if i not in found], f'not annotated in {self.annfile}:': [i for i in found if i not in known], 'more than one caption for': twice}
-        text = '; '.join(f'{k} {_some(v)}' for k, v in problems.items() if v)
+        problems = {'no caption for': [i for i in self.ids if i not in by_id], f'not annotated in {self.annfile}:': [i for i in by_id if i not in known], 'more than one caption for': duplicates}
+        text = '; '.join(f'{k} {_format_ids(v)}' for k, v in problems.items() if v)
         if text: raise ValueError(text)
-        return [found[i] for i in self.ids]
+        return [by_id[i] for i in self.ids]
 
     def eval(self,
         results:list,  # of dicts with the id and the caption

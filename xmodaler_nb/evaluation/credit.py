@@ -27,19 +27,19 @@ def ngram_credit(
     n:int=4,            # longest n-gram
 ) -> list:              # of dicts: ngram, count, correct (clipped, as BLEU counts), references (how many have it), CIDEr_D
     "What each n-gram of a caption brought in; the `CIDEr_D` column adds up to the caption's CIDEr-D."
-    mine, norm = _weights(caption, df, n)
+    hyp_weights, norm = _weights(caption, df, n)
     rows = {g: dict(ngram=' '.join(g), count=tf, correct=0, references=0, CIDEr_D=0.) for k in range(1, n+1) for g, tf in Counter(ngrams(caption, k)).items()}
     size = max(0, len(caption.split())-1)
     for ref in refs:
-        theirs, their_norm = _weights(ref, df, n)
+        ref_weights, ref_norm = _weights(ref, df, n)
         penalty = np.exp(-(size-max(0, len(ref.split())-1))**2/(2*sigma**2))
         for k in range(n):
             counts = Counter(ngrams(ref, k+1))
-            for g in mine[k].keys() & counts.keys():
-                row, both = rows[g], norm[k]*their_norm[k]
+            for g in hyp_weights[k].keys() & counts.keys():
+                row, both = rows[g], norm[k]*ref_norm[k]
                 row['references'] += 1
                 row['correct'] = max(row['correct'], min(row['count'], counts[g]))
-                if both > 0: row['CIDEr_D'] += 10/n/len(refs)*penalty*min(mine[k][g], theirs[k][g])*theirs[k][g]/both
+                if both > 0: row['CIDEr_D'] += 10/n/len(refs)*penalty*min(hyp_weights[k][g], ref_weights[k][g])*ref_weights[k][g]/both
     return sorted(rows.values(), key=lambda r: (-r['CIDEr_D'], -r['correct']))
 
 # %% ../../nbs/09_evaluation/73_credit.ipynb #f43bdd6a
@@ -51,12 +51,12 @@ def explain(self:EvalResult,
     import pandas as pd
     if image_id not in self.ids: raise KeyError(f'no image {image_id!r} in this result; it has {len(self.ids)}, the first is {self.ids[0]!r}')
     k, metric = self.ids.index(image_id), self.metrics.get('CIDEr_D') or self.metrics.get('CIDEr')
-    df = metric.df if metric is not None and metric.df is not None else self.own_df()
+    df = metric.df if metric is not None and metric.df is not None else self.reference_df()
     rows = ngram_credit(self.hyps[k], self.refs.texts[k], df, metric.sigma if metric is not None else 6.)
     return pd.DataFrame(rows, columns=['ngram', 'count', 'correct', 'references', 'CIDEr_D'])
 
 @patch
-def own_df(self:EvalResult) -> DocumentFrequency:
+def reference_df(self:EvalResult) -> DocumentFrequency:
     "Document frequencies of these references; counted once."
-    if not hasattr(self, '_own_df'): self._own_df = DocumentFrequency.from_references(self.refs.texts)
-    return self._own_df
+    if not hasattr(self, '_reference_df'): self._reference_df = DocumentFrequency.from_references(self.refs.texts)
+    return self._reference_df

@@ -92,30 +92,30 @@ def build_index(
 
 # %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #ec3d583a
 @patch
-def between(self:ParaphraseIndex,
-    here:np.ndarray,   # (k,) different phrase hashes, sorted
-    there:np.ndarray,  # (m,) different phrase hashes, sorted
+def find_pairs(self:ParaphraseIndex,
+    left:np.ndarray,   # (k,) different phrase hashes, sorted
+    right:np.ndarray,  # (m,) different phrase hashes, sorted
     block:int=1_000_000, # table entries looked at in one go
-) -> tuple:            # (index into `here`, index into `there`) of each entry; file order for each phrase of `here`
-    "Table entries with their left side in `here` and their right side in `there`."
-    if not len(here) or not len(there) or not len(self.lhs): return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    at = np.searchsorted(self.lhs, here)
+) -> tuple:            # (index into `left`, index into `right`) of each entry; file order for each phrase of `left`
+    "Table entries with their left side in `left` and their right side in `right`."
+    if not len(left) or not len(right) or not len(self.lhs): return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    at = np.searchsorted(self.lhs, left)
     at[at == len(self.lhs)] = 0
-    found = np.flatnonzero(self.lhs[at] == here)
+    found = np.flatnonzero(self.lhs[at] == left)
     start, size = self.start[at[found]].astype(np.int64), np.diff(self.start)[at[found]].astype(np.int64)
     shift, bits = np.uint64(40), np.zeros(1 << 24, bool)
-    bits[there >> shift] = True
+    bits[right >> shift] = True
     out, cuts = [], np.searchsorted(np.cumsum(size), np.arange(0, size.sum()+block, block))
     for a, b in zip(cuts, np.append(cuts[1:], len(size))):
         row = np.repeat(np.arange(a, b), size[a:b])
         ends = np.cumsum(size[a:b])
         entry = np.arange(len(row))+np.repeat(start[a:b]-(ends-size[a:b]), size[a:b])
         rhs = self.rhs[entry]
-        maybe = np.flatnonzero(bits[rhs >> shift])
-        k = np.searchsorted(there, rhs[maybe])
-        k[k == len(there)] = 0
-        sure = there[k] == rhs[maybe]
-        out.append((found[row[maybe[sure]]], k[sure]))
+        candidates = np.flatnonzero(bits[rhs >> shift])
+        k = np.searchsorted(right, rhs[candidates])
+        k[k == len(right)] = 0
+        matches = right[k] == rhs[candidates]
+        out.append((found[row[candidates[matches]]], k[matches]))
     return tuple(np.concatenate(x) for x in zip(*out)) if out else (np.zeros(0, np.int64),)*2
 
 # %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #d574668e
@@ -134,8 +134,8 @@ def meteor_problem(
     "Why METEOR cannot run."
     folder = Path(folder) if folder else meteor_folder()
     if folder is None: return "its synonym and paraphrase tables come with pycocoevalcap, which is not installed (pip install 'xmodaler_nb[coco]')"
-    gone = [f for f in (JAR, PARAPHRASES) if not (folder/f).is_file()]
-    return f"{', '.join(gone)} not found in the METEOR folder {folder.name!r} (pycocoevalcap's, or XMODALER_METEOR)" if gone else None
+    missing = [f for f in (JAR, PARAPHRASES) if not (folder/f).is_file()]
+    return f"{', '.join(missing)} not found in the METEOR folder {folder.name!r} (pycocoevalcap's, or XMODALER_METEOR)" if missing else None
 
 def cache_folder() -> Path:
     "Where compiled indices are kept."
@@ -190,7 +190,7 @@ class MeteorTables:
         index=None,     # `ParaphraseIndex`
     ):
         self.function_words, self.synsets, self.bases = frozenset(function_words), synsets, bases
-        self.prefixes, self.numeric, self.index, self.known = frozenset(prefixes), frozenset(numeric), index, {}
+        self.prefixes, self.numeric, self.index, self.cache = frozenset(prefixes), frozenset(numeric), index, {}
 
     def senses_of(self, word): return frozenset(map(int, self.synsets.get(word, '').split()))
 
@@ -208,10 +208,10 @@ class MeteorTables:
         word:str,  # lower case
     ) -> tuple:    # (stem, function word?, senses), kept
         "What METEOR needs to know about a word."
-        if word not in self.known:
-            if len(self.known) > 500_000: self.known.clear()
-            self.known[word] = stem(word), word in self.function_words, self.senses(word)
-        return self.known[word]
+        if word not in self.cache:
+            if len(self.cache) > 500_000: self.cache.clear()
+            self.cache[word] = stem(word), word in self.function_words, self.senses(word)
+        return self.cache[word]
 
 # %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #7e5e8931
 def _pairs_of_lines(text):

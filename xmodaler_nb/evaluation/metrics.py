@@ -17,14 +17,14 @@ class Scores(NamedTuple):
     "What a metric returns."
     corpus:dict             # {name: float} for the whole set
     image:dict              # {name: (images,) float64}
-    again:Callable=None     # (k,) image numbers -> {name: float}, the corpus value of that selection; None: the mean
+    recompute:Callable=None     # (k,) image numbers -> {name: float}, the corpus value of that selection; None: the mean
     notes:tuple=()          # what a reader of the numbers should know
 
     def resample(self,
         rows:np.ndarray,  # (k,) image numbers, repeats allowed
     ) -> dict:            # {name: corpus value}
         "The corpus values if these were the images."
-        if self.again is not None: return self.again(rows)
+        if self.recompute is not None: return self.recompute(rows)
         return {k: float(v[rows].mean()) for k, v in self.image.items()}
 
 

@@ -35,13 +35,13 @@ def word_numbers(
     slot = ((first*_ODD[0] ^ second*_ODD[1]) >> np.uint64(64-rows)).view(np.int64)
     owner = np.empty(1 << rows, np.int64)
     owner[slot[::-1]] = place[::-1]                                # backwards: the earliest piece is written last
-    like = owner[slot]
-    known = (first == first[like]) & (second == second[like]) & (stop-start == (stop-start)[like]) & (stop-start <= 16)
-    ask = np.flatnonzero((like == place) | ~known)
-    words = [data[a:b].decode('utf-8', 'surrogatepass') for a, b in zip(start[ask].tolist(), stop[ask].tolist())]
+    candidate = owner[slot]
+    known = (first == first[candidate]) & (second == second[candidate]) & (stop-start == (stop-start)[candidate]) & (stop-start <= 16)
+    unresolved = np.flatnonzero((candidate == place) | ~known)
+    words = [data[a:b].decode('utf-8', 'surrogatepass') for a, b in zip(start[unresolved].tolist(), stop[unresolved].tolist())]
     number = np.empty(len(place), np.int64)
-    number[ask] = np.fromiter(map(vocab.__getitem__, words), np.int64, len(words))
-    return number[np.where(known, like, place)]
+    number[unresolved] = np.fromiter(map(vocab.__getitem__, words), np.int64, len(words))
+    return number[np.where(known, candidate, place)]
 
 def _as_integers(data):
     "(where each piece starts, where it stops, its bytes 0-7 as an integer, its bytes 8-15)"
@@ -64,16 +64,16 @@ def encode(
     lens, odd = np.diff(ends, prepend=-1)-1, {k: w.split() for w, k in vocab.items() if w.split() != [w] and k != end}
     strange = np.zeros(len(vocab), bool)
     strange[list(odd)] = True
-    return _taken_apart(ids, lens, ends, np.flatnonzero(strange[ids]), odd, vocab)
+    return _split_pieces(ids, lens, ends, np.flatnonzero(strange[ids]), odd, vocab)
 
-def _taken_apart(ids, lens, ends, rows, odd, vocab):
+def _split_pieces(ids, lens, ends, rows, odd, vocab):
     "What `encode` returns, given where pieces (`rows`) are several words or none."
     words, plain = np.delete(ids, np.append(ends, rows)), np.ones(len(lens), bool)
     if len(rows):
         parts, sent = [[vocab[w] for w in odd[k]] for k in ids[rows].tolist()], np.searchsorted(ends, rows)
         size = np.fromiter(map(len, parts), np.int64, len(parts))
-        there = rows-sent-np.arange(len(rows))                 # what stood before: neither ends of sentences nor other odd pieces
-        words = np.insert(words, np.repeat(there, size), np.fromiter(chain.from_iterable(parts), np.int64, int(size.sum())))
+        position = rows-sent-np.arange(len(rows))                 # what stood before: neither ends of sentences nor other odd pieces
+        words = np.insert(words, np.repeat(position, size), np.fromiter(chain.from_iterable(parts), np.int64, int(size.sum())))
         plain[sent] = False
         np.add.at(lens, sent, size-1)
     return words, lens, plain
@@ -134,7 +134,7 @@ class Order(NamedTuple):
     sent:np.ndarray   # (rows,) sentence
     tf:np.ndarray     # (rows,) how often
     group:np.ndarray  # (groups,) first row of each (n-gram, image); that row is the hypothesis' if the hypothesis has it
-    where:np.ndarray  # (n-grams,) a position in `Layout.words` where the n-gram stands
+    position:np.ndarray  # (n-grams,) a position in `Layout.words` where the n-gram stands
 
 def _changes(x):
     "True where a value differs from the one before it; True at the start."
@@ -153,21 +153,21 @@ def _sort(key, pos, n_pos):
 
 # %% ../../nbs/09_evaluation/00_ngrams.ipynb #058bd90d
 def count_ngrams(
-    lay:Layout,  # sentences in a row
+    layout:Layout,  # sentences in a row
     n:int=4,     # longest n-gram
 ) -> list:       # of n `Order`s
     "Counts of the 1- to n-grams of every sentence."
-    out, number = [], lay.words.copy()       # number[p]: the (k-1)-gram that starts at position p
+    out, number = [], layout.words.copy()       # number[p]: the (k-1)-gram that starts at position p
     for k in range(1, n+1):
-        pos = np.flatnonzero(lay.left >= k)
-        key = number[pos] if k == 1 else number[pos]*lay.n_vocab+lay.words[pos+k-1]
-        key, pos = _sort(key, pos, len(lay.words))
+        pos = np.flatnonzero(layout.left >= k)
+        key = number[pos] if k == 1 else number[pos]*layout.n_vocab+layout.words[pos+k-1]
+        key, pos = _sort(key, pos, len(layout.words))
         new_gram = _changes(key)
-        gram, sent = np.cumsum(new_gram)-1, lay.sent[pos]
+        gram, sent = np.cumsum(new_gram)-1, layout.sent[pos]
         number[pos] = gram
         rows = np.flatnonzero(new_gram | _changes(sent))
         tf = np.diff(rows, append=len(pos))
         gram, sent = gram[rows], sent[rows]
-        group = np.flatnonzero(_changes(gram) | _changes(lay.image[sent]))
+        group = np.flatnonzero(_changes(gram) | _changes(layout.image[sent]))
         out.append(Order(gram, sent, tf, group, pos[new_gram]))
     return out

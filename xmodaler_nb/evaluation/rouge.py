@@ -52,9 +52,9 @@ def match_masks(
     begin = np.append(0, np.cumsum(hyp_lens))
     bit = np.left_shift(np.uint64(1), (np.arange(len(hyp))-np.repeat(begin[:-1], hyp_lens)).astype(np.uint64))
     own, want = np.repeat(np.arange(n), hyp_lens)*n_vocab+hyp, image*n_vocab+words     # a row of the table per image, a column per word
-    together = max(1, _TABLE//max(1, n_vocab))                                         # images that share a table: it should fit into the cache
-    table, firsts = np.zeros(together*n_vocab, np.uint64), np.arange(0, n, together)
-    lasts = np.minimum(firsts+together, n)
+    images_per_table = max(1, _TABLE//max(1, n_vocab))                                         # images that share a table: it should fit into the cache
+    table, firsts = np.zeros(images_per_table*n_vocab, np.uint64), np.arange(0, n, images_per_table)
+    lasts = np.minimum(firsts+images_per_table, n)
     for i, h, g, a, b in zip(firsts.tolist(), begin[firsts].tolist(), begin[lasts].tolist(), np.searchsorted(image, firsts).tolist(), np.searchsorted(image, lasts).tolist()):
         at = own[h:g]-i*n_vocab
         np.add.at(table, at, bit[h:g])                                                 # a bit per place, each there once: the sum is the mask
@@ -88,7 +88,7 @@ class RougeL:
         beta:float=1.2,  # weight of recall
     ): self.beta2 = beta**2
 
-    def one(self,
+    def score_one(self,
         hyp:str,    # tokenised hypothesis
         refs:list,  # tokenised references
     ) -> float:     # in [0, 1]
@@ -96,10 +96,10 @@ class RougeL:
         words = hyp.split(' ')
         masks, n, p, r = word_masks(words), len(words), 0, 0.
         for ref in refs:
-            other = ref.split(' ')
-            lcs = lcs_length(masks, n, other)
+            ref_words = ref.split(' ')
+            lcs = lcs_length(masks, n, ref_words)
             if lcs > p: p = lcs
-            r = max(r, lcs/len(other))
+            r = max(r, lcs/len(ref_words))
         if not p: return 0.
         p /= n
         return (1+self.beta2)*p*r/(r+self.beta2*p)
@@ -107,17 +107,17 @@ class RougeL:
     def __call__(self,
         hyps:list,    # one tokenised hypothesis per image
         refs,         # per image a list of tokenised references (or `References`)
-        counted=None, # not used
+        ngram_counts=None, # not used
     ) -> Scores:      # of `ROUGE_L`
         "Score tokenised captions; the corpus value is the mean."
         refs = refs if isinstance(refs, References) else References(refs)
-        image, odd = self.many(hyps, refs)
-        for i in odd.tolist(): image[i] = self.one(hyps[i], refs.texts[i])
+        image, odd = self.score_plain(hyps, refs)
+        for i in odd.tolist(): image[i] = self.score_one(hyps[i], refs.texts[i])
         return Scores({'ROUGE_L': float(image.mean())}, {'ROUGE_L': image})
 
 # %% ../../nbs/09_evaluation/20_rouge.ipynb #e248af13
 @patch
-def many(self:RougeL, hyps, refs):
+def score_plain(self:RougeL, hyps, refs):
     "(scores of all images, images that must be scored one by one)."
     h_ids, h_lens, plain = encode(hyps, refs.vocab)
     image = np.repeat(np.arange(len(hyps)), refs.per_image)

@@ -33,8 +33,8 @@ def spice_problem(
     folder = Path(folder) if folder else spice_folder()
     if folder is None: return "the program comes with pycocoevalcap, which is not installed (pip install 'xmodaler_nb[coco]')"
     if shutil.which(java) is None: return f'no {java!r} program on this machine; SPICE is written in Java'
-    gone = [f for f in (JAR, *MODELS) if not (folder/f).is_file()]
-    if gone: return f"{', '.join(gone)} not found in pycocoevalcap's folder {folder.name!r}; pycocoevalcap.spice.get_stanford_models downloads the models"
+    missing = [f for f in (JAR, *MODELS) if not (folder/f).is_file()]
+    if missing: return f"{', '.join(missing)} not found in pycocoevalcap's folder {folder.name!r}; pycocoevalcap.spice.get_stanford_models downloads the models"
     return None
 
 # %% ../../nbs/09_evaluation/56_spice.ipynb #4a9bb15c
@@ -56,7 +56,7 @@ class Spice:
     def __call__(self,
         hyps:list,     # one tokenised hypothesis per image
         refs,          # `References`, or per image a list of tokenised references
-        counted=None,  # not used
+        ngram_counts=None,  # not used
     ) -> Scores:       # of `SPICE`
         "Score tokenised captions."
         rows = [dict(image_id=i, test=h, refs=list(r)) for i, (h, r) in enumerate(zip(hyps, getattr(refs, 'texts', refs)))]
@@ -71,8 +71,8 @@ class Spice:
         with tempfile.TemporaryDirectory() as d:
             (Path(d)/'in.json').write_text(json.dumps(rows), encoding='utf-8')
             cmd = [self.java, '-jar', f'-Xmx{self.memory}', JAR, f'{d}/in.json', '-cache', str(self.cache), '-out', f'{d}/out.json', '-subset', '-silent']
-            done = subprocess.run(cmd, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            if done.returncode or not (Path(d)/'out.json').is_file():
-                last = done.stderr.decode('utf-8', 'replace').strip().splitlines()[-1:] or ['no message']
-                raise MetricUnavailable(f'SPICE ended with code {done.returncode}: {last[0]}')
+            process = subprocess.run(cmd, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            if process.returncode or not (Path(d)/'out.json').is_file():
+                last = process.stderr.decode('utf-8', 'replace').strip().splitlines()[-1:] or ['no message']
+                raise MetricUnavailable(f'SPICE ended with code {process.returncode}: {last[0]}')
             return json.loads((Path(d)/'out.json').read_text(encoding='utf-8'))

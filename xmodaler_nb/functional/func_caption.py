@@ -9,7 +9,7 @@ __all__ = ['decode_sequence', 'decode_sequence_bert']
 import torch
 
 # %% ../../nbs/04_functional/00_func_caption.ipynb #f51ade35
-def _rows(
+def _id_lists(
     seq,     # (b, t) tensor, array or list of ids
 ) -> list:   # of lists of int; one transfer for a tensor on a device
     "Ids as plain lists."
@@ -21,10 +21,10 @@ def decode_sequence(
 ) -> list:              # b strings
     "Words up to the first 0, joined by spaces."
     out = []
-    for row in _rows(seq):
+    for row in _id_lists(seq):
         words = row[:row.index(0)] if 0 in row else row
-        far = [w for w in words if not 0 <= w < len(vocab)]
-        if far: raise ValueError(f"word id {far[0]} is outside the vocabulary of {len(vocab)} entries (ids 0 to {len(vocab)-1}); "
+        unknown = [w for w in words if not 0 <= w < len(vocab)]
+        if unknown: raise ValueError(f"word id {unknown[0]} is outside the vocabulary of {len(vocab)} entries (ids 0 to {len(vocab)-1}); "
                                  "is this the vocabulary the model was trained with?")
         out.append(' '.join(vocab[w] for w in words))
     return out
@@ -37,9 +37,9 @@ def decode_sequence_bert(
 ) -> list:             # b strings
     "Pieces up to the first end mark, merged into words."
     out = []
-    for row in _rows(seq):
+    for row in _id_lists(seq):
         ids = row[:row.index(sep_token_id)] if sep_token_id in row else row
-        far = [i for i in ids if i not in tokenizer.ids_to_tokens]
-        if far: raise ValueError(f"piece id {far[0]} is not in the tokenizer's vocabulary of {len(tokenizer.ids_to_tokens)} pieces")
+        unknown = [i for i in ids if i not in tokenizer.ids_to_tokens]
+        if unknown: raise ValueError(f"piece id {unknown[0]} is not in the tokenizer's vocabulary of {len(tokenizer.ids_to_tokens)} pieces")
         out.append(tokenizer.convert_tokens_to_string([tokenizer.ids_to_tokens[i] for i in ids]))
     return out

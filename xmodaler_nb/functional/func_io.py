@@ -10,7 +10,7 @@ import zipfile, zlib
 from pathlib import Path
 import numpy as np
 from .func_feats import boxes_to_locfeats
-from ..utils.store import store_at
+from ..utils.store import open_store
 
 # %% ../../nbs/04_functional/20_func_io.ipynb #f8e21a5a
 def read_lines(
@@ -37,30 +37,30 @@ def load_vocab(
 # %% ../../nbs/04_functional/20_func_io.ipynb #6f0350ed
 def _arrays(
     path:Path,  # .npy or .npz
-    wanted,     # see `read_np`
+    select,     # see `read_np`
 ) -> dict:      # name → array
     "The arrays of a file, read to the end."
     content = np.load(path, allow_pickle=False)
     if isinstance(content, np.ndarray): return {'features': content}
     with content:
-        there = content.files
-        if len(there) == 1: return {'features': content[there[0]]}
-        some = [k for k in wanted(there) if k in there] if wanted else []
-        return {k: content[k] for k in some or there}
+        names = content.files
+        if len(names) == 1: return {'features': content[names[0]]}
+        selected = [k for k in select(names) if k in names] if select else []
+        return {k: content[k] for k in selected or names}
 
-def _stored(store, path):
+def _read_stored(store, path):
     if path.stem not in store: raise FileNotFoundError(f"{path}: no such feature file; the store has no id {path.stem}")
     return store.read(path.stem)
 
 def read_np(
     path:str|Path,  # .npy or .npz
-    wanted=None,    # function: names in an .npz → those to read (all if it has none of them); None: all
+    select=None,    # function: names in an .npz → those to read (all if it has none of them); None: all
 ) -> dict:          # name → array; the only array of a file is always called 'features'
     "Read a file of arrays; errors name the file and never execute what is in it."
     path = Path(path)
-    store = store_at(path.parent)
+    store = open_store(path.parent)
     if store is None and not path.is_file(): raise FileNotFoundError(f"{path}: no such feature file")
-    try: arrays = _arrays(path, wanted) if store is None else _stored(store, path)
+    try: arrays = _arrays(path, select) if store is None else _read_stored(store, path)
     except FileNotFoundError: raise
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f"{path}: not a readable .npy or .npz file, or cut off ({type(e).__name__}: {e})") from None
@@ -68,7 +68,7 @@ def read_np(
     return {'features': next(iter(arrays.values()))} if store is not None and len(arrays) == 1 else arrays
 
 # %% ../../nbs/04_functional/20_func_io.ipynb #a5048103
-def _need(
+def _check_arrays(
     content:dict,   # what the file holds
     path,           # for the message
     *keys,          # names that must be there
@@ -84,7 +84,7 @@ def read_np_bbox(
 ) -> tuple:                  # features (m, d) and locations (m, 5), the latter float64 with the global region, float32 without
     "Read region features and the geometry of their boxes."
     content = read_np(path)
-    _need(content, path, 'features', 'boxes', 'image_h', 'image_w')
+    _check_arrays(content, path, 'features', 'boxes', 'image_h', 'image_w')
     feats, boxes = content['features'], content['boxes']
     if len(feats) != len(boxes): raise ValueError(f"{path}: {len(feats)} features but {len(boxes)} boxes")
     feats, boxes = feats[:max_feat_num-1], boxes[:max_feat_num-1]

@@ -63,16 +63,16 @@ class CaptionExplorer:
             if given is not None and len(given) != len(pictures): raise ValueError(f'{len(pictures)} pictures, but {len(given)} {name}')
         self.pictures, self.captioner, self.references, self.beam_size = list(pictures), captioner, references, beam_size
         self.names = [str(n) for n in names] if names is not None else [f'picture {i}' for i in range(len(pictures))]
-        self._known = {(i, how): c for i, d in enumerate(captions or []) for how, c in d.items()}
+        self._captions = {(i, strategy): c for i, d in enumerate(captions or []) for strategy, c in d.items()}
         self._build(list(captions[0]) if captions else ['greedy', 'beam'])
 
     def caption(self,
         i:int,   # picture
-        how:str, # 'greedy' or 'beam'
+        strategy:str, # 'greedy' or 'beam'
     ):           # a caption
         "The caption of a picture, computed once."
-        if (i, how) not in self._known: self._known[i, how] = self.captioner.describe(self.pictures[i], strategy=how, beam_size=self.beam_size if how == 'beam' else None, trace=True)
-        return self._known[i, how]
+        if (i, strategy) not in self._captions: self._captions[i, strategy] = self.captioner.describe(self.pictures[i], strategy=strategy, beam_size=self.beam_size if strategy == 'beam' else None, trace=True)
+        return self._captions[i, strategy]
 
     def _ipython_display_(self):
         from IPython.display import display
@@ -84,15 +84,15 @@ def _build(self:CaptionExplorer, strategies):
     "Controls above, the view below."
     w = _widgets()
     self.picture = w.Dropdown(options=[(n, i) for i, n in enumerate(self.names)], description='picture')
-    self.how = w.ToggleButtons(options=strategies, value=strategies[-1], description='search')
+    self.strategy = w.ToggleButtons(options=strategies, value=strategies[-1], description='search')
     self.word = w.IntSlider(min=0, max=0, description='word', continuous_update=True)
     self.back, self.next = w.Button(description='◀ word'), w.Button(description='word ▶')
-    self.seen, self.out = w.HTML(), w.HTML()
+    self.picture_view, self.out = w.HTML(), w.HTML()
     self.back.on_click(lambda _: self.step(-1)); self.next.on_click(lambda _: self.step(1))
-    for control in (self.picture, self.how): control.observe(self._changed, 'value')
-    self.word.observe(self._draw, 'value')
-    self.widget = w.VBox([w.HBox([self.picture, self.how]), w.HBox([self.back, self.word, self.next]), w.HBox([self.seen, self.out])])
-    self._changed()
+    for control in (self.picture, self.strategy): control.observe(self._on_change, 'value')
+    self.word.observe(self._update_view, 'value')
+    self.widget = w.VBox([w.HBox([self.picture, self.strategy]), w.HBox([self.back, self.word, self.next]), w.HBox([self.picture_view, self.out])])
+    self._on_change()
 
 @patch
 def step(self:CaptionExplorer,
@@ -102,18 +102,18 @@ def step(self:CaptionExplorer,
     self.word.value = min(max(self.word.value + by, self.word.min), self.word.max)
 
 @patch
-def _changed(self:CaptionExplorer, _=None):
+def _on_change(self:CaptionExplorer, _=None):
     "Another picture or search: begin at its first word."
-    self.current = self.caption(self.picture.value, self.how.value)
+    self.current = self.caption(self.picture.value, self.strategy.value)
     self.word.value, self.word.max = 0, max(0, len(self.current.words) - 1)
-    self._draw()
+    self._update_view()
 
 @patch
-def _draw(self:CaptionExplorer, _=None):
+def _update_view(self:CaptionExplorer, _=None):
     "Show the current picture and word."
     c, i = self.current, self.picture.value
-    said = ''.join(f'<li>{escape(r)}</li>' for r in self.references[i]) if self.references else ''
+    reference_items = ''.join(f'<li>{escape(r)}</li>' for r in self.references[i]) if self.references else ''
     boxes, att = getattr(c, 'boxes', None), getattr(c, 'attention', None)
     n = None if att is None or not len(att) else len(att[0])
-    self.seen.value = render_regions(getattr(c, 'image', None), boxes, n) + (f'<ul style="max-width:240px">{said}</ul>' if said else '')
+    self.picture_view.value = render_regions(getattr(c, 'image', None), boxes, n) + (f'<ul style="max-width:240px">{reference_items}</ul>' if reference_items else '')
     self.out.value = explorer_html(c, self.word.value)

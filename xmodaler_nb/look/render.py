@@ -77,7 +77,7 @@ def render_regions(
     return _svg(_image_tag(image, size)[1] + marks, size, width)
 
 # %% ../../nbs/16_look/10_render.ipynb #930d7278
-def _lights(weights, boxes, size):
+def _attention_overlay(weights, boxes, size):
     "Darkness with a hole for every region, the deeper the larger its weight; the strongest is outlined."
     weights, (h, w) = np.asarray(weights, dtype=float), size
     top, u, holes, edges = weights.max() if len(weights) else 0., max(size)/100, [], []
@@ -109,7 +109,7 @@ def render_attention(
     for i, (word, row) in enumerate(zip(words, weights)):
         base = f'<rect width="{size[1]}" height="{size[0]}" fill="#eee"/>' if id is None else tag if i == 0 else f'<use href="#{id}"/>'
         bold = 'font-weight:700;' if i == current else ''
-        figures.append(f'<figure style="margin:2px;display:inline-block;text-align:center;{bold}">{_svg(base + _lights(row, boxes, size), size, width)}<figcaption>{escape(str(word))}</figcaption></figure>')
+        figures.append(f'<figure style="margin:2px;display:inline-block;text-align:center;{bold}">{_svg(base + _attention_overlay(row, boxes, size), size, width)}<figcaption>{escape(str(word))}</figcaption></figure>')
     return f'<div class="attention" style="font:13px system-ui,sans-serif">{"".join(figures)}</div>'
 
 # %% ../../nbs/16_look/10_render.ipynb #ceb9f465
@@ -136,13 +136,13 @@ def _tip(step, parent, words):
     offers = ', '.join(f"{c['word']} {c['log_prob']:.2f}" for c in step['candidates'][parent] if c['log_prob'] is not None)
     return f'<title>offered after this: {escape(offers)}</title>'
 
-def _node(x, y, beam, won, w, h, tip, died=False):
+def _node(x, y, beam, on_path, w, h, tip, pruned=False):
     "One beam."
-    edge, fill, ink = ('#c0392b', '#fff', '#000') if won else ('#ddd', '#fff', '#aaa') if died else ('#999', '#fff', '#222')
-    if not beam['alive']: fill = '#eee'
+    edge, fill, ink = ('#c0392b', '#fff', '#000') if on_path else ('#ddd', '#fff', '#aaa') if pruned else ('#999', '#fff', '#222')
+    if not beam['active']: fill = '#eee'
     word = escape(beam['word'])
     score = '' if beam['score'] is None else f"{beam['score']:.2f}"
-    return (f'<g><rect x="{x:.0f}" y="{y:.0f}" width="{w}" height="{h}" rx="4" fill="{fill}" stroke="{edge}" stroke-width="{2 if won else 1}"/>'
+    return (f'<g><rect x="{x:.0f}" y="{y:.0f}" width="{w}" height="{h}" rx="4" fill="{fill}" stroke="{edge}" stroke-width="{2 if on_path else 1}"/>'
             f'<text x="{x+w/2:.0f}" y="{y+13:.0f}" text-anchor="middle" font-size="12" fill="{ink}">{word}</text>'
             f'<text x="{x+w/2:.0f}" y="{y+25:.0f}" text-anchor="middle" font-size="9" fill="#777">{score}</text>{tip}</g>')
 
@@ -157,15 +157,15 @@ def render_beam_tree(
     steps, path = d['steps'], d['nbest'][rank]['path'] if d['nbest'] else []
     w, h, dx, dy = 74, 30, 104, 40
     place = lambda t, j: (10 + (t+1)*dx, 8 + j*dy)
-    edges, nodes = [], [_node(10, 8, dict(word='begin', score=None, alive=True), True, w, h, _tip(steps[0], 0, trace) if steps else '')]
+    edges, nodes = [], [_node(10, 8, dict(word='begin', score=None, active=True), True, w, h, _tip(steps[0], 0, trace) if steps else '')]
     for t, s in enumerate(steps):
         for j, b in enumerate(s['beams']):
-            won = path[t] == j
+            on_path = path[t] == j
             (x1, y1), (x2, y2) = place(t-1, b['parent'] if t else 0), place(t, j)
             x1, y1, y2 = x1+w, y1+h/2, y2+h/2
-            edges.append((won, f'<path d="M{x1:.0f} {y1:.0f} C{x1+15:.0f} {y1:.0f} {x2-15:.0f} {y2:.0f} {x2:.0f} {y2:.0f}" fill="none" stroke="{"#c0392b" if won else "#ccc"}" stroke-width="{2.5 if won else 1}"/>'))
+            edges.append((on_path, f'<path d="M{x1:.0f} {y1:.0f} C{x1+15:.0f} {y1:.0f} {x2-15:.0f} {y2:.0f} {x2:.0f} {y2:.0f}" fill="none" stroke="{"#c0392b" if on_path else "#ccc"}" stroke-width="{2.5 if on_path else 1}"/>'))
             tip = _tip(steps[t+1], j, trace) if t+1 < len(steps) else ''
-            nodes.append(_node(*place(t, j), b, won, w, h, tip, t+1 < len(steps) and j in steps[t+1]['died']))
+            nodes.append(_node(*place(t, j), b, on_path, w, h, tip, t+1 < len(steps) and j in steps[t+1]['pruned']))
     mark = '' if current is None else f'<rect x="{10+(current+1)*dx-6}" y="0" width="{w+12}" height="100%" fill="#ffc83d" opacity=".25"/>'
     k = max([len(s['beams']) for s in steps] or [1])
     body = mark + ''.join(e for _, e in sorted(edges, key=lambda e: e[0])) + ''.join(nodes)
@@ -176,16 +176,16 @@ def render_beam_tree(
 def render_caption_card(
     caption,            # object with `text`, `words`, and as far as known `image`, `boxes`, `attention` (t, n), `score`, `id` (a `Caption`)
     references=(),      # what people said
-    others=None,        # {name: text}, captions of other strategies
+    other_captions=None,        # {name: text}, captions of other strategies
     width:int=180,      # of the picture on the page
 ) -> str:
     "A picture, what was said, and where the model looked."
     get = lambda k: getattr(caption, k, None)
-    rows = [('caption', caption.text, '')] + [(k, v, '') for k, v in (others or {}).items()] + [('reference', r, 'color:#777') for r in references]
-    said = ''.join(f'<tr style="{style}"><td style="padding-right:1em;color:#999">{escape(str(k))}</td><td>{escape(str(v))}</td></tr>' for k, v, style in rows)
-    note = ''.join(f'<div style="color:#777;font-size:12px">{escape(t)}</div>' for t in [f"{get('id') or ''}" , '' if get('score') is None else f"log-probability {get('score'):.2f}"] if t)
-    looks = ''
-    if get('attention') is not None and len(caption.attention): looks = render_attention(get('image'), get('boxes'), caption.words[:len(caption.attention)], np.asarray(caption.attention)[:len(caption.words)])
+    rows = [('caption', caption.text, '')] + [(k, v, '') for k, v in (other_captions or {}).items()] + [('reference', r, 'color:#777') for r in references]
+    table_rows = ''.join(f'<tr style="{style}"><td style="padding-right:1em;color:#999">{escape(str(k))}</td><td>{escape(str(v))}</td></tr>' for k, v, style in rows)
+    details = ''.join(f'<div style="color:#777;font-size:12px">{escape(t)}</div>' for t in [f"{get('id') or ''}" , '' if get('score') is None else f"log-probability {get('score'):.2f}"] if t)
+    attention_html = ''
+    if get('attention') is not None and len(caption.attention): attention_html = render_attention(get('image'), get('boxes'), caption.words[:len(caption.attention)], np.asarray(caption.attention)[:len(caption.words)])
     picture = '' if get('image') is None else render_regions(caption.image, get('boxes'), width=width)
     return (f'<section class="caption-card" style="display:flex;gap:16px;font:14px/1.4 system-ui,sans-serif;border-top:1px solid #ddd;padding:10px 0">'
-            f'<div>{picture}{note}</div><div><table>{said}</table>{looks}</div></section>')
+            f'<div>{picture}{details}</div><div><table>{table_rows}</table>{attention_html}</div></section>')

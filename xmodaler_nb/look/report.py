@@ -113,16 +113,16 @@ def example_card(
 ) -> str:
     "One test picture: what was said, what people say, where the model looked."
     image, att = ex.get('image'), ex.get('attention')
-    shown = f'<img src="{data_uri(image, max(1, 160//image.shape[0]))}" width="180">' if image is not None else ''
-    said = ''.join(f'<p class="said"><b>{escape(k)}</b> {escape(v)}</p>' for k, v in ex['captions'].items())
+    image_html = f'<img src="{data_uri(image, max(1, 160//image.shape[0]))}" width="180">' if image is not None else ''
+    captions_html = ''.join(f'<p class="said"><b>{escape(k)}</b> {escape(v)}</p>' for k, v in ex['captions'].items())
     refs = ''.join(f'<li>{escape(r)}</li>' for r in ex['references'])
-    looks = ''
+    attention_html = ''
     if att is not None and len(att):
         size = image.shape[:2] if image is not None else (48, 48)
-        looks = ''.join(f'<figure><img src="{data_uri(overlay(image, heat_map(a, ex.get("boxes"), size)), max(1, 64//size[0]))}" width="84"><figcaption>{escape(w)}</figcaption></figure>'
+        attention_html = ''.join(f'<figure><img src="{data_uri(overlay(image, heat_map(a, ex.get("boxes"), size)), max(1, 64//size[0]))}" width="84"><figcaption>{escape(w)}</figcaption></figure>'
                         for w, a in zip(ex['words'], att))
-    return (f'<section class="card"><div class="left">{shown}<p class="id">id {escape(str(ex["id"]))} · CIDEr-D {ex["cider"]:.2f}</p></div>'
-            f'<div>{said}<ul>{refs}</ul><div class="looks">{looks}</div></div></section>')
+    return (f'<section class="card"><div class="left">{image_html}<p class="id">id {escape(str(ex["id"]))} · CIDEr-D {ex["cider"]:.2f}</p></div>'
+            f'<div>{captions_html}<ul>{refs}</ul><div class="looks">{attention_html}</div></div></section>')
 
 # %% ../../nbs/16_look/40_report.ipynb #37d2171d
 _STYLE = '''body{font:15px/1.45 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}h1{font-size:1.6em}h2{margin-top:1.6em}
@@ -135,12 +135,12 @@ figure{margin:0;text-align:center}figcaption{font-size:.8em}.note{color:#555}'''
 def report_html(
     title:str,           # of the page
     sections:list,       # of (heading, HTML made by the functions above)
-    note:str='',         # one paragraph below the title
+    intro:str='',         # one paragraph below the title
 ) -> str:                # the page
     "One self-contained page."
     body = ''.join(f'<h2>{escape(h)}</h2>{content}' for h, content in sections)
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
-            f'<body><h1>{escape(title)}</h1><p class="note">{escape(note)}</p>{body}</body></html>')
+            f'<body><h1>{escape(title)}</h1><p class="note">{escape(intro)}</p>{body}</body></html>')
 
 def figure_html(
     fig,  # matplotlib figure

@@ -56,7 +56,7 @@ def select_logits_targets_by_mask(self:PretrainLosses,
 
 # %% ../../nbs/08_losses/16_pretrain_losses.ipynb #6e044324
 @patch
-def _regions(self:PretrainLosses, batch):
+def _region_losses(self:PretrainLosses, batch):
     "Losses of hidden regions."
     if kfg.V_REGRESS not in batch and kfg.V_LOGITS not in batch: return {}
     mask, target, out = batch[kfg.V_TARGET_LABELS] > 0, batch[kfg.V_TARGET], {}
@@ -70,14 +70,14 @@ def _regions(self:PretrainLosses, batch):
 
 # %% ../../nbs/08_losses/16_pretrain_losses.ipynb #4835a2fe
 @patch
-def _words(self:PretrainLosses, batch):
+def _word_losses(self:PretrainLosses, batch):
     "Losses of hidden words (U) and next words (G)."
     names = {'Masked Language Modeling': (kfg.U_LOGITS, kfg.U_TARGET_IDS), 'Masked Sentence Generation': (kfg.G_LOGITS, kfg.G_TARGET_IDS)}
     return {name: self.xe_loss(batch[logits], batch[targets].masked_fill(batch[targets] < 0, -1))
             for name, (logits, targets) in names.items() if logits in batch and (batch[targets] >= 0).any()}
 
 @patch
-def _pairs(self:PretrainLosses, batch):
+def _pair_losses(self:PretrainLosses, batch):
     "Losses of text–image pairs."
     out = {}
     if kfg.OUTPUT in batch: out['BatchTriplet Loss'] = self.triplet(batch)['BatchTriplet Loss'] / len(batch[kfg.IDS])
@@ -91,5 +91,5 @@ def forward(self:PretrainLosses,
     batched_inputs, # the model's output dict, see the table above
 ) -> dict:          # {name: scalar}; {'No Loss in this Iteration': 0} when nothing was hidden
     "Every loss that the batch carries."
-    losses = {**self._pairs(batched_inputs), **self._regions(batched_inputs), **self._words(batched_inputs)}
+    losses = {**self._pair_losses(batched_inputs), **self._region_losses(batched_inputs), **self._word_losses(batched_inputs)}
     return losses or {'No Loss in this Iteration': torch.zeros(())}

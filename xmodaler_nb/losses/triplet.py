@@ -92,8 +92,8 @@ class BatchTriplet(nn.Module):
     ) -> tuple:        # two (b, b): against wrong images for a text, against wrong texts for an image
         "How much each wrong pair is short of the margin, at least 0."
         right, no_negative = scores.diagonal(), same_image(ids, scores.device)
-        short = lambda s: (self.margin + scores - s).clamp(min=0).masked_fill(no_negative, 0)
-        return short(right[:,None]), short(right[None])
+        shortfall = lambda s: (self.margin + scores - s).clamp(min=0).masked_fill(no_negative, 0)
+        return shortfall(right[:,None]), shortfall(right[None])
 
     def forward(self,
         outputs_dict, # with OUTPUT (b, b) scores and IDS, list of b

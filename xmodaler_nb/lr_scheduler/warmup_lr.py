@@ -16,7 +16,7 @@ from ..config import configurable
 from .build import LR_SCHEDULER_REGISTRY
 
 # %% ../../nbs/12_lr_scheduler/14_warmup_lr.ipynb #801f3d94
-def _climb(t, warmup): return t / max(1., warmup)
+def _linear_warmup(t, warmup): return t / max(1., warmup)
 def _progress(t, warmup, total): return (t-warmup) / max(1., total-warmup)
 
 # %% ../../nbs/12_lr_scheduler/14_warmup_lr.ipynb #c6119a33
@@ -36,7 +36,7 @@ class WarmupConstant(LambdaLR):
         step:int,  # iterations done
     ) -> float:    # factor in [0,1]
         "Factor of the base rate."
-        return _climb(step, self.warmup_steps) if step < self.warmup_steps else 1.
+        return _linear_warmup(step, self.warmup_steps) if step < self.warmup_steps else 1.
 
     @classmethod
     def from_config(cls,
@@ -66,7 +66,7 @@ class WarmupLinear(LambdaLR):
         step:int,  # iterations done
     ) -> float:    # factor in [0,1]
         "Factor of the base rate."
-        if step < self.warmup_steps: return _climb(step, self.warmup_steps)
+        if step < self.warmup_steps: return _linear_warmup(step, self.warmup_steps)
         return max(self.min_lr, (self.t_total-step) / max(1., self.t_total-self.warmup_steps))
 
     @classmethod
@@ -99,7 +99,7 @@ class WarmupCosine(LambdaLR):
         step:int,  # iterations done
     ) -> float:    # factor in [0,1]
         "Factor of the base rate."
-        if step < self.warmup_steps: return _climb(step, self.warmup_steps)
+        if step < self.warmup_steps: return _linear_warmup(step, self.warmup_steps)
         p = _progress(step, self.warmup_steps, self.t_total)
         return max(self.min_lr, 0.5*(1 + math.cos(2*math.pi*self.cycles*p)))
 
@@ -132,7 +132,7 @@ class WarmupCosineWithHardRestarts(LambdaLR):
         step:int,  # iterations done
     ) -> float:    # factor in [0,1]
         "Factor of the base rate."
-        if step < self.warmup_steps: return _climb(step, self.warmup_steps)
+        if step < self.warmup_steps: return _linear_warmup(step, self.warmup_steps)
         p = _progress(step, self.warmup_steps, self.t_total)
         return 0. if p >= 1 else 0.5*(1 + math.cos(math.pi*((self.cycles*p) % 1.)))
 

@@ -28,7 +28,7 @@ def clip_each(
     torch._foreach_mul_(grads, factors)
 
 # %% ../../nbs/11_optim/27_bertadam.ipynb #e175c73e
-_SETTLED = 1e9   # a step count at which both of AdamW's corrections are one
+_LARGE_STEP = 1e9   # a step count at which both of AdamW's corrections are one
 
 @SOLVER_REGISTRY.register()
 class BertAdam(MergedStep, torch.optim.Optimizer):
@@ -70,7 +70,7 @@ def _update_group(opt, group):
     for p in ps:
         if not opt.state[p]: opt.state[p].update(next_m=torch.zeros_like(p), next_v=torch.zeros_like(p))
     fused = True if _can_fuse(ps) else None
-    steps = [torch.tensor(_SETTLED)]*len(ps)
+    steps = [torch.tensor(_LARGE_STEP)]*len(ps)
     adamw(ps, grads, [opt.state[p]['next_m'] for p in ps], [opt.state[p]['next_v'] for p in ps], [], steps,
           fused=fused, amsgrad=False, beta1=group['b1'], beta2=group['b2'], lr=group['lr'], weight_decay=group['weight_decay'],
           eps=group['e'], maximize=False)

@@ -21,8 +21,8 @@ def merge_groups(
     "Join the groups whose hyper-parameters are equal."
     merged = {}
     for g in groups:
-        key = tuple(sorted((k, _as_key(v)) for k,v in g.items() if k not in ('params', 'param_names')))
-        if key not in merged: merged[key] = {**{k:v for k,v in g.items() if k != 'param_names'}, 'params': []}
+        key = tuple(sorted((k, _as_key(v)) for k, v in g.items() if k not in ('params', 'param_names')))
+        if key not in merged: merged[key] = {**{k:v for k, v in g.items() if k != 'param_names'}, 'params': []}
         merged[key]['params'].extend(g['params'])
     return list(merged.values())
 
@@ -31,7 +31,7 @@ def _can_fuse(params):
     "Dense floating-point CPU tensors only."
     return all(p.device.type == 'cpu' and p.is_floating_point() and not (p.grad is not None and p.grad.is_sparse) for p in params)
 
-def _bare(step):
+def _unwrapped_step(step):
     "`step` without torch's wrapper that fires the step hooks: the outer `step` fires them already."
     return step.__wrapped__ if getattr(step, 'hooked', False) else step
 
@@ -52,7 +52,7 @@ class MergedStep:
                 if g.get('fused') is None and g.get('foreach') is None and _can_fuse(g['params']): g['fused'] = True
         own = self.param_groups
         self.param_groups = groups
-        try: _bare(super().step.__func__)(self)
+        try: _unwrapped_step(super().step.__func__)(self)
         finally: self.param_groups = own
 
     def step(self,

@@ -19,7 +19,7 @@ import numpy as np
 from ..functional import read_np
 from ..utils.safe_pickle import safe_loads
 from ..utils.store import FeatureStore, FeatureWriter
-from ..utils.env import need
+from ..utils.env import import_optional
 
 # %% ../../nbs/15_own/20_store_import.ipynb #85cd3124
 def fill_store(
@@ -32,9 +32,9 @@ def fill_store(
     "Write what is not in the store yet."
     added = 0
     with FeatureWriter(out, dtype, part) as w:
-        there = FeatureStore(out)
+        stored = FeatureStore(out)
         for id, arrays in items:
-            if str(id) in there: continue
+            if str(id) in stored: continue
             w.add(id, **arrays())
             added += 1
             if progress is not None: progress(added, id)
@@ -109,7 +109,7 @@ def import_hdf5(
 ) -> int:    # items added
     "An HDF5 file."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
-    try: f = need('h5py', 'store').File(path, 'r')
+    try: f = import_optional('h5py', 'store').File(path, 'r')
     except OSError as e: raise ValueError(f"{path}: not a readable HDF5 file ({e})") from None
     with f: return fill_store(((id, lambda keys=keys: {n: f[k][()] for n, k in keys.items()}) for id, keys in _hdf5_index(f).items()), out, **kwargs)
 
@@ -138,7 +138,7 @@ def import_lmdb(
 ) -> int:    # items added
     "An LMDB database."
     if not Path(path).exists(): raise FileNotFoundError(f"{path}: no such database")
-    lmdb = need('lmdb', 'store')
+    lmdb = import_optional('lmdb', 'store')
     try: env = lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=Path(path).is_dir())
     except lmdb.Error as e: raise ValueError(f"{path}: not a readable LMDB database ({e})") from None
     with env, env.begin(buffers=True) as t:

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from functools import lru_cache
 from itertools import accumulate
 from fastcore.basics import patch
-from .automaton import Machine, PatternParser
+from .automaton import DFA, PatternParser
 from .ptb_tables import PUNCTUATION, char_in, definitions, rules
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #ad512efb
@@ -43,14 +43,14 @@ _REWRITE = dict(
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #78e1061c
 def _cased(c): return unicodedata.category(c) in ('Lu', 'Ll', 'Lt')
-def _runs(c): return unicodedata.category(c)[0] in 'LMN'
-def _glue(c): return c in '-"\'._\u00ad\u2027' or unicodedata.category(c) == 'Pd'
+def _is_word_char(c): return unicodedata.category(c)[0] in 'LMN'
+def _is_joiner(c): return c in '-"\'._\u00ad\u2027' or unicodedata.category(c) == 'Pd'
 
-def _stretch(s, i):
+def _word_bounds(s, i):
     "The bounds of the stretch of `s` that holds position `i`."
     def on(j):
-        if _runs(s[j]): return True
-        inner = 0 < j < len(s)-1 and _glue(s[j])
+        if _is_word_char(s[j]): return True
+        inner = 0 < j < len(s)-1 and _is_joiner(s[j])
         return inner and s[j-1].isalpha() and s[j+1].isalpha()
     a = b = i
     while a > 0 and on(a-1): a -= 1
@@ -62,22 +62,22 @@ def _lower(s):
     if 'Σ' not in s: return s.lower()
     def one(i):
         if s[i] != 'Σ': return s[i].lower()
-        a, b = _stretch(s, i)
+        a, b = _word_bounds(s, i)
         final = any(map(_cased, s[a:i])) and not any(map(_cased, s[i+1:b]))
         return 'ς' if final else 'σ'
     return ''.join(map(one, range(len(s))))
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #b0018320
-_BEYOND = re.compile('[\U00010000-\U0010ffff]')
-_ALONE = re.compile('[\ud800-\udfff]')
+_BEYOND_BMP = re.compile('[\U00010000-\U0010ffff]')
+_LONE_SURROGATE = re.compile('[\ud800-\udfff]')
 
 def _to_units(s):
     "Characters beyond U+FFFF as surrogate pairs; a stray surrogate as a character that no rule knows."
-    s = _ALONE.sub('\ufffd', s)
+    s = _LONE_SURROGATE.sub('\ufffd', s)
     def pair(m):
         c = ord(m[0])-0x10000
         return chr(0xd800+(c >> 10))+chr(0xdc00+(c & 0x3ff))
-    return _BEYOND.sub(pair, s)
+    return _BEYOND_BMP.sub(pair, s)
 
 def _from_units(s): return s.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
 
@@ -88,7 +88,7 @@ class PTBLexer:
         parse = PatternParser(definitions(), lru_cache(None)(char_in))
         self.actions = [r[4] for r in rules()]
         self.trees = [(parse(r[2]), parse(r[3]) if r[3] else None) for r in rules()]
-        self.machine = Machine([('cat', [p, a]) if a else p for p, a in self.trees])
+        self.machine = DFA([('cat', [p, a]) if a else p for p, a in self.trees])
         self.parts = {}
 
     def head(self,
@@ -98,9 +98,9 @@ class PTBLexer:
         end:int,   # its end, lookahead included
     ) -> int:      # end of what the token takes
         "Split the lookahead off a match."
-        if rule not in self.parts: self.parts[rule] = [Machine([t]) for t in self.trees[rule]]
+        if rule not in self.parts: self.parts[rule] = [DFA([t]) for t in self.trees[rule]]
         pattern, ahead = self.parts[rule]
-        return next(h for h in reversed(pattern.ends(text, pos, end)) if end in ahead.ends(text, h, end))
+        return next(h for h in reversed(pattern.match_ends(text, pos, end)) if end in ahead.match_ends(text, h, end))
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #563a6760
 @patch
@@ -109,19 +109,19 @@ def next_token(self:PTBLexer,
     pos:int,   # where to start, inside `text`
 ) -> tuple:    # list of tokens (None: line break), next position, True if more text could change the answer
     "One step of the lexer."
-    rule, end, curious = self.machine.longest(text, pos)
-    if rule is None: return [], pos+1, curious
+    rule, end, open_ended = self.machine.longest_match(text, pos)
+    if rule is None: return [], pos+1, open_ended
     if self.trees[rule][1] is not None: end = self.head(rule, text, pos, end)
     action, s = self.actions[rule], text[pos:end]
-    if action == 'SKIP': return [], end, curious
-    if action == 'BREAK': return [None], end, curious
+    if action == 'SKIP': return [], end, open_ended
+    if action == 'BREAK': return [None], end, open_ended
     if action[:4] == 'BACK':
         end -= int(action[4])
-        return [_lower(text[pos:end])], end, curious
-    if action == 'INITDOT': return [_lower(s[:-1] if len(s) == 2 else s)], end-1, curious
-    if action == 'DOTAGAIN': return [_lower(s)], end-1, curious
+        return [_lower(text[pos:end])], end, open_ended
+    if action == 'INITDOT': return [_lower(s[:-1] if len(s) == 2 else s)], end-1, open_ended
+    if action == 'DOTAGAIN': return [_lower(s)], end-1, open_ended
     token = action[1:-1] if action[0] == '"' else _REWRITE[action](s)
-    return [_lower(token)], end, curious
+    return [_lower(token)], end, open_ended
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #cf68c1b1
 @patch
@@ -159,10 +159,10 @@ class ChunkCache(dict):
 
     def __missing__(self, chunk):
         if len(self) > 500_000: self.clear()
-        self[chunk] = out = self.work_out(chunk)
+        self[chunk] = out = self._tokenize(chunk)
         return out
 
-    def work_out(self, chunk):
+    def _tokenize(self, chunk):
         "Lex `chunk` in isolation, if that is allowed."
         if _PLAIN(chunk):
             word = chunk.lower()
@@ -170,8 +170,8 @@ class ChunkCache(dict):
         if chunk and chunk[0] in _GAPS: return None       # belongs to the blank before it
         text, tokens, pos, lexer = _to_units(chunk)+self.end, [], 0, _lexer()
         while pos < len(text)-1:
-            new, pos, curious = lexer.next_token(text, pos)
-            if curious or new == [None]: return None
+            new, pos, open_ended = lexer.next_token(text, pos)
+            if open_ended or new == [None]: return None
             tokens += new
         if pos >= len(text) and tokens and text[-1] in tokens[-1]: return None   # the token took the blank with it
         if tokens and tokens[-1][-1].isspace(): return None
@@ -186,17 +186,17 @@ class LineTokenizer:
     "Tokenises lines of a text, by the cache where it can and by the automaton where it must."
     def __init__(self,
         keep=_keep_words,  # token -> bool, False for tokens to drop
-        following=_NEXT,   # what stands behind a caption that is tokenised on its own
-    ): self.keep, self.following, self.inner, self.last = keep, following, ChunkCache(' ', keep), ChunkCache('\n', keep)
+        next_text=_NEXT,   # what stands behind a caption that is tokenised on its own
+    ): self.keep, self.next_text, self.inner, self.last = keep, next_text, ChunkCache(' ', keep), ChunkCache('\n', keep)
 
-    def looked_up(self, line):
+    def lookup(self, line):
         "What the cache knows: one string or None per chunk."
         *chunks, last = line.split(' ')
         out = [self.inner[c] for c in chunks]
         out.append(self.last[last])
         return out
 
-    def plain(self,
+    def tokenize_plain(self,
         line:str,  # one line, without its line break, known to be followed by one
     ) -> str|None: # tokens joined by spaces; None unless all chunks but the last are plain words
         "Tokens of a simple line."
@@ -205,27 +205,27 @@ class LineTokenizer:
         words, end = head.lower(), self.last[line[len(head)+1:]]
         return None if end is None or not _no_split(words) else f'{words} {end}' if end else words
 
-    def cached(self,
+    def tokenize_cached(self,
         line:str,  # one line, without its line break, known to be followed by one
     ) -> str|None: # tokens joined by spaces; None where the cache does not know
         "Tokens of a line from the cache alone."
-        out = self.plain(line)
+        out = self.tokenize_plain(line)
         if out is not None: return out
-        out = self.looked_up(line)
+        out = self.lookup(line)
         return None if None in out else ' '.join(filter(None, out))
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #52c6c804
 @patch
-def joined(self:LineTokenizer, tokens):
+def join_tokens(self:LineTokenizer, tokens):
     "What the tools make of the tokens of one line (several, where a tag spans lines)."
     lines = (l.rstrip().split(' ') for l in ' '.join(tokens).split('\n'))
     return [_from_units(' '.join(filter(self.keep, l))) for l in lines]
 
 @patch
-def stretch(self:LineTokenizer, text, n, pos, goals):
-    "Tokens from `pos` to the next place of `goals` or the line's end `n`, and that place; None where that cannot be told for this stretch alone."
+def tokenize_span(self:LineTokenizer, text, n, pos, resume_at):
+    "Tokens from `pos` to the next place of `resume_at` or the line's end `n`, and that place; None where that cannot be told for this stretch alone."
     tokens, start = [], pos
-    while pos < n and (pos == start or pos not in goals):
+    while pos < n and (pos == start or pos not in resume_at):
         new, pos, _ = _lexer().next_token(text, pos)
         if new == [None]: return None, pos
         tokens += new
@@ -233,37 +233,37 @@ def stretch(self:LineTokenizer, text, n, pos, goals):
     return _from_units(' '.join(filter(self.keep, ' '.join(tokens).split(' ')))), pos
 
 @patch
-def mended(self:LineTokenizer, line, out):
+def tokenize_missing(self:LineTokenizer, line, out):
     "Tokens of a line whose chunks the cache answers with `out`; None where the line must be read as a whole."
     units = _to_units(line)
-    text, starts = units+self.following, [0, *accumulate(len(c)+1 for c in units.split(' '))]
-    goals = {p: k for k, (p, known) in enumerate(zip(starts, out)) if known is not None}
-    goals.update({p-1: k for p, k in goals.items() if k})                  # the blank before a chunk will do, too
+    text, starts = units+self.next_text, [0, *accumulate(len(c)+1 for c in units.split(' '))]
+    resume_at = {p: k for k, (p, known) in enumerate(zip(starts, out)) if known is not None}
+    resume_at.update({p-1: k for p, k in resume_at.items() if k})                  # the blank before a chunk will do, too
     done, k = [], 0
     while k < len(out):
         if out[k] is None:
-            found, pos = self.stretch(text, len(units), max(0, starts[k]-1), goals)
-            if found is None: return None
-            done.append(found)
-            k = goals[pos] if pos < len(units) else len(out)
+            span_tokens, pos = self.tokenize_span(text, len(units), max(0, starts[k]-1), resume_at)
+            if span_tokens is None: return None
+            done.append(span_tokens)
+            k = resume_at[pos] if pos < len(units) else len(out)
         else:
             done.append(out[k])
             k += 1
     return ' '.join(filter(None, done))
 
 @patch
-def alone(self:LineTokenizer, caption):
+def tokenize_single(self:LineTokenizer, caption):
     "One caption on its own, followed by the beginning of an imagined next one."
-    out = self.plain(caption)
+    out = self.tokenize_plain(caption)
     if out is not None: return out
-    if _HAS_BREAK(caption): return self.alone(caption.translate(_BREAKS))
-    known = self.looked_up(caption)
-    out = ' '.join(filter(None, known)) if None not in known else self.mended(caption, known)
-    return self.joined(_lexer().line(_to_units(caption)+self.following)[0])[0] if out is None else out
+    if _HAS_BREAK(caption): return self.tokenize_single(caption.translate(_BREAKS))
+    known = self.lookup(caption)
+    out = ' '.join(filter(None, known)) if None not in known else self.tokenize_missing(caption, known)
+    return self.join_tokens(_lexer().line(_to_units(caption)+self.next_text)[0])[0] if out is None else out
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #89de6ab2
 @patch
-def corpus(self:LineTokenizer,
+def tokenize_corpus(self:LineTokenizer,
     captions:list, # raw captions
 ) -> list:         # one string per *line*: as many as captions, unless a caption holds a carriage return
     "All captions as one text, one per line, the way the COCO tools do it."
@@ -271,33 +271,33 @@ def corpus(self:LineTokenizer,
     out, text, nxt = [], None, 0
     for i, line in enumerate(lines):
         if i < nxt: continue                                      # read already, by a token that spans lines
-        got = self.cached(line) if i < len(lines)-1 else None     # nothing follows the last line
-        if got is not None:
-            out.append(got)
+        cached_line = self.tokenize_cached(line) if i < len(lines)-1 else None     # nothing follows the last line
+        if cached_line is not None:
+            out.append(cached_line)
             continue
         if text is None:
             units = [_to_units(l) for l in lines]
             text = '\n'.join(units)
             starts = [0, *accumulate(len(u)+1 for u in units)]
-        more, nxt = self.slow(text, starts, i)
+        more, nxt = self.tokenize_uncached(text, starts, i)
         out += more
     return out
 
 @patch
-def slow(self:LineTokenizer, text, starts, i):
+def tokenize_uncached(self:LineTokenizer, text, starts, i):
     "Output lines from the start of caption `i` until the lexer stands at the start of a caption again, and which one that is."
     pos, out = starts[i], []
     while True:
         tokens, pos = _lexer().line(text, pos)
-        out += self.joined(tokens)
+        out += self.join_tokens(tokens)
         if pos >= len(text): return out, bisect_left(starts, pos)
         k = bisect_left(starts, pos)
         if starts[k] == pos: return out, k
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #a7e0635a
 @lru_cache(None)
-def _line_tokenizer(keep_punctuation, following):
-    return LineTokenizer(_keep_all if keep_punctuation else _keep_words, '\n'+_to_units(following))
+def _line_tokenizer(keep_punctuation, next_text):
+    return LineTokenizer(_keep_all if keep_punctuation else _keep_words, '\n'+_to_units(next_text))
 
 def ptb_tokenize(
     captions:list,                # raw captions; None counts as an empty one
@@ -311,5 +311,5 @@ def ptb_tokenize(
     bad = next((c for c in captions if not isinstance(c, str)), None)
     if bad is not None: raise TypeError(f"a caption must be a string or None, got {type(bad).__name__}: {bad!r}")
     tokenizer = _line_tokenizer(bool(keep_punctuation), next_caption)
-    if not as_corpus: return [tokenizer.alone(c) for c in captions]
-    return (tokenizer.corpus(captions)+['']*len(captions))[:len(captions)]
+    if not as_corpus: return [tokenizer.tokenize_single(c) for c in captions]
+    return (tokenizer.tokenize_corpus(captions)+['']*len(captions))[:len(captions)]

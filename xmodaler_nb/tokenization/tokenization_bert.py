@@ -20,7 +20,7 @@ class WordpieceTokenizer:
     ):
         self.vocab, self.unk_token, self.max_chars = vocab, unk_token, max_input_chars_per_word
 
-    def _first(self,
+    def _longest_piece(self,
         rest:str,   # what is left of a word
         start:bool, # is it the beginning?
     ) -> str|None:  # the piece, without ##
@@ -36,7 +36,7 @@ class WordpieceTokenizer:
         for word in text.split():
             pieces, rest = [], word if len(word) <= self.max_chars else None
             while rest:
-                piece = self._first(rest, not pieces)
+                piece = self._longest_piece(rest, not pieces)
                 if piece is None: rest = None; break
                 pieces.append(piece if not pieces else '##' + piece)
                 rest = rest[len(piece):]
@@ -65,7 +65,7 @@ def _clean(
         else: out.append(c)
     return ''.join(out)
 
-def _bare(
+def _strip_accents(
     word:str,  # any word
 ) -> str:
     "Small letters, no accents."
@@ -89,7 +89,7 @@ class BasicTokenizer:
         keep, out = self.never_split | set(never_split or ()), []
         for word in _clean(text, self.tokenize_chinese_chars).split():
             if word in keep: out.append(word); continue
-            if self.do_lower_case: word = _bare(word)
+            if self.do_lower_case: word = _strip_accents(word)
             spaced = ''.join(f' {c} ' if _is_punctuation(c) else c for c in word)
             out += spaced.split()
         return out

@@ -17,15 +17,15 @@ if dist.is_available(): import torch.distributed.nn.functional    # see *Leaving
 # %% ../../nbs/02_utils/40_comm.ipynb #fd610bba
 _groups = weakref.WeakValueDictionary()   # 'local': the processes of this machine; 'objects': a gloo group beside nccl. torch keeps both alive while there is a process group
 
-def _joined() -> bool: return dist.is_available() and dist.is_initialized()
+def _is_initialized() -> bool: return dist.is_available() and dist.is_initialized()
 
 def get_world_size() -> int:  # ≥ 1
     "Number of processes."
-    return dist.get_world_size() if _joined() else 1
+    return dist.get_world_size() if _is_initialized() else 1
 
 def get_rank() -> int:        # in [0, world size)
     "Number of this process among all."
-    return dist.get_rank() if _joined() else 0
+    return dist.get_rank() if _is_initialized() else 0
 
 def is_main_process() -> bool:
     "Whether this is rank 0, the one that writes files."
@@ -45,12 +45,12 @@ def create_local_process_group(
 
 def get_local_rank() -> int:
     "Number of this process on its machine."
-    if not _joined(): return 0
+    if not _is_initialized(): return 0
     return dist.get_rank(group=_groups['local']) if 'local' in _groups else int(os.environ.get('LOCAL_RANK', get_rank()))
 
 def get_local_size() -> int:
     "Number of processes on this machine."
-    if not _joined(): return 1
+    if not _is_initialized(): return 1
     return dist.get_world_size(group=_groups['local']) if 'local' in _groups else int(os.environ.get('LOCAL_WORLD_SIZE', get_world_size()))
 
 # %% ../../nbs/02_utils/40_comm.ipynb #897ea294
@@ -117,7 +117,7 @@ def unwrap_model(
 # %% ../../nbs/02_utils/40_comm.ipynb #8d2be05c
 def leave_process_group():
     "Leave the group of processes and end its threads. All should call it; alone it does nothing. A new group may be joined afterwards."
-    if not _joined(): return
+    if not _is_initialized(): return
     dist.destroy_process_group()
     gc.collect()   # cycles that hold the group
     _groups.clear()

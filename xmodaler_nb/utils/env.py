@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'TORCH_VERSION', 'ENV_MODULE', 'seed_all_rng', 'get_rng_state', 'set_rng_state', 'setup_custom_environment',
-           'setup_environment', 'need']
+           'setup_environment', 'import_optional']
 
 # %% ../../nbs/02_utils/10_env.ipynb #e85c73de
 import importlib, logging, os, random, sys
@@ -75,22 +75,22 @@ def setup_custom_environment(
     module.setup_environment()
 
 # %% ../../nbs/02_utils/10_env.ipynb #616e857d
-_done = False
+_setup_done = False
 
 def setup_environment():
     "Run the set-up module named in `XMODALER_NB_ENV_MODULE`, once per process; do nothing if the variable is not set."
-    global _done
+    global _setup_done
     name = os.environ.get(ENV_MODULE, '')
-    if _done or not name: return
+    if _setup_done or not name: return
     if name.endswith('.py') or '/' in name or os.sep in name:
         raise ValueError(f"{ENV_MODULE}={name!r} names a file; it may only name an importable module. "
                          "To run a file call setup_custom_environment(path) yourself")
     logger.warning("running setup_environment() of module %s, named in %s", name, ENV_MODULE)
     setup_custom_environment(name)
-    _done = True
+    _setup_done = True
 
 # %% ../../nbs/02_utils/10_env.ipynb #46dd89cc
-def need(
+def import_optional(
     module:str, # to import
     extra:str,  # of this package that brings it
 ):              # the module

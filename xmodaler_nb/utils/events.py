@@ -227,7 +227,7 @@ class EventWriter:
     def close(self):
         "Finish the output."
 
-def _is_new(
+def _new_scalars(
     storage:EventStorage, # the open one
     written:dict,         # name → iteration last written; updated here
     window:int,           # for smoothing
@@ -251,7 +251,7 @@ class JSONWriter(EventWriter):
 
     def write(self):
         "Append one line per iteration with new scalars: names sorted, plus `iteration`. The file, and its folder, are made at the first write."
-        new = _is_new(get_event_storage(), self._written, self._window)
+        new = _new_scalars(get_event_storage(), self._written, self._window)
         if not new: return
         text = ''
         for i, scalars in sorted(new.items()):
@@ -338,7 +338,7 @@ class TensorboardXWriter(EventWriter):
 
     def _write(self, storage):
         if self._writer is None: self._writer = self._open()
-        for i, scalars in _is_new(storage, self._written, self._window).items():
+        for i, scalars in _new_scalars(storage, self._written, self._window).items():
             for k, v in scalars.items(): self._writer.add_scalar(k, v, i)
         for name, img, i in storage._images: self._writer.add_image(name, img, i)
         storage.clear_images()
@@ -384,7 +384,7 @@ class CommonMetricPrinter(EventWriter):
         else: return ''
         return str(datetime.timedelta(seconds=int(seconds)))
 
-    def line(self,
+    def format_line(self,
         storage:EventStorage,  # what to show
     ) -> str:                  # parts separated by two spaces
         "The line itself, free of any logger."
@@ -403,4 +403,4 @@ class CommonMetricPrinter(EventWriter):
         storage = get_event_storage()
         if storage.iter in (self._max_iter, self._logged): return
         self._logged = storage.iter
-        self.logger.info(self.line(storage))
+        self.logger.info(self.format_line(storage))

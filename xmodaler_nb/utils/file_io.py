@@ -43,8 +43,8 @@ class _PathManager:
         allow_override:bool=True,    # may replace another handler of the same prefix
     ):
         "Add a handler."
-        mine = set(handler._get_supported_prefixes())
-        taken = mine & {p for h in self._handlers for p in h._get_supported_prefixes()}
+        prefixes = set(handler._get_supported_prefixes())
+        taken = prefixes & {p for h in self._handlers for p in h._get_supported_prefixes()}
         if taken and not allow_override: raise KeyError(f"a handler for {', '.join(sorted(taken))} is registered already")
         self._handlers.insert(0, handler)
 

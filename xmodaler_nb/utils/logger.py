@@ -63,22 +63,22 @@ def setup_logger(
     log.setLevel(logging.DEBUG)
     log.propagate = False
     if abbrev_name is None: abbrev_name = 'xl' if name == 'xmodaler_nb' else name
-    if distributed_rank == 0 and not any(isinstance(h, _Stdout) for h in log.handlers): _add(log, _Stdout(), name, abbrev_name, color)
+    if distributed_rank == 0 and not any(isinstance(h, _Stdout) for h in log.handlers): _add_handler(log, _Stdout(), name, abbrev_name, color)
     if output is not None:
         path = _log_file(output, distributed_rank).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         if str(path) not in [getattr(h, 'baseFilename', None) for h in log.handlers]:
-            _add(log, logging.FileHandler(path, encoding='utf-8'), name, abbrev_name, False)
+            _add_handler(log, logging.FileHandler(path, encoding='utf-8'), name, abbrev_name, False)
     return log
 
-def _add(log, handler, name, abbrev, color):
+def _add_handler(log, handler, name, abbrev, color):
     "Give a logger one more mouth."
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(_Formatter(name, abbrev, color))
     log.addHandler(handler)
 
 # %% ../../nbs/02_utils/20_logger.ipynb #ecc90d95
-_first, _every, _last = Counter(), Counter(), {}
+_first_n_counts, _every_n_counts, _last_logged = Counter(), Counter(), {}
 
 def _caller():
     "Logger name and place (file, line) of the code outside this module that is asking to log."
@@ -98,8 +98,8 @@ def log_first_n(
     keys = (key,) if isinstance(key, str) else tuple(key)
     if not set(keys) <= {'caller', 'message'}: raise ValueError(f"key must be 'caller', 'message' or a tuple of both, got {key!r}")
     count = tuple(dict(caller=place, message=msg)[k] for k in keys)
-    _first[count] += 1
-    if _first[count] <= n: logging.getLogger(name or module).log(lvl, msg)
+    _first_n_counts[count] += 1
+    if _first_n_counts[count] <= n: logging.getLogger(name or module).log(lvl, msg)
 
 # %% ../../nbs/02_utils/20_logger.ipynb #18b43b2a
 def log_every_n(
@@ -111,8 +111,8 @@ def log_every_n(
 ):
     "Log once per `n` calls."
     module, place = _caller()
-    _every[place] += 1
-    if n == 1 or _every[place] % n == 1: logging.getLogger(name or module).log(lvl, msg)
+    _every_n_counts[place] += 1
+    if n == 1 or _every_n_counts[place] % n == 1: logging.getLogger(name or module).log(lvl, msg)
 
 def log_every_n_seconds(
     lvl:int,            # logging level
@@ -124,9 +124,9 @@ def log_every_n_seconds(
     "Log at most once per `n` seconds."
     module, place = _caller()
     now = time.monotonic()
-    if place in _last and now - _last[place] < n: return
+    if place in _last_logged and now - _last_logged[place] < n: return
     logging.getLogger(name or module).log(lvl, msg)
-    _last[place] = now
+    _last_logged[place] = now
 
 # %% ../../nbs/02_utils/20_logger.ipynb #5071ac2c
 def create_small_table(

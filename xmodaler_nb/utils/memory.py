@@ -29,12 +29,12 @@ def retry_if_cuda_oom(
         except RuntimeError as e:
             if not _is_oom(e): raise
     @functools.wraps(func)
-    def patient(*args, **kwargs):
-        done = attempt(*args, **kwargs)
-        if done is None:
+    def call_with_retry(*args, **kwargs):
+        result = attempt(*args, **kwargs)
+        if result is None:
             torch.cuda.empty_cache()             # does nothing without CUDA
-            done = attempt(*args, **kwargs)
-        if done is not None: return done[0]
+            result = attempt(*args, **kwargs)
+        if result is not None: return result[0]
         logging.getLogger(__name__).info("out of GPU memory twice: computing %s on the CPU", getattr(func, '__name__', func))
         return func(*map(_to_cpu, args), **{k: _to_cpu(v) for k, v in kwargs.items()})
-    return patient
+    return call_with_retry

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from fastcore.basics import patch
 
 # %% ../../nbs/02_utils/00_registry.ipynb #c3ec3062
-def _home(obj): return getattr(obj, '__module__', '?'), getattr(obj, '__qualname__', getattr(obj, '__name__', repr(obj)))
+def _qualified_name(obj): return getattr(obj, '__module__', '?'), getattr(obj, '__qualname__', getattr(obj, '__name__', repr(obj)))
 
 class Registry:
     "A name → object table for one kind of component."
@@ -27,15 +27,15 @@ class Registry:
     ):             # the object itself, so that it works as a decorator
         "Enter `obj` under its own name."
         if obj is None: return self.register
-        self._add(obj.__name__, obj)
+        self._enter(obj.__name__, obj)
         return obj
 
-    def _add(self, name, obj):
+    def _enter(self, name, obj):
         "Enter `obj`; `__main__` shadows, a re-import restores, a second package class is refused."
         if getattr(obj, '__module__', None) == '__main__': self._shadow[name] = obj; return
         old = self._package.get(name)
-        assert old is None or _home(old) == _home(obj), (
-            f"{self._name} registry: '{name}' from {'.'.join(_home(obj))} is already taken by {'.'.join(_home(old))}; give one of the classes another name")
+        assert old is None or _qualified_name(old) == _qualified_name(obj), (
+            f"{self._name} registry: '{name}' from {'.'.join(_qualified_name(obj))} is already taken by {'.'.join(_qualified_name(old))}; give one of the classes another name")
         self._package[name] = obj
         self._shadow.pop(name, None)           # importing the package restores its class
 
@@ -71,9 +71,9 @@ def __repr__(self:Registry): return f"Registry {self._name}: {', '.join(self.nam
 @contextmanager
 def scratch(self:Registry):
     "Undo every registration made inside the `with`."
-    kept = dict(self._package), dict(self._shadow)
+    saved = dict(self._package), dict(self._shadow)
     try: yield self
-    finally: self._package, self._shadow = kept
+    finally: self._package, self._shadow = saved
 
 # %% ../../nbs/02_utils/00_registry.ipynb #5a5c5525
 def locate(

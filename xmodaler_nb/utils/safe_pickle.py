@@ -72,14 +72,14 @@ class SafeUnpickler(pickle.Unpickler):
         raise UnsafePickleError(f"{self.name}: this pickle refers to an object outside itself ({pid!r})")
 
 # %% ../../nbs/02_utils/80_safe_pickle.ipynb #17ab5cef
-def _text(
+def _to_text(
     x:bytes,  # a Python 2 string
 ) -> str:     # or `x` itself when it is not UTF-8
     "Bytes to text where they are text."
     try: return str(x, 'utf-8')
     except UnicodeDecodeError: return x
 
-def _restore(
+def _decode_strings(
     x,          # what the unpickler made
     old:bool,   # protocol ≤ 2: plain bytes are strings
     memo:dict,  # id → (original, restored), for shared and cyclic containers
@@ -88,19 +88,19 @@ def _restore(
     "Turn Python 2 strings into `str`, throughout."
     t = type(x)
     if t is _Bytes: return bytes(x)
-    if t is bytes: return _text(x) if old or key else x
-    if t is np.ndarray and x.dtype == object: x[...] = np.vectorize(lambda v: _restore(v, old, memo), otypes=[object])(x) if x.size else x
+    if t is bytes: return _to_text(x) if old or key else x
+    if t is np.ndarray and x.dtype == object: x[...] = np.vectorize(lambda v: _decode_strings(v, old, memo), otypes=[object])(x) if x.size else x
     if t not in (list, tuple, dict, set, frozenset, collections.OrderedDict, collections.defaultdict): return x
     if id(x) in memo: return memo[id(x)][1]
     memo[id(x)] = (x, x)
-    if t is list: x[:] = [_restore(v, old, memo) for v in x]
+    if t is list: x[:] = [_decode_strings(v, old, memo) for v in x]
     elif issubclass(t, dict):
-        items = [(_restore(k, old, memo, True), _restore(v, old, memo)) for k, v in x.items()]
+        items = [(_decode_strings(k, old, memo, True), _decode_strings(v, old, memo)) for k, v in x.items()]
         x.clear(); x.update(items)
     elif t is set:
-        items = [_restore(v, old, memo) for v in x]
+        items = [_decode_strings(v, old, memo) for v in x]
         x.clear(); x.update(items)
-    else: memo[id(x)] = (x, t(_restore(v, old, memo, key) for v in x))
+    else: memo[id(x)] = (x, t(_decode_strings(v, old, memo, key) for v in x))
     return memo[id(x)][1]
 
 # %% ../../nbs/02_utils/80_safe_pickle.ipynb #0da27f9c
@@ -111,7 +111,7 @@ def safe_loads(
     "Read a pickle that may only hold plain data."
     data = bytes(data)
     old = len(data) < 2 or data[0] != 0x80 or data[1] <= 2
-    try: return _restore(SafeUnpickler(io.BytesIO(data), name).load(), old, {})
+    try: return _decode_strings(SafeUnpickler(io.BytesIO(data), name).load(), old, {})
     except UnsafePickleError as e: raise e if str(e).startswith(name) else UnsafePickleError(f"{name}: this pickle calls {e}") from None
     except Exception as e: raise pickle.UnpicklingError(f"{name}: not a readable pickle, or cut off ({type(e).__name__}: {e})") from None
 

@@ -40,8 +40,8 @@ def test_near(
     bad = ~(diff <= tol)
     if not bad.any(): return
     i = int(torch.where(bad, diff.nan_to_num(nan=torch.inf), -torch.ones_like(diff)).argmax())
-    at = tuple(int(x) for x in np.unravel_index(i, a.shape))
-    raise AssertionError(f"{int(bad.sum())} of {a.numel()} values differ by more than {tol:.1e}; largest at {at}: "
+    position = tuple(int(x) for x in np.unravel_index(i, a.shape))
+    raise AssertionError(f"{int(bad.sum())} of {a.numel()} values differ by more than {tol:.1e}; largest at {position}: "
                          f"{a.flatten()[i]:.8g} against {r.flatten()[i]:.8g}")
 
 # %% ../../nbs/02_utils/90_testing.ipynb #45b94513

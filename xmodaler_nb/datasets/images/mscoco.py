@@ -44,9 +44,9 @@ def region_fields(
     if 'cls_prob' in content: out[kfg.V_TARGET] = _float(content['cls_prob'][keep])
     return out
 
-def _used(there):
+def _array_names(available):
     "The arrays that `region_fields` looks at."
-    return ['features', 'boxes', 'image_w', 'image_h', 'cls_prob'] if 'boxes' in there else ['features']
+    return ['features', 'boxes', 'image_w', 'image_h', 'cls_prob'] if 'boxes' in available else ['features']
 
 def _float(a): return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
 
@@ -111,7 +111,7 @@ def visual(self:MSCoCoDataset,
 ) -> dict:             # the visual half of its item
     "ATT_FEATS and whatever else is known about the picture."
     path = self.feature_path(dataset_dict)
-    out = {kfg.ATT_FEATS: torch.zeros(1, 1)} if path is None else region_fields(read_np(path, _used), self.max_feat_num, path)
+    out = {kfg.ATT_FEATS: torch.zeros(1, 1)} if path is None else region_fields(read_np(path, _array_names), self.max_feat_num, path)
     for name, (key, dtype) in _TABLES.items():
         if name in dataset_dict: out[key] = torch.from_numpy(np.array(dataset_dict[name], dtype=dtype))
     return out

@@ -31,8 +31,8 @@ def piece_rows(
     tokens, targets = np.zeros((len(sentences), length), np.uint32), np.full((len(sentences), length), -1, np.int32)
     for i, s in enumerate(sentences):
         ids = tokenizer.encode(s.lower().strip().strip('.'))
-        read, say = [cls, *ids][:length], [*ids, sep][:length]
-        tokens[i,:len(read)], targets[i,:len(say)] = read, say
+        tokens_row, targets_row = [cls, *ids][:length], [*ids, sep][:length]
+        tokens[i,:len(tokens_row)], targets[i,:len(targets_row)] = tokens_row, targets_row
     return tokens, targets
 
 # %% ../../../nbs/06_datasets/53_mscoco_bert.ipynb #285febbc
@@ -83,15 +83,15 @@ def load_data(self:MSCoCoBertDataset,
     cfg=None, # the whole config, not used
 ) -> list:    # of {image_id, tokens_ids, target_ids}
     "The rows of this stage, from the file or from the text."
-    here = Path(self.anno_file)
-    kept = here.with_name(f'{here.stem}_{self.max_seq_length}_{len(self.tokenizer)}.pkl')
-    for path in (kept, here):
-        found = load_annotations(path, key='image_id') if path.is_file() else []
-        if found and np.shape(found[0]['tokens_ids'])[-1] == self.max_seq_length: return found
-    entries = self.tokenize_all(here.with_name('dataset_coco.json'))
-    part = kept.with_name(f'.{kept.name}-{os.getpid()}')
+    anno_path = Path(self.anno_file)
+    cache_path = anno_path.with_name(f'{anno_path.stem}_{self.max_seq_length}_{len(self.tokenizer)}.pkl')
+    for path in (cache_path, anno_path):
+        entries = load_annotations(path, key='image_id') if path.is_file() else []
+        if entries and np.shape(entries[0]['tokens_ids'])[-1] == self.max_seq_length: return entries
+    entries = self.tokenize_all(anno_path.with_name('dataset_coco.json'))
+    part = cache_path.with_name(f'.{cache_path.name}-{os.getpid()}')
     part.write_bytes(pickle.dumps(entries, protocol=4))
-    os.replace(part, kept)
+    os.replace(part, cache_path)
     return entries
 
 @patch
@@ -102,6 +102,6 @@ def tokenize_all(self:MSCoCoBertDataset,
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file, and {self.anno_file} with ready rows is not there either")
     wanted = read_lines_set(self.images_ids_file) - {''}
     images = {str(o['cocoid']): o['sentences'] for o in json.loads(Path(path).read_text(encoding='utf-8'))['images'] if str(o['cocoid']) in wanted}
-    if lost := sorted(wanted - images.keys()): raise ValueError(f"{self.images_ids_file}: id {lost[0]} is not in {path} ({len(lost)} such ids)")
+    if missing := sorted(wanted - images.keys()): raise ValueError(f"{self.images_ids_file}: id {missing[0]} is not in {path} ({len(missing)} such ids)")
     rows = {i: piece_rows([s['raw'] for s in sents], self.tokenizer, self.max_seq_length) for i, sents in images.items()}
     return [dict(image_id=i, tokens_ids=t, target_ids=g) for i, (t, g) in rows.items()]

@@ -16,7 +16,7 @@ from .mscoco import MSCoCoDataset, region_fields
 from ...functional import read_np
 
 # %% ../../../nbs/06_datasets/51_mscoco_cosnet.ipynb #356f9948
-def _classes(rng):
+def _class_rng(rng):
     "The generator that draws the replacing class: numpy's global one beside Python's global one, else `rng` itself."
     return np.random.randint if rng is random else rng.randrange
 
@@ -33,7 +33,7 @@ def add_noise(
     good = {*np.flatnonzero(miss == 1).tolist(), *ids[labels != obj_classes].tolist()}
     for j in range(len(ids)):
         if rng.random() >= prob: continue
-        new, old = int(_classes(rng)(obj_classes)), int(ids[j])
+        new, old = int(_class_rng(rng)(obj_classes)), int(ids[j])
         ids[j] = new
         if new in good: labels[j], miss[old], miss[new] = new, 1, 0
         else:

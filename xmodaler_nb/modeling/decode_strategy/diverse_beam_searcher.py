@@ -11,7 +11,7 @@ from torch import Tensor
 from fastcore.basics import patch
 from ...config import configurable
 from .build import DECODE_STRATEGY_REGISTRY
-from .beam_searcher import BeamSearcher, best_of
+from .beam_searcher import BeamSearcher, stable_topk
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #6cfa52cc
 @DECODE_STRATEGY_REGISTRY.register()
@@ -48,19 +48,19 @@ def _pick(self:DiverseBeamSearcher, run, t, ids, scores):
     if self.groups == 1: return BeamSearcher._pick(self, run, t, ids, scores)
     g, k, w = scores.shape
     size = self.beam_size//self.groups
-    ranks = self._rank(scores, (run.lengths + run.alive)[...,None])
-    said, picked = ids.new_zeros(g, 0), []                                          # words of the groups so far; -1 for ended sentences
+    ranks = self._rank(scores, (run.lengths + run.active)[...,None])
+    group_words, picked = ids.new_zeros(g, 0), []                                          # words of the groups so far; -1 for ended sentences
     for i in range(self.groups):
-        own = slice(0, 1) if k == 1 else slice(i*size, (i+1)*size)                  # at the first step all groups begin at the same beam
-        price = (ids[:,own,:,None] == said[:,None,None]).sum(-1)*run.alive[:,own,None]
-        _, at = best_of((ranks[:,own] - self.diversity*price).flatten(1), min(size, ids[:,own].flatten(1).size(1)))
-        at = at + own.start*w
-        word = torch.where(run.alive.gather(1, at//w), ids.flatten(1).gather(1, at), -1)
-        said = torch.cat([said, word], 1); picked.append(at)
+        group_beams = slice(0, 1) if k == 1 else slice(i*size, (i+1)*size)                  # at the first step all groups begin at the same beam
+        penalty = (ids[:,group_beams,:,None] == group_words[:,None,None]).sum(-1)*run.active[:,group_beams,None]
+        _, flat_idx = stable_topk((ranks[:,group_beams] - self.diversity*penalty).flatten(1), min(size, ids[:,group_beams].flatten(1).size(1)))
+        flat_idx = flat_idx + group_beams.start*w
+        word = torch.where(run.active.gather(1, flat_idx//w), ids.flatten(1).gather(1, flat_idx), -1)
+        group_words = torch.cat([group_words, word], 1); picked.append(flat_idx)
     picked = torch.cat(picked, 1)
     return picked, scores.flatten(1).gather(1, picked)
 
 @patch
-def _settled(self:DiverseBeamSearcher, run):
+def _results_final(self:DiverseBeamSearcher, run):
     "(g,) bool: all beams have ended."
-    return BeamSearcher._settled(self, run) if self.groups == 1 else ~run.alive.any(-1)
+    return BeamSearcher._results_final(self, run) if self.groups == 1 else ~run.active.any(-1)

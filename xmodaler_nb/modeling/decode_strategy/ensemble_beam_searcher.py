@@ -43,15 +43,15 @@ class EnsembleState:
     rows = property(lambda self: self.states[0].rows)
     t = property(lambda self: self.states[0].t)
     batch = property(lambda self: self.states[0].batch)
-    foreign = property(lambda self: any(getattr(s, 'foreign', False) for s in self.states))
+    undeclared = property(lambda self: any(getattr(s, 'undeclared', False) for s in self.states))
     record = property(lambda self: self.states[0].record)
 
-    def reorder(self, idx, whole=True, move=None):
+    def reorder(self, idx, whole=True, take=None):
         "The one verb, for all members."
-        return EnsembleState([s.reorder(idx, whole, move) for s in self.states])
-    def watch(self, record=True):
+        return EnsembleState([s.reorder(idx, whole, take) for s in self.states])
+    def record_attention(self, record=True):
         "Ask all members for their attention."
-        return EnsembleState([s.watch(record) for s in self.states])
+        return EnsembleState([s.record_attention(record) for s in self.states])
     def attention(self):
         "The mean of the members' attention over the same regions, or None."
         return self._mean([s.attention() for s in self.states])

@@ -59,8 +59,8 @@ def all_sentences(
     eos:int=0,        # the end mark
 ) -> list:            # of (score, words), best first; unfinished sentences have `steps` words, finished ones end with the mark
     "Every sentence with its log-probability."
-    lp, v, found = model.logits.detach().double().log_softmax(-1), model.logits.size(-1), {}
+    lp, v, scores = model.logits.detach().double().log_softmax(-1), model.logits.size(-1), {}
     for words in itertools.product(range(v), repeat=steps):
         cut = words[:words.index(eos)+1] if eos in words else words
-        if cut not in found: found[cut] = sum(lp[min(t, len(lp)-1), a, b].item() for t, (a, b) in enumerate(zip((bos, *cut), cut)))
-    return sorted(((s, w) for w, s in found.items()), reverse=True)
+        if cut not in scores: scores[cut] = sum(lp[min(t, len(lp)-1), a, b].item() for t, (a, b) in enumerate(zip((bos, *cut), cut)))
+    return sorted(((s, w) for w, s in scores.items()), reverse=True)

@@ -22,7 +22,7 @@ class TraceStep:
     words:Tensor              # (g, k) int64, the new word
     log_probs:Tensor          # (g, k) the word's log-probability, 0 after the end
     scores:Tensor             # (g, k) sum of log-probabilities so far
-    alive:Tensor              # (g, k) bool, False = ended, with this word or earlier
+    active:Tensor              # (g, k) bool, False = ended, with this word or earlier
     candidates:Tensor         # (g, k', c) int64, words that each old beam offered, best first
     candidate_log_probs:Tensor # (g, k', c) their log-probabilities, the rules of the search applied (-inf = forbidden)
     attention:Tensor=None     # (g, k', n) where each old beam looked, or None
@@ -75,7 +75,7 @@ class Hypothesis:
     words:list              # as text, without the end mark
     log_probs:list          # one per id
     score:float             # their sum, as the search had it
-    ended:bool              # whether the end mark was reached
+    finished:bool              # whether the end mark was reached
     path:list = field(repr=False, default_factory=list)      # beam number at every step
     attention:object = field(repr=False, default=None)       # (len(ids), n) tensor or None
     word_attention:object = field(repr=False, default=None)  # (len(ids), len(ids)) tensor or None: row t looks at the start mark and the words before t, 0 after them
@@ -89,8 +89,8 @@ class Hypothesis:
 def _steps_of(self:DecodeTrace, image):
     "(step number, step, place of the picture in it) while the picture was searched."
     for t, s in enumerate(self.steps):
-        at = (s.rows == image).nonzero()
-        if len(at): yield t, s, int(at[0,0])
+        places = (s.rows == image).nonzero()
+        if len(places): yield t, s, int(places[0,0])
 
 @patch
 def hypothesis(self:DecodeTrace,
@@ -98,19 +98,19 @@ def hypothesis(self:DecodeTrace,
     image:int=0, # which picture
 ) -> Hypothesis:
     "The sentence that ends in a beam, with the attention re-indexed along its path."
-    ids, lps, att, said, path, score, ended = [], [], [], [], [], 0., False
+    ids, lps, att, word_att, path, score, finished = [], [], [], [], [], 0., False
     walk = list(self._steps_of(image))
     for n, (t, s, g) in enumerate(reversed(walk)):
-        if n == 0: score, ended = s.scores[g, beam].item(), not s.alive[g, beam].item()
+        if n == 0: score, finished = s.scores[g, beam].item(), not s.active[g, beam].item()
         path.append(beam); parent = s.parents[g, beam].item()
         ids.append(s.words[g, beam].item()); lps.append(s.log_probs[g, beam].item())
         if s.attention is not None: att.append(s.attention[g, parent])
-        if s.word_attention is not None: said.append(F.pad(s.word_attention[g, parent], (0, len(walk) - s.word_attention.size(-1))))
+        if s.word_attention is not None: word_att.append(F.pad(s.word_attention[g, parent], (0, len(walk) - s.word_attention.size(-1))))
         beam = parent
-    for seq in (ids, lps, att, said, path): seq.reverse()
-    end = ids.index(self.eos)+1 if ended and self.eos in ids else len(ids)
-    return Hypothesis(ids[:end], [self.word(i) for i in ids[:end - ended]], lps[:end], score, ended, path, torch.stack(att[:end]) if att else None,
-                      torch.stack(said[:end])[:,:end] if said else None)
+    for seq in (ids, lps, att, word_att, path): seq.reverse()
+    end = ids.index(self.eos)+1 if finished and self.eos in ids else len(ids)
+    return Hypothesis(ids[:end], [self.word(i) for i in ids[:end - finished]], lps[:end], score, finished, path, torch.stack(att[:end]) if att else None,
+                      torch.stack(word_att[:end])[:,:end] if word_att else None)
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #a37ab655
 @patch
@@ -150,12 +150,12 @@ def word_attention(self:DecodeTrace,
 # %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #3f8292f2
 def _number(x): return round(x, 4) if x > -1e30 else None       # JSON has no infinity: a forbidden word costs null
 
-def _beams(trace, s, g):
+def _beam_dicts(trace, s, g):
     "The beams of one step as dicts."
-    cols = zip(s.words[g].tolist(), s.parents[g].tolist(), s.log_probs[g].tolist(), s.scores[g].tolist(), s.alive[g].tolist())
-    return [dict(id=w, word=trace.word(w), parent=p, log_prob=_number(lp), score=_number(sc), alive=a) for w, p, lp, sc, a in cols]
+    cols = zip(s.words[g].tolist(), s.parents[g].tolist(), s.log_probs[g].tolist(), s.scores[g].tolist(), s.active[g].tolist())
+    return [dict(id=w, word=trace.word(w), parent=p, log_prob=_number(lp), score=_number(sc), active=a) for w, p, lp, sc, a in cols]
 
-def _offers(trace, s, g):
+def _candidate_dicts(trace, s, g):
     "What each old beam offered, as lists of dicts."
     return [[dict(id=i, word=trace.word(i), log_prob=_number(lp)) for i, lp in zip(ids, lps)]
             for ids, lps in zip(s.candidates[g].tolist(), s.candidate_log_probs[g].tolist())]
@@ -168,11 +168,11 @@ def to_dict(self:DecodeTrace,
     "The search for one picture: steps, beams, candidates, and the final sentences."
     steps = []
     for t, s, g in self._steps_of(image):
-        died = sorted(set(range(s.candidates.size(1))) - set(s.parents[g].tolist()))
-        steps.append(dict(t=t, beams=_beams(self, s, g), candidates=_offers(self, s, g), died=died))
+        pruned = sorted(set(range(s.candidates.size(1))) - set(s.parents[g].tolist()))
+        steps.append(dict(t=t, beams=_beam_dicts(self, s, g), candidates=_candidate_dicts(self, s, g), pruned=pruned))
         for name, a in (('attention', s.attention), ('word_attention', s.word_attention)):
             if a is not None: steps[-1][name] = [[round(x, 4) for x in row] for row in a[g].tolist()]
-    best = [dict(text=h.text, ids=h.ids, log_probs=[_number(x) for x in h.log_probs], score=_number(h.score), ended=h.ended, path=h.path) for h in self.nbest(image=image)]
+    best = [dict(text=h.text, ids=h.ids, log_probs=[_number(x) for x in h.log_probs], score=_number(h.score), finished=h.finished, path=h.path) for h in self.nbest(image=image)]
     return dict(id=self.ids[image], kind=self.kind, steps=steps, nbest=best)
 
 @patch

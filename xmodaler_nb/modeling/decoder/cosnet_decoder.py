@@ -69,6 +69,6 @@ def forward(self:COSNetDecoder,
         if stepping: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
         history.append(kv)
         skip = random.uniform(0, 1) < self.layer_drop*(i + 1)/n and self.training
-        if not skip: x, *weights = layer.step(x, kv, regions[i], words[i], masks, probs=i == n - 1 and stepping and b.get(kfg.RECORD, False))
+        if not skip: x, *weights = layer.forward_cached(x, kv, regions[i], words[i], masks, probs=i == n - 1 and stepping and b.get(kfg.RECORD, False))
     if not stepping: return {kfg.G_HIDDEN_STATES: x}
     return {kfg.G_HIDDEN_STATES: x, kfg.HISTORY_STATES: history, **attention_fields(*weights)}

@@ -72,7 +72,7 @@ def preprocess(self:XLANDecoder,
 
 # %% ../../../nbs/07_modeling/30_decoder/80_lowrank_bilinear_decoder.ipynb #825ca4c2
 @patch
-def _speak(self:XLANDecoder, b, h):
+def _attend(self:XLANDecoder, b, h):
     "From the LSTM's state (b, d) to the output (b, d), and the attention weights."
     a, weights = self.attention.attend(h, b[kfg.ATT_FEATS], b.get(kfg.ATT_MASKS), b[kfg.P_ATT_FEATS])
     return self.att2ctx(torch.cat([a, h], -1)), weights
@@ -86,7 +86,7 @@ def forward(self:XLANDecoder,
     (h, o), (c, zero) = b[kfg.G_HIDDEN_STATES], b[kfg.G_CELL_STATES]
     g = repeat_rows(b[kfg.GLOBAL_FEATS], w.size(0)//b[kfg.GLOBAL_FEATS].size(0))
     h, c = self.att_lstm(torch.cat([w, g + self.ctx_drop(o)], -1), (h, c))
-    o, weights = self._speak(b, h)
+    o, weights = self._attend(b, h)
     return {kfg.G_HIDDEN_STATES: [h, o], kfg.G_CELL_STATES: [c, zero], kfg.ATT_WEIGHTS: weights}
 
 # %% ../../../nbs/07_modeling/30_decoder/80_lowrank_bilinear_decoder.ipynb #cf1d92da
@@ -103,6 +103,6 @@ def unroll(self:XLANDecoder,
     out = []
     for t in range(steps):
         h, c = lstm(t, h, c, g + self.ctx_drop(o))
-        o, _ = self._speak(b, h)
+        o, _ = self._attend(b, h)
         out.append(o)
     return torch.stack(out, 1)

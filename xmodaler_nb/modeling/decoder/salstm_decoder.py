@@ -10,7 +10,7 @@ import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from ...config import configurable, kfg, CfgNode as CN
-from ..layers.base_attention import BaseAttention, mix
+from ..layers.base_attention import BaseAttention, weighted_mean
 from ..layers.few_rows import LSTMCell
 from ..layers.unrolled_lstm import UnrolledLSTM
 from .build import DECODER_REGISTRY
@@ -60,7 +60,7 @@ class SALSTMDecoder(Decoder):
         "One word further."
         b, h, c = batched_inputs, batched_inputs[kfg.G_HIDDEN_STATES][0], batched_inputs[kfg.G_CELL_STATES][0]
         alpha = self.att.weights(h, b[kfg.P_ATT_FEATS], b.get(kfg.EXT_ATT_MASKS))
-        h, c = self.lstm(torch.cat([b[kfg.G_TOKEN_EMBED], mix(alpha, b[kfg.ATT_FEATS])], -1), (h, c))
+        h, c = self.lstm(torch.cat([b[kfg.G_TOKEN_EMBED], weighted_mean(alpha, b[kfg.ATT_FEATS])], -1), (h, c))
         return {kfg.G_HIDDEN_STATES: [h], kfg.G_CELL_STATES: [c], kfg.ATT_WEIGHTS: alpha}
 
 # %% ../../../nbs/07_modeling/30_decoder/30_salstm_decoder.ipynb #cb7874b4

@@ -15,7 +15,7 @@ from ...config import configurable, kfg, CfgNode as CN
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
 from ..encoder.updown_encoder import masked_mean
-from ..layers.base_attention import mix
+from ..layers.base_attention import weighted_mean
 from ..layers.rows import repeat_rows
 from ..layers.tdconved_layers import ShiftedConvLayer, SoftAttention
 from ..layers.weight_norm import NormedLinear
@@ -84,19 +84,19 @@ def preprocess(self:TDConvEDDecoder,
 
 # %% ../../../nbs/07_modeling/30_decoder/85_tdconved_decoder.ipynb #bd4bdf06
 @patch
-def _mix_in(self:TDConvEDDecoder, words, g):
+def _merge_inputs(self:TDConvEDDecoder, words, g):
     "Words (b, t, d) and clips (i, d) to inputs (b, t, d)."
     w, v = self.wt_gv_embed.weight.chunk(2, 1)
     clip = F.linear(g, v, self.wt_gv_embed.bias)
     return self.dropout(F.linear(words, w) + repeat_rows(clip, words.size(0)//clip.size(0))[:,None])
 
 @patch
-def _look(self:TDConvEDDecoder, x, b):
+def _attend(self:TDConvEDDecoder, x, b):
     "Every position asks the frames: context (b, t, d) and weights (b·t, n)."
     mask = b.get(kfg.EXT_ATT_MASKS)
     if mask is not None: mask = mask.reshape(mask.size(0), -1)
     weights = self.att.weights(x.flatten(0, 1), b[kfg.P_ATT_FEATS], mask)
-    return mix(weights, b[kfg.ATT_FEATS]).view_as(x), weights
+    return weighted_mean(weights, b[kfg.ATT_FEATS]).view_as(x), weights
 
 @patch
 def forward(self:TDConvEDDecoder,
@@ -104,14 +104,14 @@ def forward(self:TDConvEDDecoder,
 ) -> dict:               # G_HIDDEN_STATES (b, t, d); with TIME_STEP (b, d), HISTORY_STATES and ATT_WEIGHTS (b, n)
     "All words of known sentences, or one word further."
     b, words, stepping = batched_inputs, batched_inputs[kfg.G_TOKEN_EMBED], kfg.TIME_STEP in batched_inputs
-    x = self._mix_in(words[:,None] if words.dim() == 2 else words, b[kfg.GLOBAL_FEATS])
+    x = self._merge_inputs(words[:,None] if words.dim() == 2 else words, b[kfg.GLOBAL_FEATS])
     past = b[kfg.HISTORY_STATES] if stepping else self._init_decoding_buffer(x.size(0))[kfg.HISTORY_STATES]
-    kept = []
+    new_history = []
     for layer, before in zip(self.layers, past):
-        seen = torch.cat([before.to(x.dtype), x], 1)
-        kept.append(seen[:,seen.size(1) - before.size(1):])
-        x = (layer.step(seen) + x)*math.sqrt(0.5)
-    context, weights = self._look(x, b)
+        inputs = torch.cat([before.to(x.dtype), x], 1)
+        new_history.append(inputs[:,inputs.size(1) - before.size(1):])
+        x = (layer.forward_windows(inputs) + x)*math.sqrt(0.5)
+    context, weights = self._attend(x, b)
     y = (x + context)*math.sqrt(0.5)
     if not stepping: return {kfg.G_HIDDEN_STATES: y}
-    return {kfg.G_HIDDEN_STATES: y[:,-1], kfg.HISTORY_STATES: kept, kfg.ATT_WEIGHTS: weights}
+    return {kfg.G_HIDDEN_STATES: y[:,-1], kfg.HISTORY_STATES: new_history, kfg.ATT_WEIGHTS: weights}

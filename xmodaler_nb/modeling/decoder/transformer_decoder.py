@@ -79,7 +79,7 @@ def forward(self:TransformerDecoder,
         kv = layer.self_attn.self.keys_values(x)
         if stepping: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
         record = i == len(self.g_layers) - 1 and stepping and b.get(kfg.RECORD, False)
-        x, *weights = layer.step(x, kv, text_mask, regions[i], v_mask, probs=record)
+        x, *weights = layer.forward_cached(x, kv, text_mask, regions[i], v_mask, probs=record)
         states.append(x)
         history.append(kv)
     if not stepping: return {kfg.G_HIDDEN_STATES: states}

@@ -10,9 +10,9 @@ import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from ...config import configurable, kfg, CfgNode as CN
-from ..layers.base_attention import BaseAttention, mix
+from ..layers.base_attention import BaseAttention, weighted_mean
 from ..layers.few_rows import LSTMCell
-from ..layers.rows import alike, repeat_rows
+from ..layers.rows import unique_rows, repeat_rows
 from ..layers.unrolled_lstm import UnrolledLSTM
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
@@ -21,7 +21,7 @@ from .decoder import Decoder
 @DECODER_REGISTRY.register()
 class UpDownDecoder(Decoder):
     "Attention LSTM and language LSTM."
-    shares_images, packs = True, True
+    shares_images, supports_packing = True, True
     memory_keys = (*Decoder.memory_keys, kfg.P_GLOBAL_FEATS)
     @configurable
     def __init__(self, *,
@@ -61,7 +61,7 @@ def preprocess(self:UpDownDecoder,
     "Project the regions and start the states."
     feats, d = batched_inputs[kfg.ATT_FEATS], self.hidden_size
     out = {kfg.P_ATT_FEATS: self.p_att_feats(feats), **self.init_states(feats.size(0))}
-    if not torch.is_grad_enabled(): out[kfg.P_GLOBAL_FEATS] = self.lstm1.known(slice(d, d + self.visual_embed_dim), batched_inputs[kfg.GLOBAL_FEATS])
+    if not torch.is_grad_enabled(): out[kfg.P_GLOBAL_FEATS] = self.lstm1.precompute(slice(d, d + self.visual_embed_dim), batched_inputs[kfg.GLOBAL_FEATS])
     return out
 
 # %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #6b5efed6
@@ -72,21 +72,21 @@ def forward(self:UpDownDecoder,
     "One word further."
     b, w = batched_inputs, batched_inputs[kfg.G_TOKEN_EMBED]
     (h1, h2), (c1, c2) = b[kfg.G_HIDDEN_STATES], b[kfg.G_CELL_STATES]
-    if kfg.P_GLOBAL_FEATS in b and not (torch.is_grad_enabled() or self.training): return self._say(b, w)
+    if kfg.P_GLOBAL_FEATS in b and not (torch.is_grad_enabled() or self.training): return self._forward_cached(b, w)
     g = repeat_rows(b[kfg.GLOBAL_FEATS], w.size(0)//b[kfg.GLOBAL_FEATS].size(0))
     h1, c1 = self.lstm1(self.dropout1(torch.cat([h2, g, w], -1)), (h1, c1))
     alpha = self.att.weights(h1, b[kfg.P_ATT_FEATS], b.get(kfg.EXT_ATT_MASKS))
-    h2, c2 = self.lstm2(self.dropout2(torch.cat([mix(alpha, b[kfg.ATT_FEATS]), h1], -1)), (h2, c2))
+    h2, c2 = self.lstm2(self.dropout2(torch.cat([weighted_mean(alpha, b[kfg.ATT_FEATS]), h1], -1)), (h2, c2))
     return {kfg.G_HIDDEN_STATES: [h1, h2], kfg.G_CELL_STATES: [c1, c2], kfg.ATT_WEIGHTS: alpha}
 
 @patch
-def _say(self:UpDownDecoder, b, w):
+def _forward_cached(self:UpDownDecoder, b, w):
     "The same without gradients and dropout: the global feature is in the gates already, the other inputs are never put side by side, and rows that are alike are multiplied once."
     (h1, h2), (c1, c2), d, dv = b[kfg.G_HIDDEN_STATES], b[kfg.G_CELL_STATES], self.hidden_size, self.visual_embed_dim
-    parents, words = alike(b.get(kfg.PARENTS)), alike(b.get(kfg.G_TOKENS_IDS), w)
-    h1, c1 = self.lstm1.step([(slice(0, d), h2, parents), (slice(d + dv, None), w, words)], (h1, c1), b[kfg.P_GLOBAL_FEATS], parents)
+    parents, words = unique_rows(b.get(kfg.PARENTS)), unique_rows(b.get(kfg.G_TOKENS_IDS), w)
+    h1, c1 = self.lstm1.forward_cached([(slice(0, d), h2, parents), (slice(d + dv, None), w, words)], (h1, c1), b[kfg.P_GLOBAL_FEATS], parents)
     alpha = self.att.weights(h1, b[kfg.P_ATT_FEATS], b.get(kfg.EXT_ATT_MASKS))
-    h2, c2 = self.lstm2.step([(slice(0, dv), mix(alpha, b[kfg.ATT_FEATS])), (slice(dv, None), h1)], (h2, c2), equal=parents)
+    h2, c2 = self.lstm2.forward_cached([(slice(0, dv), weighted_mean(alpha, b[kfg.ATT_FEATS])), (slice(dv, None), h1)], (h2, c2), unique_h=parents)
     return {kfg.G_HIDDEN_STATES: [h1, h2], kfg.G_CELL_STATES: [c1, c2], kfg.ATT_WEIGHTS: alpha}
 
 # %% ../../../nbs/07_modeling/30_decoder/20_updown_decoder.ipynb #b6d8fe7c
@@ -117,16 +117,16 @@ def unroll(self:UpDownDecoder,
 def _unroll_packed(self:UpDownDecoder, b, token_embed, p):
     "The same for the words up to each sentence's end."
     d, dv = self.hidden_size, self.visual_embed_dim
-    g, *memory = (p.sort(b.get(k)) for k in (kfg.GLOBAL_FEATS, kfg.ATT_FEATS, kfg.P_ATT_FEATS, kfg.EXT_ATT_MASKS))
-    if self.training and self.dropout1.p: g = g.index_select(0, p.owner)[None]           # dropped anew at every word
-    known = [(slice(d, d + dv), self.dropout1(g)), (slice(d + dv, None), self.dropout1(p.pick(token_embed)))]
+    g, *memory = (p.sort_images(b.get(k)) for k in (kfg.GLOBAL_FEATS, kfg.ATT_FEATS, kfg.P_ATT_FEATS, kfg.EXT_ATT_MASKS))
+    if self.training and self.dropout1.p: g = g.index_select(0, p.image_index)[None]           # dropped anew at every word
+    known = [(slice(d, d + dv), self.dropout1(g)), (slice(d + dv, None), self.dropout1(p.pack(token_embed)))]
     lstm1 = UnrolledLSTM(self.lstm1, p.steps, p, known, [slice(0, d)])
     lstm2 = UnrolledLSTM(self.lstm2, p.steps, p, [], [slice(0, dv), slice(dv, dv + d)])
     states, out = (*b[kfg.G_HIDDEN_STATES], *b[kfg.G_CELL_STATES]), []
     for t in range(p.steps):
-        h1, h2, c1, c2 = p.follow(t, *states)
+        h1, h2, c1, c2 = p.select_states(t, *states)
         h1, c1 = lstm1(t, h1, c1, self.dropout1(h2))
-        a = p.ask(t, self.att, h1, *memory)
+        a = p.apply_per_image(t, self.att, h1, *memory)
         h2, c2 = lstm2(t, h2, c2, self.dropout2(a), self.dropout2(h1))
         states = h1, h2, c1, c2
         out.append(h2)

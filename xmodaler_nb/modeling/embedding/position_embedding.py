@@ -14,7 +14,7 @@ from ...utils.registry import Registry
 # %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #0ad193b5
 POSITION_ENC_REGISTRY = Registry('POSITION_ENC')
 
-def _rows(table, x):
+def _select_positions(table, x):
     "Rows of `table` (M, d) that `x` asks for; the answer broadcasts over the batch."
     one = not isinstance(x, Tensor)
     if one: first, last = x, x + 1
@@ -41,7 +41,7 @@ class SinusoidEncoding(nn.Module):
         x, # word vectors (b, t, d): positions 0…t-1 · or one position (int) · or positions, any integer shape
     ) -> Tensor: # (1, t, d) · (1, d) · shape of x + (d,)
         "The rows to add."
-        return _rows(self.pe[0], x)
+        return _select_positions(self.pe[0], x)
 
 # %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #ca0ca3c7
 @POSITION_ENC_REGISTRY.register()
@@ -58,7 +58,7 @@ class NNEmbeddingEncoding(nn.Module):
         x, # as for `SinusoidEncoding`
     ) -> Tensor: # (1, t, d) · (1, d) · shape of x + (d,)
         "The rows to add."
-        return _rows(self.position_embeddings.weight, x)
+        return _select_positions(self.position_embeddings.weight, x)
 
 # %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #cb2b0168
 def build_position_encoding(

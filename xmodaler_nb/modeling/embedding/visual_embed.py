@@ -10,7 +10,7 @@ import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg
 from .build import EMBEDDING_REGISTRY
-from .token_embed import chain, embed_options
+from .token_embed import apply_modules, embed_options
 
 # %% ../../../nbs/07_modeling/10_embedding/30_visual_embed.ipynb #5658febe
 BOX_SIZE = 5   # x1 y1 x2 y2 in [0,1] and the area's share; the config's LOCATION_SIZE only switches boxes on
@@ -51,7 +51,7 @@ class VisualBaseEmbedding(nn.Module):
         batched_inputs:dict, # the batch
     ) -> dict:               # ATT_FEATS (b, n, out_dim)
         "Embed the regions."
-        return {kfg.ATT_FEATS: chain(self.linear(batched_inputs), self.embeddings_act, self.embeddings_norm, self.embeddings_dropout)}
+        return {kfg.ATT_FEATS: apply_modules(self.linear(batched_inputs), self.embeddings_act, self.embeddings_norm, self.embeddings_dropout)}
 
 # %% ../../../nbs/07_modeling/10_embedding/30_visual_embed.ipynb #56e8e6b0
 @EMBEDDING_REGISTRY.register()

@@ -10,7 +10,7 @@ import torch
 from torch import nn, Tensor
 from ...config import configurable, kfg
 from .build import EMBEDDING_REGISTRY
-from .token_embed import chain, embed_options
+from .token_embed import apply_modules, embed_options
 
 # %% ../../../nbs/07_modeling/10_embedding/40_visual_grid_embed.ipynb #dc3c2c08
 @EMBEDDING_REGISTRY.register()
@@ -49,4 +49,4 @@ class VisualGridEmbedding(nn.Module):
             if x.size(1) != self.embeddings_pos.size(1):
                 raise ValueError(f"{x.size(1)} grid places (global vector included), but positions for {self.embeddings_pos.size(1)} (DATALOADER.MAX_FEAT_NUM)")
             x = x + self.embeddings_pos
-        return {kfg.ATT_FEATS: chain(x, self.embeddings_act, self.embeddings_norm, self.embeddings_dropout)}
+        return {kfg.ATT_FEATS: apply_modules(x, self.embeddings_act, self.embeddings_norm, self.embeddings_dropout)}

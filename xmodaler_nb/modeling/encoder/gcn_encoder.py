@@ -65,8 +65,8 @@ def forward(self:GCNEncoder,
     edge, beta = (relation > 0).to(v.dtype), self.gate_bias[relation][...,0]                            # (b, n, n)
     to_subject = edge*torch.sigmoid(self.gcn_sub_gate(v).transpose(1, 2) + beta)                        # [i, j]: from j to i
     to_object = edge*torch.sigmoid(self.gcn_obj_gate(v) + beta)                                         # [i, j]: from i to j
-    itself = self.gcn_loop(v)*torch.sigmoid(self.gcn_loop_gate(v))
-    out = itself + self.messages(to_subject, self.gcn_sub(v), relation)
+    self_loop = self.gcn_loop(v)*torch.sigmoid(self.gcn_loop_gate(v))
+    out = self_loop + self.messages(to_subject, self.gcn_sub(v), relation)
     out = out + self.messages(to_object.transpose(1, 2), self.gcn_obj(v), relation.transpose(1, 2)) + v
     out = self.dropout(torch.relu(out))
     return {kfg.ATT_FEATS: out, kfg.GLOBAL_FEATS: out.mean(1)}

@@ -43,9 +43,9 @@ class LowRankBilinearEncoder(Encoder):
         super().__init__()
         layer = lambda: LowRankBilinearLayer(embed_dim=embed_dim, att_heads=att_heads, att_mid_dim=att_mid_dim, att_mid_drop=att_mid_drop,
                                              dropout=dropout, act_type=act_type, elu_alpha=elu_alpha)
-        tell = lambda: nn.Sequential(nn.Linear(2*embed_dim, embed_dim), act_module(emb_act_type, elu_alpha, 'MODEL.BILINEAR.BIFEAT_EMB_ACT'), nn.Dropout(bifeat_emb_dropout))
+        region_map = lambda: nn.Sequential(nn.Linear(2*embed_dim, embed_dim), act_module(emb_act_type, elu_alpha, 'MODEL.BILINEAR.BIFEAT_EMB_ACT'), nn.Dropout(bifeat_emb_dropout))
         self.layers = nn.ModuleList([layer() for _ in range(layer_num)])
-        self.bifeat_emb = nn.ModuleList([tell() for _ in range(layer_num)])
+        self.bifeat_emb = nn.ModuleList([region_map() for _ in range(layer_num)])
         self.layer_norms = nn.ModuleList([nn.LayerNorm(embed_dim) for _ in range(layer_num)])
         self.proj = nn.Linear(embed_dim*(layer_num + 1), embed_dim)
         self.layer_norm = nn.LayerNorm(embed_dim)
@@ -64,7 +64,7 @@ class LowRankBilinearEncoder(Encoder):
 
 # %% ../../../nbs/07_modeling/20_encoder/60_lowrank_bilinear_encoder.ipynb #f319e86b
 @patch
-def _tell(self:LowRankBilinearEncoder, i, g, feats):
+def _region_update(self:LowRankBilinearEncoder, i, g, feats):
     "What layer `i` adds to every region (b, n, d)."
     linear, *rest = self.bifeat_emb[i]
     w_g, w_v = linear.weight.chunk(2, 1)
@@ -82,9 +82,9 @@ def forward(self:LowRankBilinearEncoder,
     if mode == 't': return {}
     feats, mask = batched_inputs[kfg.ATT_FEATS], batched_inputs.get(kfg.ATT_MASKS)
     g = masked_mean(feats, mask)
-    said = [g]
+    levels = [g]
     for i, layer in enumerate(self.layers):
         g = layer(g, feats, mask, g, feats)
-        feats = self.layer_norms[i](self._tell(i, g, feats) + feats)
-        said.append(g)
-    return {kfg.GLOBAL_FEATS: self.layer_norm(self.proj(torch.cat(said, -1))), kfg.ATT_FEATS: feats}
+        feats = self.layer_norms[i](self._region_update(i, g, feats) + feats)
+        levels.append(g)
+    return {kfg.GLOBAL_FEATS: self.layer_norm(self.proj(torch.cat(levels, -1))), kfg.ATT_FEATS: feats}

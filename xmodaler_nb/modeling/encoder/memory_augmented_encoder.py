@@ -12,7 +12,7 @@ from ...config import configurable, kfg, CfgNode as CN
 from ..layers.multihead_attention import MultiHeadAttentionMemory
 from ..layers.positionwise_feedforward import PositionWiseFeedForward
 from ..embedding.build import EMBEDDING_REGISTRY
-from ..embedding.token_embed import chain
+from ..embedding.token_embed import apply_modules
 from ..embedding.visual_embed import VisualBaseEmbedding
 from .build import ENCODER_REGISTRY
 from .encoder import Encoder
@@ -100,4 +100,4 @@ class MeshedMemoryVisualEmbedding(VisualBaseEmbedding):
         batched_inputs:dict, # the batch
     ) -> dict:               # ATT_FEATS (b, n, out_dim)
         "Embed the regions."
-        return {kfg.ATT_FEATS: chain(self.linear(batched_inputs), self.embeddings_act, self.embeddings_dropout, self.embeddings_norm)}
+        return {kfg.ATT_FEATS: apply_modules(self.linear(batched_inputs), self.embeddings_act, self.embeddings_dropout, self.embeddings_norm)}

@@ -51,7 +51,7 @@ class TwoStreamBertEncoder(Encoder):
 
 # %% ../../../nbs/07_modeling/20_encoder/90_two_stream_bert_encoder.ipynb #4bf89334
 @patch
-def _stack(self:TwoStreamBertEncoder, layers, p, x, mask):
+def _run_layers(self:TwoStreamBertEncoder, layers, p, x, mask):
     "Outputs of all layers, a list."
     outs = []
     for layer in layers:
@@ -66,16 +66,16 @@ def _step(self:TwoStreamBertEncoder, batch):
     x = batch[kfg.G_TOKEN_EMBED]
     if x.dim() == 2: x = x[:,None]
     history = batch.get(kfg.ENC_HISTORY_STATES) if batch[kfg.TIME_STEP] > 0 else None
-    outs, kept, mask = [], [], words_mask(batch, x.size(0))
+    outs, new_history, mask = [], [], words_mask(batch, x.size(0))
     for i, layer in enumerate(self.layers):
         kv = layer.attention.self.keys_values(x)
         if history is not None: kv = torch.cat([history[i], kv], 1)
-        kept.append(kv)
+        new_history.append(kv)
         if not drop_layer(self.layer_drop, self.training):
             a, _ = layer.attention.ask(x, kv, mask)
             x = layer.output(layer.intermediate(a), a)
         outs.append(x)
-    return {kfg.G_TOKEN_EMBED: outs, kfg.ENC_HISTORY_STATES: kept}
+    return {kfg.G_TOKEN_EMBED: outs, kfg.ENC_HISTORY_STATES: new_history}
 
 # %% ../../../nbs/07_modeling/20_encoder/90_two_stream_bert_encoder.ipynb #e663db5e
 @patch
@@ -85,10 +85,10 @@ def forward(self:TwoStreamBertEncoder,
 ) -> dict:               # ATT_FEATS, or U_TOKEN_EMBED and/or G_TOKEN_EMBED: lists of (b, ·, d), one per layer
     "Encode one of the streams."
     b, out = batched_inputs, {}
-    if mode is None or mode == 'v': out[kfg.ATT_FEATS] = self._stack(self.v_layers, self.v_layer_drop, b[kfg.ATT_FEATS], b[kfg.EXT_ATT_MASKS])
+    if mode is None or mode == 'v': out[kfg.ATT_FEATS] = self._run_layers(self.v_layers, self.v_layer_drop, b[kfg.ATT_FEATS], b[kfg.EXT_ATT_MASKS])
     if mode == 't':
-        if kfg.U_TOKEN_EMBED in b: out[kfg.U_TOKEN_EMBED] = self._stack(self.layers, self.layer_drop, b[kfg.U_TOKEN_EMBED], b[kfg.EXT_U_TOKENS_MASKS])
+        if kfg.U_TOKEN_EMBED in b: out[kfg.U_TOKEN_EMBED] = self._run_layers(self.layers, self.layer_drop, b[kfg.U_TOKEN_EMBED], b[kfg.EXT_U_TOKENS_MASKS])
         if kfg.G_TOKEN_EMBED in b:
             if kfg.TIME_STEP in b: out.update(self._step(b))
-            else: out[kfg.G_TOKEN_EMBED] = self._stack(self.layers, self.layer_drop, b[kfg.G_TOKEN_EMBED], b[kfg.EXT_G_TOKENS_MASKS])
+            else: out[kfg.G_TOKEN_EMBED] = self._run_layers(self.layers, self.layer_drop, b[kfg.G_TOKEN_EMBED], b[kfg.EXT_G_TOKENS_MASKS])
     return out

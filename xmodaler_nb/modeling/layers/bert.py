@@ -323,7 +323,7 @@ class BertGenerationLayer(nn.Module):
         x, _ = self.x_att(x, v_feats, v_feats, v_attention_mask, need_probs=False)
         return self.output(self.intermediate(x), x)
 
-    def step(self,
+    def forward_cached(self,
         x:Tensor,         # (b, t, d) words, one while decoding
         kv:Tensor,        # (b, t', 2·d) keys and values of all words so far, these included
         text_mask,        # additive, or None: all of `kv` is visible

@@ -56,13 +56,13 @@ class COSJointAttention(nn.Module):
     ) -> tuple:           # (b, t, d), weights over regions (b, h, t, n) and over words (b, h, t, t'), or None and None
         "From prepared keys and values."
         q, p = self.query(x), self.att_dropout.p if self.training else 0.
-        look = lambda kv, mask, probs=False: attend(q, *kv.chunk(2, -1), mask, self.num_attention_heads, p, probs)
-        l, said = look(kv, masks[0], probs)
-        v, weights = look(v_kv, masks[1], probs)
-        u = self.vo_proj(torch.cat([v, look(o_kv, masks[2])[0]], -1))
+        attend_to = lambda kv, mask, probs=False: attend(q, *kv.chunk(2, -1), mask, self.num_attention_heads, p, probs)
+        l, word_weights = attend_to(kv, masks[0], probs)
+        v, weights = attend_to(v_kv, masks[1], probs)
+        u = self.vo_proj(torch.cat([v, attend_to(o_kv, masks[2])[0]], -1))
         l = self.c_proj(l)
         g = self.gate(l, u)
-        return self.LayerNorm(self.dropout(g*l + (1 - g)*u) + x), weights, said
+        return self.LayerNorm(self.dropout(g*l + (1 - g)*u) + x), weights, word_weights
 
     def forward(self, lang_feats, v_feats, o_feats, lang_mask, v_mask, o_mask, history_states=None):
         "From features; `history_states` are all word inputs so far, ending with `lang_feats`."
@@ -99,7 +99,7 @@ class COSNetDecBlock(nn.Module):
         x = self.attn(lang_feats, v_feats, o_feats, lang_mask, v_mask, o_mask, t_history_states)
         return self.output(self.intermediate(x), x)
 
-    def step(self, x, kv, v_kv, o_kv, masks, probs=False):
+    def forward_cached(self, x, kv, v_kv, o_kv, masks, probs=False):
         "The same from prepared keys and values, see `COSJointAttention.ask`."
         x, *weights = self.attn.ask(x, kv, v_kv, o_kv, masks, probs)
         return self.output(self.intermediate(x), x), *weights

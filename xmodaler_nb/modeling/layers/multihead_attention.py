@@ -116,14 +116,14 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:                # (b, t, d_model)
         "LN(queries + drop(attention))."
         if history_states is not None: keys = values = history_states
-        return self.add(queries, self.attention(queries, keys, values, attention_mask, attention_weights))
+        return self.add_and_norm(queries, self.attention(queries, keys, values, attention_mask, attention_weights))
 
-    def add(self, x, att): return self.layer_norm(x + self.dropout(att))
+    def add_and_norm(self, x, att): return self.layer_norm(x + self.dropout(att))
 
     def ask(self, queries, k, v, mask=None, probs=False):
         "The same from prepared keys and values: the answer, and the weights (b, h, t, n) or None."
         answer, p = self.attention.ask(queries, k, v, mask, probs=probs)
-        return self.add(queries, answer), p
+        return self.add_and_norm(queries, answer), p
 
 class MultiHeadAttentionMemory(MultiHeadAttention):
     "The same with memory slots."
@@ -142,4 +142,4 @@ class MultiHeadAttentionMemory(MultiHeadAttention):
         attention_weights=None, # factors on the scores of positions, or None
     ) -> Tensor:                # (b, t, d_model)
         "LN(queries + drop(attention))."
-        return self.add(queries, self.attention(queries, keys, values, attention_mask, attention_weights))
+        return self.add_and_norm(queries, self.attention(queries, keys, values, attention_mask, attention_weights))

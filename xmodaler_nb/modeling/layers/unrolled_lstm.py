@@ -12,37 +12,37 @@ from torch import nn, Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from fastcore.basics import patch
-from .few_rows import is_turned
+from .few_rows import use_transposed
 from .lstm_gates import gates_to_state, state_to_gates
 
 # %% ../../../nbs/07_modeling/00_layers/15_unrolled_lstm.ipynb #6f30b13c
 class _Tape:
     "What the steps of one unrolled pass share: column blocks of the weights, and the steps' inputs on the way back."
-    def __init__(self, weight_ih, weight_hh, known, arising):
-        self.known, self.arising, self.inputs = known, arising, {}   # column slices of weight_ih; step → its inputs
-        self.step_weights, self.turned = [weight_ih.detach()[:,s] for s in arising] + [weight_hh.detach()], None
+    def __init__(self, weight_ih, weight_hh, known, stepwise):
+        self.known, self.stepwise, self.inputs = known, stepwise, {}   # column slices of weight_ih; step → its inputs
+        self.step_weights, self.transposed_weights = [weight_ih.detach()[:,s] for s in stepwise] + [weight_hh.detach()], None
 
-    def transposed(self):
+    def transpose_weights(self):
         "The steps' weights once more, columns first in memory."
-        if self.turned is None: self.turned = [w.contiguous().T.contiguous() for w in self.step_weights]    # a block of columns is slow to transpose
-        return self.turned
+        if self.transposed_weights is None: self.transposed_weights = [w.contiguous().T.contiguous() for w in self.step_weights]    # a block of columns is slow to transpose
+        return self.transposed_weights
 
-def _rows(x):
+def _flatten_steps(x):
     "(t, b, ·) → (t·b, ·); (n, ·) stays."
     return x.flatten(0, 1) if x.dim() == 3 else x
 
-class _Open(Function):
+class _KnownSums(Function):
     "Gate sums of everything known, one slice per step; backwards, all gradients of the weights."
     @staticmethod
-    def forward(ctx, tape, sizes, owner, weight_ih, weight_hh, bias_ih, bias_hh, *known):
+    def forward(ctx, tape, sizes, image_index, weight_ih, weight_hh, bias_ih, bias_hh, *known):
         pre = (bias_ih + bias_hh).repeat(sum(sizes), 1)
         for x, cols in zip(known, tape.known):
-            if x.dim() == 3: pre.addmm_(_rows(x), weight_ih[:,cols].T)
+            if x.dim() == 3: pre.addmm_(_flatten_steps(x), weight_ih[:,cols].T)
             else:
                 y = x @ weight_ih[:,cols].T
-                if owner is None: pre.view(len(sizes), x.size(0), -1, pre.size(-1)).add_(y[:,None])
-                else: pre.add_(y.index_select(0, owner))
-        ctx.tape, ctx.sizes, ctx.owner = tape, sizes, owner
+                if image_index is None: pre.view(len(sizes), x.size(0), -1, pre.size(-1)).add_(y[:,None])
+                else: pre.add_(y.index_select(0, image_index))
+        ctx.tape, ctx.sizes, ctx.image_index = tape, sizes, image_index
         ctx.save_for_backward(weight_ih, weight_hh, *known)
         return pre.split(sizes)
 
@@ -52,31 +52,31 @@ class _Open(Function):
         tape, (weight_ih, weight_hh, *known) = ctx.tape, ctx.saved_tensors
         d, used = torch.cat(dgates), sorted(tape.inputs)                         # (t·b, 4·d)
         flat = d if len(used) == len(dgates) else torch.cat([dgates[t] for t in used])     # the steps that ran
-        dw = torch.zeros_like(weight_ih) if _gaps(tape, weight_ih) else torch.empty_like(weight_ih)
-        for k, cols in enumerate(tape.arising):
+        dw = torch.zeros_like(weight_ih) if _has_unused_columns(tape, weight_ih) else torch.empty_like(weight_ih)
+        for k, cols in enumerate(tape.stepwise):
             dw[:,cols] = flat.T @ torch.cat([tape.inputs[t][k] for t in used])
         dw_hh = flat.T @ torch.cat([tape.inputs[t][-1] for t in used])
         dknown = []
-        for x, cols, wanted in zip(known, tape.known, ctx.needs_input_grad[7:]):
+        for x, cols, needs_grad in zip(known, tape.known, ctx.needs_input_grad[7:]):
             dx = d
-            if x.dim() == 2 and ctx.owner is None: dx = d.view(len(ctx.sizes), x.size(0), -1, d.size(-1)).sum((0, 2))
-            elif x.dim() == 2: dx = d.new_zeros(x.size(0), d.size(-1)).index_add_(0, ctx.owner, d)
-            dw[:,cols] = dx.T @ _rows(x)
-            dknown.append((dx @ weight_ih[:,cols]).view_as(x) if wanted else None)
+            if x.dim() == 2 and ctx.image_index is None: dx = d.view(len(ctx.sizes), x.size(0), -1, d.size(-1)).sum((0, 2))
+            elif x.dim() == 2: dx = d.new_zeros(x.size(0), d.size(-1)).index_add_(0, ctx.image_index, d)
+            dw[:,cols] = dx.T @ _flatten_steps(x)
+            dknown.append((dx @ weight_ih[:,cols]).view_as(x) if needs_grad else None)
         db = d.sum(0)
         tape.inputs = {}
         return None, None, None, dw, dw_hh, db, db.clone(), *dknown
 
-def _gaps(tape, weight_ih):
+def _has_unused_columns(tape, weight_ih):
     "Whether the blocks leave columns of weight_ih unused."
-    return sum(len(range(*s.indices(weight_ih.size(1)))) for s in (*tape.known, *tape.arising)) < weight_ih.size(1)
+    return sum(len(range(*s.indices(weight_ih.size(1)))) for s in (*tape.known, *tape.stepwise)) < weight_ih.size(1)
 
 # %% ../../../nbs/07_modeling/00_layers/15_unrolled_lstm.ipynb #54e55163
 class _Step(Function):
     "One step: gate sums plus the arising inputs, then the cell."
     @staticmethod
     def forward(ctx, tape, t, pre, c, *inputs):
-        gates = _sums(tape, pre, inputs).to(c.dtype)
+        gates = _gate_sums(tape, pre, inputs).to(c.dtype)
         h, new_c, tanh_c = gates_to_state(gates, c)
         ctx.tape, ctx.t, ctx.dtype = tape, t, pre.dtype
         ctx.save_for_backward(gates, c, tanh_c, *inputs)
@@ -89,29 +89,29 @@ class _Step(Function):
         dgates, dc = state_to_gates(dh.to(c.dtype), dc, gates, c, tanh_c)
         dgates = dgates.to(ctx.dtype)
         ctx.tape.inputs[ctx.t] = inputs                                          # by step, so that a repeated backward overwrites
-        wanted = ctx.needs_input_grad[4:]
-        return None, None, dgates, dc, *_back(ctx.tape, dgates, wanted)
+        needs_grad = ctx.needs_input_grad[4:]
+        return None, None, dgates, dc, *_input_grads(ctx.tape, dgates, needs_grad)
 
-def _turns(x, w):
+def _use_transposed(x, w):
     "Whether a step has so few rows that its products are turned round."
-    return is_turned(x, w, 4)
+    return use_transposed(x, w, 4)
 
-def _sums(tape, pre, inputs):
+def _gate_sums(tape, pre, inputs):
     "Gate sums (b, 4·d) of a step."
     weights = tape.step_weights
-    if not _turns(inputs[-1], weights[-1]):
+    if not _use_transposed(inputs[-1], weights[-1]):
         gates = torch.addmm(pre, inputs[0], weights[0].T)
         for x, w in zip(inputs[1:], weights[1:]): gates.addmm_(x, w.T)
         return gates
-    turned = weights[0] @ inputs[0].T.contiguous()
-    for x, w in zip(inputs[1:], weights[1:]): turned.addmm_(w, x.T.contiguous())
-    return torch.add(pre, turned.T, out=torch.empty_like(pre))
+    transposed = weights[0] @ inputs[0].T.contiguous()
+    for x, w in zip(inputs[1:], weights[1:]): transposed.addmm_(w, x.T.contiguous())
+    return torch.add(pre, transposed.T, out=torch.empty_like(pre))
 
-def _back(tape, dgates, wanted):
+def _input_grads(tape, dgates, needs_grad):
     "Gradients at a step's inputs, None where nobody asks."
-    if not _turns(dgates, tape.step_weights[-1]): return [dgates @ w if need else None for w, need in zip(tape.step_weights, wanted)]
-    turned = dgates.T.contiguous()
-    return [(w @ turned).T.contiguous() if need else None for w, need in zip(tape.transposed(), wanted)]
+    if not _use_transposed(dgates, tape.step_weights[-1]): return [dgates @ w if import_optional else None for w, import_optional in zip(tape.step_weights, needs_grad)]
+    transposed = dgates.T.contiguous()
+    return [(w @ transposed).T.contiguous() if import_optional else None for w, import_optional in zip(tape.transpose_weights(), needs_grad)]
 
 # %% ../../../nbs/07_modeling/00_layers/15_unrolled_lstm.ipynb #e9b654e7
 class Packing:
@@ -120,73 +120,73 @@ class Packing:
         lengths,    # b ints ≥ 1, steps of each row
         images:int, # n, b a multiple of n
         device=None,# where indices are wanted
-        one_start:bool=False, # True: all rows of an image begin with the same state and word, so step 0 is computed once per image
+        same_start:bool=False, # True: all rows of an image begin with the same state and word, so step 0 is computed once per image
     ):
         n = np.asarray(lengths).reshape(images, -1)                               # (n, s)
         order = np.argsort(-n.max(1), kind='stable')
         n, t = n[order], np.arange(n.max())[:,None,None]
-        said = t < n                                                              # (t, n, s)
-        there, number = said.copy(), np.zeros(said.shape, np.int64)
-        if one_start: there[0,:,1:] = False
-        when, image, row = there.nonzero()
-        number[there] = np.arange(len(when))                                      # place of every word among those computed
-        if one_start: number[0] = number[0,:,:1]
+        active = t < n                                                              # (t, n, s)
+        computed, word_index = active.copy(), np.zeros(active.shape, np.int64)
+        if same_start: computed[0,:,1:] = False
+        step, image, row = computed.nonzero()
+        word_index[computed] = np.arange(len(step))                                      # place of every word among those computed
+        if same_start: word_index[0] = word_index[0,:,:1]
         tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(device)
-        self.steps, self.sizes, self.images, self.order = len(t), there.sum((1, 2)).tolist(), images, tensor(order)
-        self.owner, source = tensor(image), order[image]*n.shape[1] + row         # image in the new order, row in the old
-        self.take, self.first = tensor(source*len(t) + when), tensor(source[when == 0])
+        self.steps, self.sizes, self.images, self.order = len(t), computed.sum((1, 2)).tolist(), images, tensor(order)
+        self.image_index, source = tensor(image), order[image]*n.shape[1] + row         # image in the new order, row in the old
+        self.source_index, self.start_index = tensor(source*len(t) + step), tensor(source[step == 0])
         old = np.argsort(order)
-        self.back = tensor(number[:,old].transpose(1, 2, 0)[said[:,old].transpose(1, 2, 0)])
-        self.keep = [None if a.sum() == b.sum() else tensor(b[a].nonzero()[0]) for a, b in zip(said, said[1:])]
-        if one_start and len(t) > 1: self.keep[0] = tensor(np.nonzero(said[1])[0])  # step 1 continues its image's row
-        count = there.sum(2)                                                      # (t, n)
-        self.grid = [(int((c > 0).sum()), int(c.max())) for c in count]
-        place = [np.nonzero(a)[0]*s + (a.cumsum(1) - 1)[a] for a, (i, s) in zip(there, self.grid)]
-        self.place = [None if len(p) == i*s else tensor(p) for p, (i, s) in zip(place, self.grid)]
+        self.unpack_index = tensor(word_index[:,old].transpose(1, 2, 0)[active[:,old].transpose(1, 2, 0)])
+        self.next_index = [None if a.sum() == b.sum() else tensor(b[a].nonzero()[0]) for a, b in zip(active, active[1:])]
+        if same_start and len(t) > 1: self.next_index[0] = tensor(np.nonzero(active[1])[0])  # step 1 continues its image's row
+        count = computed.sum(2)                                                      # (t, n)
+        self.grid_sizes = [(int((c > 0).sum()), int(c.max())) for c in count]
+        grid_index = [np.nonzero(a)[0]*s + (a.cumsum(1) - 1)[a] for a, (i, s) in zip(computed, self.grid_sizes)]
+        self.grid_index = [None if len(p) == i*s else tensor(p) for p, (i, s) in zip(grid_index, self.grid_sizes)]
 
 # %% ../../../nbs/07_modeling/00_layers/15_unrolled_lstm.ipynb #b73fba3a
 @patch
-def pick(self:Packing,
+def pack(self:Packing,
     x:Tensor, # (b, t, ·)
 ) -> Tensor:  # (1, words, ·), step after step
     "What the steps read."
-    return x[:,:self.steps].flatten(0, 1).index_select(0, self.take)[None]
+    return x[:,:self.steps].flatten(0, 1).index_select(0, self.source_index)[None]
 
 @patch
-def sort(self:Packing,
+def sort_images(self:Packing,
     x,     # (n, …) or None
 ):         # the same in the order of the packing
     "Something that images have."
     return None if x is None else x.index_select(0, self.order)
 
 @patch
-def follow(self:Packing,
+def select_states(self:Packing,
     t:int,   # step that comes
     *states, # (b', d) each, after the step before; before step 0 all rows in their old order
 ) -> tuple:
     "States of the rows that take part."
-    idx = self.first if t == 0 else self.keep[t-1]
+    idx = self.start_index if t == 0 else self.next_index[t-1]
     return states if idx is None else tuple(x.index_select(0, idx) for x in states)
 
 @patch
-def ask(self:Packing,
+def apply_per_image(self:Packing,
     t:int,    # step
     f,        # function (rows, *memory) → rows, for rows side by side by image
     h:Tensor, # (b', d)
     *memory,  # (n, …) each, sorted; or None
 ) -> Tensor:  # (b', ·)
     "`f` for the rows of a step."
-    (i, s), place = self.grid[t], self.place[t]
-    h = h if place is None else h.new_zeros(i*s, h.size(-1)).index_copy(0, place, h)
+    (i, s), grid_index = self.grid_sizes[t], self.grid_index[t]
+    h = h if grid_index is None else h.new_zeros(i*s, h.size(-1)).index_copy(0, grid_index, h)
     y = f(h, *(m if m is None or i == self.images else m[:i] for m in memory))
-    return y if place is None else y.index_select(0, place)
+    return y if grid_index is None else y.index_select(0, grid_index)
 
 @patch
 def unpack(self:Packing,
     steps,     # list of (b', d), one per step
 ) -> Tensor:   # (words, d), sentence after sentence
     "In order of sentences."
-    return torch.cat(list(steps)).index_select(0, self.back)
+    return torch.cat(list(steps)).index_select(0, self.unpack_index)
 
 # %% ../../../nbs/07_modeling/00_layers/15_unrolled_lstm.ipynb #0af0bcf1
 class UnrolledLSTM:
@@ -196,26 +196,26 @@ class UnrolledLSTM:
         steps:int,        # t
         rows,             # b; or a `Packing`, whose rows end at different steps
         known:list,       # of (columns, tensor): input columns (slice) known beforehand, as (t, b, ·) per step, packed (1, words, ·), or (n, ·) per image, b a multiple of n
-        arising=(),       # columns (slices) given at each step, in the order of the call
+        stepwise=(),       # columns (slices) given at each step, in the order of the call
     ):
-        sizes, owner = (rows.sizes, rows.owner) if isinstance(rows, Packing) else ([rows]*steps, None)
+        sizes, image_index = (rows.sizes, rows.image_index) if isinstance(rows, Packing) else ([rows]*steps, None)
         dtype = _autocast_dtype(cell.weight_ih)
         cast = lambda x: x if dtype is None else x.to(dtype)
         w_ih, w_hh = cast(cell.weight_ih), cast(cell.weight_hh)
-        self.tape = _Tape(w_ih, w_hh, [s for s, _ in known], list(arising))
+        self.tape = _Tape(w_ih, w_hh, [s for s, _ in known], list(stepwise))
         self.cast = cast
         with torch.autocast(w_ih.device.type, enabled=False):
-            self.pre = _Open.apply(self.tape, sizes, owner, w_ih, w_hh, cast(cell.bias_ih), cast(cell.bias_hh), *(cast(x) for _, x in known))
+            self.pre = _KnownSums.apply(self.tape, sizes, image_index, w_ih, w_hh, cast(cell.bias_ih), cast(cell.bias_hh), *(cast(x) for _, x in known))
 
     def __call__(self,
         t:int,     # step, 0-based
         h:Tensor,  # (b, d) state before
         c:Tensor,  # (b, d) cell before
-        *arising,  # (b, ·) each, in the order of `arising` above
+        *stepwise,  # (b, ·) each, in the order of `stepwise` above
     ) -> tuple:    # h, c after
         "One step."
         with torch.autocast(h.device.type, enabled=False):
-            return _Step.apply(self.tape, t, self.pre[t], c, *(self.cast(x) for x in (*arising, h)))
+            return _Step.apply(self.tape, t, self.pre[t], c, *(self.cast(x) for x in (*stepwise, h)))
 
 def _autocast_dtype(x):
     "The dtype that matrix products use here, None for the tensor's own."

@@ -38,7 +38,7 @@ def expand_images(
 ) -> Batch:      # every image `s` times, side by side; the repeated tensors remember their source
     "The batch with one image row per caption row."
     if s == 1: return batch
-    new = {k: repeat_rows(_flat_global(k, batch[k]), s, note=True) for k in IMAGE_KEYS if isinstance(batch.get(k), Tensor)}
+    new = {k: repeat_rows(_flat_global(k, batch[k]), s, remember_source=True) for k in IMAGE_KEYS if isinstance(batch.get(k), Tensor)}
     if kfg.IDS in batch and len(batch[kfg.IDS])*s == len(new[kfg.ATT_FEATS]): new[kfg.IDS] = np.repeat(np.asarray(batch[kfg.IDS]), s)
     return batch.merge(new)
 
@@ -103,7 +103,7 @@ class BaseEncoderDecoder(nn.Module):
         output_sents=False,   # also put the sentences as text into OUTPUT
     ) -> dict:                # the batch with logits, or what the decode strategy returns
         "Teacher forcing or decoding."
-        batched_inputs = self.look(batched_inputs)
+        batched_inputs = self.run_backbone(batched_inputs)
         if use_beam_search is None: return self._forward(batched_inputs)
         if use_beam_search and self.beam_searcher.beam_size > 1: return self.decode_beam_search(batched_inputs, output_sents)
         return self.greedy_decode(batched_inputs, output_sents)
@@ -138,7 +138,7 @@ def bind_or_init_weights(self:BaseEncoderDecoder):
 
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #ecce0c55
 @patch
-def look(self:BaseEncoderDecoder,
+def run_backbone(self:BaseEncoderDecoder,
     batched_inputs, # Batch with IMAGES (b, 3, h, w), or with features
 ):                  # the batch with features; the same object if it has them
     "Pictures become features."
@@ -155,7 +155,7 @@ def preprocess_batch(self:BaseEncoderDecoder,
     if not isinstance(batched_inputs, dict):
         from xmodaler_nb.datasets.collate import collate
         batched_inputs = collate(batched_inputs)
-    batch = self.look(Batch(batched_inputs).to(next(self.parameters()).device, non_blocking=True))
+    batch = self.run_backbone(Batch(batched_inputs).to(next(self.parameters()).device, non_blocking=True))
     return expand_images(batch, captions_per_image(batch))
 
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #c5f9e119
@@ -166,42 +166,42 @@ def encode(self:BaseEncoderDecoder,
     "Masks, visual embedding and visual encoder."
     batch = Batch(batch)
     batch = batch.merge(self.get_extended_attention_mask(batch))
-    return batch.merge(batch[kfg.ENCODED] if kfg.ENCODED in batch else self.see(batch))
+    return batch.merge(batch[kfg.ENCODED] if kfg.ENCODED in batch else self.encode_visual(batch))
 
 @patch
-def see(self:BaseEncoderDecoder,
+def encode_visual(self:BaseEncoderDecoder,
     batch, # Batch with masks; rows as they come
 ) -> dict: # what the visual parts computed; in the field ENCODED of a batch it spares `encode` the work
     "Visual embedding and visual encoder."
-    seen = dict(self.visual_embed(batch)) if self.visual_embed is not None else {}
-    if self.encoder is not None: seen.update(self.encoder(batch.merge(seen), mode='v'))
-    return seen
+    encoded = dict(self.visual_embed(batch)) if self.visual_embed is not None else {}
+    if self.encoder is not None: encoded.update(self.encoder(batch.merge(encoded), mode='v'))
+    return encoded
 
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #b62e7cf7
 @patch
-def prepare(self:BaseEncoderDecoder,
+def encode_for_decoder(self:BaseEncoderDecoder,
     batch,              # Batch, images repeated or not
-    captions:bool=True, # one row of state per caption; False: per image row of the batch
+    per_caption:bool=True, # one row of state per caption; False: per image row of the batch
 ) -> Batch:             # encoded and prepared by the decoder
     "Everything before the first word."
-    batch = self.look(batch)
-    if not captions: batch = _without_words(batch, self.max_seq_len)
-    per_caption = kfg.SEMANTICS_IDS in batch and not captions                     # rows of an expanded batch have lists of their own
-    if self.expand == 'late' and not per_caption: images, s = collapse_images(batch)
-    else: images, s = expand_images(batch, captions_per_image(batch)) if captions else batch, 1
+    batch = self.run_backbone(batch)
+    if not per_caption: batch = _drop_captions(batch, self.max_seq_len)
+    own_words = kfg.SEMANTICS_IDS in batch and not per_caption                    # rows of an expanded batch have lists of their own
+    if self.expand == 'late' and not own_words: images, s = collapse_images(batch)
+    else: images, s = expand_images(batch, captions_per_image(batch)) if per_caption else batch, 1
     images = self.encode(images)
     images = images.merge(self.decoder.preprocess(images))
-    return self.spread(images, s)
+    return self.repeat_image_rows(images, s)
 
 @patch
-def spread(self:BaseEncoderDecoder,
+def repeat_image_rows(self:BaseEncoderDecoder,
     batch,  # Batch, encoded, one row per image
     s:int,  # rows of state per image
 ) -> Batch:
     "Repeat states, and memory unless the decoder shares it, for the rows of an image."
     if s == 1: return batch
     keys = list(getattr(self.decoder, 'state_keys', Decoder.state_keys))
-    if not getattr(self.decoder, 'shares_images', False): keys += [k for k in self.decoder_memory_keys() if _per_image(batch, k)]
+    if not getattr(self.decoder, 'shares_images', False): keys += [k for k in self.decoder_memory_keys() if _has_image_rows(batch, k)]
     return batch.merge({k: repeat_rows(batch[k], s) for k in keys if k in batch})
 
 @patch
@@ -210,7 +210,7 @@ def decoder_memory_keys(self:BaseEncoderDecoder) -> tuple:
     return getattr(self.decoder, 'memory_keys', Decoder.memory_keys)
 
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #f6e0f28c
-def _without_words(batch, steps):
+def _drop_captions(batch, steps):
     "Decoding starts without the captions that a training batch brings along; their masks are kept for as many rows as are decoded."
     words = {k: v for k, v in batch.items() if k not in (kfg.G_TOKENS_IDS, kfg.TOKENS_MASKS)}
     types, n = batch.get(kfg.G_TOKENS_TYPE), len(batch[kfg.ATT_FEATS])
@@ -222,7 +222,7 @@ def _without_words(batch, steps):
     longer = mask.new_ones(len(mask), max(0, steps - mask.size(1)))
     return Batch(words, **{kfg.TOKENS_MASKS: torch.cat([mask[:,:steps], longer], 1)})
 
-def _per_image(batch, key):
+def _has_image_rows(batch, key):
     "Whether a field holds one row per image (and not per caption)."
     x = batch.get(key)
     x = x[-1] if isinstance(x, list) and x else x
@@ -234,7 +234,7 @@ def init_state(self:BaseEncoderDecoder,
     batch, # Batch, one row per image; or expanded, one row per caption
 ):         # DictState before the first word
     "Encode and prepare a batch for decoding."
-    return DictState.from_batch(self.prepare(batch, captions=False), self.decoder)
+    return DictState.from_batch(self.encode_for_decoder(batch, per_caption=False), self.decoder)
 
 @patch
 def step(self:BaseEncoderDecoder,

@@ -74,6 +74,7 @@ def load_cfg_file(
     path:str,    # a file, or a published config's relative path
     opts=(),     # KEY VALUE pairs that win over the file
     freeze=True, # refuse later changes?
+    **sections,  # nested keys that win over the file, e.g. MODEL=dict(DECODER_DIM=96, UPDOWN=dict(ATT_EMBED_SIZE=32)), SEED=1
 ) -> CfgNode:    # the finished config
     "Defaults, component keys, file, options: the two-stage build of a config."
     path = config_file(str(path))
@@ -81,6 +82,7 @@ def load_cfg_file(
     tmp = cfg.load_from_file_tmp(path)
     add_component_keys(cfg, tmp)
     cfg.merge_from_file(path)
+    cfg.merge_from_other_cfg(CfgNode(sections))
     cfg.merge_from_list(list(opts))
     if freeze: cfg.freeze()
     return cfg

@@ -31,15 +31,15 @@ class RnnAttEncoderDecoder(BaseEncoderDecoder):
         "Teacher forcing: the batch with G_LOGITS."
         batch = Batch(batched_inputs)
         p = batch.get(kfg.SS_PROB) or 0.
-        words = self.prepare(batch)
-        steps = self._steps(batch[kfg.G_TOKENS_IDS])
-        known = not (self.training and p > 0) and hasattr(self.decoder, 'unroll')
-        logits = self._unroll(words, steps) if known else self._step_by_step(words, steps, p if self.training else 0.)
+        words = self.encode_for_decoder(batch)
+        steps = self._count_steps(batch[kfg.G_TOKENS_IDS])
+        can_unroll = not (self.training and p > 0) and hasattr(self.decoder, 'unroll')
+        logits = self._unroll(words, steps) if can_unroll else self._step_by_step(words, steps, p if self.training else 0.)
         return batch.merge({k: v for k, v in words.items() if k != kfg.G_TOKENS_IDS}).merge({kfg.G_LOGITS: logits})
 
 # %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #8dd1f1ed
 @patch
-def _steps(self:RnnAttEncoderDecoder, tokens):
+def _count_steps(self:RnnAttEncoderDecoder, tokens):
     "Columns before the first (after column 0) that is all zero."
     ended = (tokens[:,1:] == 0).all(0).nonzero()
     return int(ended[0]) + 1 if len(ended) else tokens.size(1)
@@ -48,7 +48,7 @@ def _pad_steps(logits, steps):
     "(b, t, v) with zeros for the steps that were left out."
     return logits if logits.size(1) == steps else torch.cat([logits, logits.new_zeros(logits.size(0), steps - logits.size(1), logits.size(2))], 1)
 
-def _drops(model):
+def _has_dropout(model):
     "Whether rows that are alike would be told apart by dropout."
     return any(m.p > 0 for m in model.modules() if isinstance(m, nn.Dropout))
 
@@ -60,25 +60,25 @@ def _unroll(self:RnnAttEncoderDecoder, batch, steps):
     b = b.merge(self.token_embed(b))
     if self.encoder is not None: b = b.merge(self.encoder(b, mode='t'))
     lengths = b.get(kfg.TOKENS_LENGTHS)
-    if lengths is not None and getattr(self.decoder, 'packs', False):
+    if lengths is not None and getattr(self.decoder, 'supports_packing', False):
         n = b[kfg.ATT_FEATS].size(0)
-        alike = not (self.training and _drops(self)) and bool((tokens[:,0].view(n, -1) == tokens[::len(tokens)//n,:1]).all())
-        packing = Packing(lengths, n, tokens.device, one_start=alike)
+        same_start = not (self.training and _has_dropout(self)) and bool((tokens[:,0].view(n, -1) == tokens[::len(tokens)//n,:1]).all())
+        packing = Packing(lengths, n, tokens.device, same_start=same_start)
         return self.predictor(b.merge({kfg.G_HIDDEN_STATES: self.decoder.unroll(b, b[kfg.G_TOKEN_EMBED], packing)}))[kfg.G_LOGITS]
     b = b.merge({kfg.G_HIDDEN_STATES: self.decoder.unroll(b, b[kfg.G_TOKEN_EMBED])})
     return _pad_steps(self.predictor(b)[kfg.G_LOGITS], tokens.size(1))
 
 # %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #3a0b5cd6
 def sample_words(
-    truth:Tensor,  # (b,) the reference's words
+    reference:Tensor,  # (b,) the reference's words
     logits:Tensor, # (b, v) scores of the step before
     p:float,       # chance of replacing a word, in [0,1]
 ) -> Tensor:       # (b,)
     "Replace some words by draws from the model's own prediction."
-    chosen = torch.rand(truth.size(0), device=truth.device) < p
-    if not chosen.any(): return truth
+    chosen = torch.rand(reference.size(0), device=reference.device) < p
+    if not chosen.any(): return reference
     drawn = torch.multinomial(logits.detach().float().softmax(-1), 1)[:,0]
-    return torch.where(chosen, drawn, truth)
+    return torch.where(chosen, drawn, reference)
 
 @patch
 def _step_by_step(self:RnnAttEncoderDecoder, batch, steps, p):

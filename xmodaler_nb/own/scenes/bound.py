@@ -27,7 +27,7 @@ class PairCider:
         n:int=4,         # longest n-gram
         sigma:float=6.,  # width of the length penalty, in words
     ):
-        self.n,self.sigma,self.df = n,sigma,DocumentFrequency.from_references(references, n)
+        self.n, self.sigma, self.df = n, sigma, DocumentFrequency.from_references(references, n)
     def idf(self,
         gram:tuple, # of words
     ) -> float:     # ln N - ln max(1, df)
@@ -39,10 +39,10 @@ class PairCider:
     ) -> np.ndarray: # (c, r), similarity of every pair; 0 to 10
         "Similarity of all hypotheses with all references."
         counts = [ngrams(s.split(), self.n) for s in (*hyps, *refs)]
-        index = {g:i for i,g in enumerate(dict.fromkeys(g for c in counts for g in c))}
+        index = {g:i for i, g in enumerate(dict.fromkeys(g for c in counts for g in c))}
         tf = np.zeros((len(counts), len(index)))
-        for row,c in zip(tf, counts): row[[index[g] for g in c]] = list(c.values())
-        idf,order = np.array([self.idf(g) for g in index]),np.array([len(g) for g in index])
+        for row, c in zip(tf, counts): row[[index[g] for g in c]] = list(c.values())
+        idf, order = np.array([self.idf(g) for g in index]), np.array([len(g) for g in index])
         length = np.array([len(s.split()) for s in (*hyps, *refs)])
         res = np.zeros((len(hyps), len(refs)))
         for k in range(1, self.n+1): res += self._one_order(tf[:,order == k], idf[order == k], len(hyps))
@@ -50,7 +50,7 @@ class PairCider:
         return 10/self.n*res*np.exp(-d**2/(2*self.sigma**2))
     def _one_order(self, tf, idf, c):
         "Clipped cosine of the first c rows with the others."
-        h,r = tf[:c],tf[c:]
+        h, r = tf[:c], tf[c:]
         num = sum(((h >= j)*idf**2) @ ((r >= j)*r).T for j in range(1, int(tf.max(initial=0))+1))
         norm = np.sqrt(((tf*idf)**2).sum(1))
         norm = np.where(norm > 0, norm, 1.)
@@ -70,11 +70,11 @@ def expected_best_caption(
     cider:PairCider,         # with the document frequencies of the split
     rng:np.random.Generator, # where chance comes from
     n_candidates:int=120,    # captions to choose from
-    n_judges:int=120,        # draws that stand for the unknown references
+    n_pseudo_refs:int=120,        # draws that stand for the unknown references
 ) -> tuple:                  # the caption, its expected score (1.0 = "100 CIDEr-D")
     "The caption with the highest expected CIDEr-D under fresh draws of the grammar."
     hyps = candidates(scene, rng, n_candidates)
-    scores = cider.table(hyps, captions(scene, rng, n_judges)).mean(1)
+    scores = cider.table(hyps, captions(scene, rng, n_pseudo_refs)).mean(1)
     best = int(scores.argmax())
     return hyps[best], float(scores[best])
 
@@ -85,28 +85,28 @@ def bound_table(
     train_captions:list, # all training captions
     seed:int=0,          # of the draws
     n_candidates:int=120,# see `expected_best_caption`
-    n_judges:int=120,    # see `expected_best_caption`
+    n_pseudo_refs:int=120,    # see `expected_best_caption`
 ) -> dict:               # name -> CIDEr-D, 1.0 = "100"; `captions`: name -> list
     "Bound, oracle and baselines for a split."
     cider = PairCider(references)
     common = min(Counter(train_captions).items(), key=lambda o: (-o[1], o[0]))[0]
-    rows,said = dict(bound=[], oracle=[], random=[], one_vs_rest=[], most_frequent=[]),[]
-    for i,(scene,refs) in enumerate(zip(scenes, references)):
+    rows, best_captions = dict(bound=[], oracle=[], random=[], one_vs_rest=[], most_frequent=[]), []
+    for i, (scene, refs) in enumerate(zip(scenes, references)):
         rng = np.random.default_rng([seed, 7, i])
-        hyps,judges = candidates(scene, rng, n_candidates),captions(scene, rng, n_judges)
-        own = len(hyps)
-        every = hyps + list(refs) + captions(scene, rng, 1) + [common]
-        t = cider.table(every, judges + list(refs))
-        on_refs = t[:,n_judges:].mean(1)
-        best = int(t[:own,:n_judges].mean(1).argmax())
-        others = t[own:own+len(refs),n_judges:]
+        hyps, pseudo_refs = candidates(scene, rng, n_candidates), captions(scene, rng, n_pseudo_refs)
+        n_hyps = len(hyps)
+        all_captions = hyps + list(refs) + captions(scene, rng, 1) + [common]
+        t = cider.table(all_captions, pseudo_refs + list(refs))
+        on_refs = t[:,n_pseudo_refs:].mean(1)
+        best = int(t[:n_hyps,:n_pseudo_refs].mean(1).argmax())
+        others = t[n_hyps:n_hyps+len(refs),n_pseudo_refs:]
         rows['bound'].append(on_refs[best])
-        rows['oracle'].append(on_refs[:own+len(refs)].max())
+        rows['oracle'].append(on_refs[:n_hyps+len(refs)].max())
         rows['random'].append(on_refs[-2])
         rows['one_vs_rest'].append((others.sum()-np.trace(others))/(len(refs)*(len(refs)-1)))
         rows['most_frequent'].append(on_refs[-1])
-        said.append(every[best])
-    return {**{k:round(float(np.mean(v)), 4) for k,v in rows.items()}, 'captions': dict(bound=said, most_frequent=common)}
+        best_captions.append(all_captions[best])
+    return {**{k:round(float(np.mean(v)), 4) for k, v in rows.items()}, 'captions': dict(bound=best_captions, most_frequent=common)}
 
 # %% ../../../nbs/15_own/00_scenes/60_bound.ipynb #888bfbd8
 def bounds(
@@ -118,8 +118,8 @@ def bounds(
     "Bound, oracle and baselines of a written data set."
     path = data.folder/f'bounds_{split}.json'
     if cache and path.exists():
-        kept = json.loads(path.read_text())
-        if kept.get('seed') == seed and kept.get('stamp') == data.info: return kept['table']
+        cached = json.loads(path.read_text())
+        if cached.get('seed') == seed and cached.get('stamp') == data.info: return cached['table']
     ids = data.ids(split)
     train = [c for i in data.ids('train') for c in data.captions(i)]
     table = bound_table([data.scene(i) for i in ids], [data.captions(i) for i in ids], train, seed)

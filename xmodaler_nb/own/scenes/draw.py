@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'COLOURS', 'RADII', 'MATERIALS', 'SHAPES', 'CATEGORIES', 'CONVERSE', 'RELATIONS', 'PLACES', 'ALLOWED',
-           'MOTIONS', 'FRAMES', 'coverage', 'Thing', 'Scene', 'gaps', 'relation', 'pick', 'between', 'sample_thing',
-           'sample_scene', 'render', 'clip_scenes', 'sample_clip', 'render_clip']
+           'MOTIONS', 'FRAMES', 'coverage', 'Thing', 'Scene', 'gaps', 'relation', 'random_choice', 'random_integer',
+           'sample_thing', 'sample_scene', 'render', 'clip_scenes', 'sample_clip', 'render_clip']
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #662d04a5
 from dataclasses import dataclass, field, replace, asdict
@@ -14,10 +14,10 @@ import numpy as np
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #6f1eb80f
 SIZE = 64                                                             # side of a scene in pixels
-COLOURS = dict(red=(205,40,40), orange=(240,135,25), yellow=(240,220,50), green=(35,140,55), blue=(45,80,205),
-               purple=(130,50,160), pink=(245,140,185), brown=(120,72,38), white=(240,240,240), black=(35,35,40))
-RADII = dict(small=(6,7), medium=(9,10), large=(13,14))            # half the side of a thing's square, in pixels
-MATERIALS = ('rubber','metal','wood','glass')
+COLOURS = dict(red=(205, 40, 40), orange=(240, 135, 25), yellow=(240, 220, 50), green=(35, 140, 55), blue=(45, 80, 205),
+               purple=(130, 50, 160), pink=(245, 140, 185), brown=(120, 72, 38), white=(240, 240, 240), black=(35, 35, 40))
+RADII = dict(small=(6, 7), medium=(9, 10), large=(13, 14))            # half the side of a thing's square, in pixels
+MATERIALS = ('rubber', 'metal', 'wood', 'glass')
 
 def _star():
     "Corners of a five-pointed star, alternating outer and inner."
@@ -28,30 +28,30 @@ def _star():
 def _inside(u, v, corners):
     "Even-odd rule: is each point inside the polygon?"
     res = np.zeros(u.shape, bool)
-    for (x1,y1),(x2,y2) in zip(corners, corners[1:]+corners[:1]):
+    for (x1, y1), (x2, y2) in zip(corners, corners[1:]+corners[:1]):
         if y1 == y2: continue
         res ^= ((y1 > v) != (y2 > v)) & (u < (x2-x1)*(v-y1)/(y2-y1)+x1)
     return res
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #74f03b58
 def _disc(u, v, x=0., y=0., r=1.): return (u-x)**2 + (v-y)**2 <= r*r
-def _boat(u, v):  return _inside(u, v, [(-1,.3),(1,.3),(.6,.95),(-.6,.95)]) | _inside(u, v, [(-.08,-1),(.1,-1),(.75,.12),(.1,.12),(.1,.4),(-.08,.4)])
-def _fish(u, v):  return ((u+.25)**2/.5625 + v**2/.36 <= 1) | _inside(u, v, [(.3,0),(1,-.65),(1,.65)])
-def _cup(u, v):   return _inside(u, v, [(-.95,-.8),(.45,-.8),(.3,.9),(-.8,.9)]) | (_disc(u,v,.4,-.1,.58) & ~_disc(u,v,.4,-.1,.3) & (u > .3))
-def _house(u, v): return ((abs(u) <= .72) & (v > -.15) & (v <= .95)) | _inside(u, v, [(0,-1),(1,-.1),(-1,-.1)])
+def _boat(u, v):  return _inside(u, v, [(-1, .3), (1, .3), (.6, .95), (-.6, .95)]) | _inside(u, v, [(-.08, -1), (.1, -1), (.75, .12), (.1, .12), (.1, .4), (-.08, .4)])
+def _fish(u, v):  return ((u+.25)**2/.5625 + v**2/.36 <= 1) | _inside(u, v, [(.3, 0), (1, -.65), (1, .65)])
+def _cup(u, v):   return _inside(u, v, [(-.95, -.8), (.45, -.8), (.3, .9), (-.8, .9)]) | (_disc(u, v, .4, -.1, .58) & ~_disc(u, v, .4, -.1, .3) & (u > .3))
+def _house(u, v): return ((abs(u) <= .72) & (v > -.15) & (v <= .95)) | _inside(u, v, [(0, -1), (1, -.1), (-1, -.1)])
 def _heart(u, v):
-    x,y = 1.2*u, .15-1.2*v
+    x, y = 1.2*u, .15-1.2*v
     return (x*x+y*y-1)**3 - x*x*y*y*y <= 0
 
 SHAPES = dict(
-    ball =lambda u,v: _disc(u, v, r=.97),
-    box  =lambda u,v: (abs(u) <= .9) & (abs(v) <= .9),
-    cone =lambda u,v: _inside(u, v, [(0,-1),(.95,.9),(-.95,.9)]),
-    star =lambda u,v: _inside(u, v, _star()),
-    ring =lambda u,v: _disc(u, v) & ~_disc(u, v, r=.48),
+    ball =lambda u, v: _disc(u, v, r=.97),
+    box  =lambda u, v: (abs(u) <= .9) & (abs(v) <= .9),
+    cone =lambda u, v: _inside(u, v, [(0, -1), (.95, .9), (-.95, .9)]),
+    star =lambda u, v: _inside(u, v, _star()),
+    ring =lambda u, v: _disc(u, v) & ~_disc(u, v, r=.48),
     heart=_heart,
-    cross=lambda u,v: ((abs(u) <= .34) & (abs(v) <= .97)) | ((abs(v) <= .34) & (abs(u) <= .97)),
-    moon =lambda u,v: _disc(u, v) & ~_disc(u, v, .55, 0., .8),
+    cross=lambda u, v: ((abs(u) <= .34) & (abs(v) <= .97)) | ((abs(v) <= .34) & (abs(u) <= .97)),
+    moon =lambda u, v: _disc(u, v) & ~_disc(u, v, .55, 0., .8),
     boat=_boat, fish=_fish, cup=_cup, house=_house)
 CATEGORIES = tuple(SHAPES)
 
@@ -64,7 +64,7 @@ def coverage(
     "Draw a shape with soft edges: 4 × 4 samples per pixel."
     n = 2*r+1
     p = ((np.arange(4*n)+.5)/4 - n/2)/r                               # sample positions in units of r
-    res = SHAPES[category](*np.meshgrid(p, p)).reshape(n,4,n,4).mean((1,3))
+    res = SHAPES[category](*np.meshgrid(p, p)).reshape(n, 4, n, 4).mean((1, 3))
     res = res[:,::-1] if flip else res
     res.setflags(write=False)
     return res
@@ -89,7 +89,7 @@ class Thing:
     @property
     def box(self) -> tuple:
         "x1, y1, x2, y2 in pixels, the last two exclusive, around what is really covered."
-        t,b,l,r = _extent(self.category, self.r, self.flip)
+        t, b, l, r = _extent(self.category, self.r, self.flip)
         return (self.x-self.r+l, self.y-self.r+t, self.x-self.r+r, self.y-self.r+b)
 
 @lru_cache(maxsize=None)
@@ -99,8 +99,8 @@ def _area(category, r): return float(coverage(category, r).sum())
 def _extent(category, r, flip):
     "First and one-past-last row and column with at least half a pixel covered."
     m = coverage(category, r, flip) >= .5
-    y,x = np.flatnonzero(m.any(1)),np.flatnonzero(m.any(0))
-    return int(y[0]),int(y[-1])+1,int(x[0]),int(x[-1])+1
+    y, x = np.flatnonzero(m.any(1)), np.flatnonzero(m.any(0))
+    return int(y[0]), int(y[-1])+1, int(x[0]), int(x[-1])+1
 
 @dataclass(frozen=True)
 class Scene:
@@ -131,17 +131,17 @@ def relation(
     b:Thing, # the thing it is compared to
 ) -> str:    # a name in `RELATIONS`, or '' if none fits by a margin
     "How does `a` stand to `b`? Read: *a is <relation> b*."
-    gx,gy = gaps(a.box, b.box)
-    dx,dy = a.x-b.x, a.y-b.y
-    if max(gx,gy) < 0:            return 'behind' if a.z < b.z else 'front'
+    gx, gy = gaps(a.box, b.box)
+    dx, dy = a.x-b.x, a.y-b.y
+    if max(gx, gy) < 0:            return 'behind' if a.z < b.z else 'front'
     if gx < -4 and 0 <= gy <= 2:  return 'on' if dy < 0 else 'under'
-    if max(gx,gy) <= 4:           return 'near'
+    if max(gx, gy) <= 4:           return 'near'
     if abs(dx) >= 1.4*abs(dy):    return 'left' if dx < 0 else 'right'
     if abs(dy) >= 1.4*abs(dx):    return 'above' if dy < 0 else 'below'
     return ''
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #499e42ab
-def pick(
+def random_choice(
     rng:np.random.Generator, # where chance comes from
     options,                 # sequence of values, or dict value -> weight
 ):                           # one of them
@@ -149,12 +149,12 @@ def pick(
     u = rng.random()
     if not isinstance(options, dict): return options[int(u*len(options))]
     u *= sum(options.values())
-    for k,w in options.items():
+    for k, w in options.items():
         u -= w
         if u < 0: return k
     return k
 
-def between(
+def random_integer(
     rng:np.random.Generator, # where chance comes from
     lo:int,                  # smallest
     hi:int,                  # largest, included
@@ -163,11 +163,11 @@ def between(
     return lo + int(rng.random()*(hi-lo+1))
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #410407a0
-PLACES = dict(grass=((112,172,86),(92,150,66)), sand=((232,208,154),(218,190,132)), water=((96,158,205),(66,128,182)), snow=((230,236,243),(214,222,234)),
-              table=((186,138,88),(170,120,74)), night=((22,24,52),(38,40,82)), road=((128,128,133),(108,108,113)), carpet=((158,62,82),(138,46,66)))
+PLACES = dict(grass=((112, 172, 86), (92, 150, 66)), sand=((232, 208, 154), (218, 190, 132)), water=((96, 158, 205), (66, 128, 182)), snow=((230, 236, 243), (214, 222, 234)),
+              table=((186, 138, 88), (170, 120, 74)), night=((22, 24, 52), (38, 40, 82)), road=((128, 128, 133), (108, 108, 113)), carpet=((158, 62, 82), (138, 46, 66)))
 
-def _apart(c, place): return min(sum((i-j)**2 for i,j in zip(c, g)) for g in PLACES[place]) >= 90**2
-ALLOWED = {p:tuple(k for k,c in COLOURS.items() if _apart(c, p)) for p in PLACES}
+def _contrasts(c, place): return min(sum((i-j)**2 for i, j in zip(c, g)) for g in PLACES[place]) >= 90**2
+ALLOWED = {p:tuple(k for k, c in COLOURS.items() if _contrasts(c, p)) for p in PLACES}
 
 def sample_thing(
     rng:np.random.Generator, # where chance comes from
@@ -176,89 +176,89 @@ def sample_thing(
     category=None,           # fix the category
 ) -> Thing:                  # at position 0,0
     "Draw a thing that is visible in a place."
-    size = pick(rng, sizes)
-    return Thing(category or pick(rng, CATEGORIES), pick(rng, ALLOWED[place]), size, pick(rng, dict(rubber=4,metal=3,wood=3,glass=2)),
-                 0, 0, pick(rng, RADII[size]), rng.random() < .5)
+    size = random_choice(rng, sizes)
+    return Thing(category or random_choice(rng, CATEGORIES), random_choice(rng, ALLOWED[place]), size, random_choice(rng, dict(rubber=4, metal=3, wood=3, glass=2)),
+                 0, 0, random_choice(rng, RADII[size]), rng.random() < .5)
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #ab892296
-_WANT = dict(left=5, right=5, above=3, below=3, near=3, on=2, behind=2, front=2)
-_COUNT = {1:2, 2:4, 3:3, 4:2, 5:1}
+_RELATION_WEIGHTS = dict(left=5, right=5, above=3, below=3, near=3, on=2, behind=2, front=2)
+_NUMBER_WEIGHTS = {1:2, 2:4, 3:3, 4:2, 5:1}
 
 def _sizes(rng, n):
     "Size names for n things, largest first."
-    return [pick(rng, dict(large=5, medium=3, small=1 if n == 1 else 0))] + [pick(rng, dict(large=1, medium=4, small=4)) for _ in range(n-1)]
+    return [random_choice(rng, dict(large=5, medium=3, small=1 if n == 1 else 0))] + [random_choice(rng, dict(large=1, medium=4, small=4)) for _ in range(n-1)]
 
 def _fits(t, others, gap):
     "Three pixels from the border, and `gap` from all others?"
-    x1,y1,x2,y2 = t.box
-    return min(x1,y1) >= 3 and max(x2,y2) <= SIZE-3 and all(max(gaps(t.box, o.box)) >= gap for o in others)
+    x1, y1, x2, y2 = t.box
+    return min(x1, y1) >= 3 and max(x2, y2) <= SIZE-3 and all(max(gaps(t.box, o.box)) >= gap for o in others)
 
-def _move(rng, t, **kw): return replace(t, x=between(rng, t.r, SIZE-1-t.r), y=between(rng, t.r, SIZE-1-t.r), **kw)
+def _random_position(rng, t, **kw): return replace(t, x=random_integer(rng, t.r, SIZE-1-t.r), y=random_integer(rng, t.r, SIZE-1-t.r), **kw)
 
-def _offset(rng, first, t, want):
+def _place_beside(rng, first, t, target):
     "Put `t` beside `first` so that *first is `want` t*, wherever that is; None if this draw does not come out right."
-    side,touch = pick(rng, (-1,1)),first.r+t.r
-    if want in ('left','right'):    dx,dy = between(rng, touch+5, SIZE-8-touch), between(rng, -16, 16)
-    elif want in ('above','below'): dx,dy = between(rng, -16, 16), between(rng, touch+5, SIZE-8-touch)
-    elif want == 'near':            dx,dy = side*(touch+between(rng, 2, 5)), between(rng, -5, 5)
-    elif want == 'on':              dx,dy = between(rng, -6, 6), touch+2
-    else:                           dx,dy = side*(touch-between(rng, 2, t.r if want == 'behind' else 5)), between(rng, -5, 5)
-    if want == 'right': dx = -dx                                      # first is right of t: t lies to the left
-    if want == 'below': dy = -dy
-    t = replace(t, x=first.x+dx, y=first.y+dy, z=-1 if want == 'front' else 1)
-    if relation(first, t) != want: return None
-    if want in RELATIONS[:4] and max(gaps(first.box, t.box)) < 7: return None     # a clear distance for the directions
-    if want in ('behind','front') and _hidden(first, t) > .3: return None
+    side, touch = random_choice(rng, (-1, 1)), first.r+t.r
+    if target in ('left', 'right'):    dx, dy = random_integer(rng, touch+5, SIZE-8-touch), random_integer(rng, -16, 16)
+    elif target in ('above', 'below'): dx, dy = random_integer(rng, -16, 16), random_integer(rng, touch+5, SIZE-8-touch)
+    elif target == 'near':            dx, dy = side*(touch+random_integer(rng, 2, 5)), random_integer(rng, -5, 5)
+    elif target == 'on':              dx, dy = random_integer(rng, -6, 6), touch+2
+    else:                           dx, dy = side*(touch-random_integer(rng, 2, t.r if target == 'behind' else 5)), random_integer(rng, -5, 5)
+    if target == 'right': dx = -dx                                      # first is right of t: t lies to the left
+    if target == 'below': dy = -dy
+    t = replace(t, x=first.x+dx, y=first.y+dy, z=-1 if target == 'front' else 1)
+    if relation(first, t) != target: return None
+    if target in RELATIONS[:4] and max(gaps(first.box, t.box)) < 7: return None     # a clear distance for the directions
+    if target in ('behind', 'front') and _hidden(first, t) > .3: return None
     return t
 
 def _shift_inside(rng, things):
     "Move a group together to somewhere inside the picture; None if it is too large."
     b = [t.box for t in things]
-    (x1,y1),(x2,y2) = (min(o[i] for o in b) for i in (0,1)),(max(o[i] for o in b) for i in (2,3))
+    (x1, y1), (x2, y2) = (min(o[i] for o in b) for i in (0, 1)), (max(o[i] for o in b) for i in (2, 3))
     if x2-x1 > SIZE-6 or y2-y1 > SIZE-6: return None
-    dx,dy = between(rng, 3-x1, SIZE-3-x2),between(rng, 3-y1, SIZE-3-y2)
+    dx, dy = random_integer(rng, 3-x1, SIZE-3-x2), random_integer(rng, 3-y1, SIZE-3-y2)
     return [replace(t, x=t.x+dx, y=t.y+dy) for t in things]
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #3dfa3fa7
 def _hidden(a, b):
     "Share of the lower one's pixels that the upper one covers, of two overlapping things."
-    lo,hi = (a,b) if a.z < b.z else (b,a)
-    m = np.zeros((3*SIZE,3*SIZE))                                     # roomy enough for things that stick out
-    y,x = hi.y-hi.r+SIZE, hi.x-hi.r+SIZE
-    m[max(y-2,0):y+2*hi.r+3, max(x-2,0):x+2*hi.r+3] = 1               # its square and the contour around it
-    y,x = lo.y-lo.r+SIZE, lo.x-lo.r+SIZE
+    lo, hi = (a, b) if a.z < b.z else (b, a)
+    m = np.zeros((3*SIZE, 3*SIZE))                                     # roomy enough for things that stick out
+    y, x = hi.y-hi.r+SIZE, hi.x-hi.r+SIZE
+    m[max(y-2, 0):y+2*hi.r+3, max(x-2, 0):x+2*hi.r+3] = 1               # its square and the contour around it
+    y, x = lo.y-lo.r+SIZE, lo.x-lo.r+SIZE
     return float((m[y:y+2*lo.r+1, x:x+2*lo.r+1]*lo.cover).sum()/lo.area)
 
-def _draw_things(rng, n, place):
+def _sample_things(rng, n, place):
     "Things by falling area: the second at least a fifth smaller than the first, all others at least a fifth smaller than the second. Sometimes two of a kind."
-    same = pick(rng, CATEGORIES) if n > 1 and rng.random() < .25 else None
+    same = random_choice(rng, CATEGORIES) if n > 1 and rng.random() < .25 else None
     while True:
-        things,limit = [],float('inf')
-        for i,s in enumerate(_sizes(rng, n)):
-            t = sample_thing(rng, place, (s,), same if i in (n-2,n-1) else None)
+        things, limit = [], float('inf')
+        for i, s in enumerate(_sizes(rng, n)):
+            t = sample_thing(rng, place, (s,), same if i in (n-2, n-1) else None)
             if t.area*(1.25 if i else 1.) > limit: break
             things.append(t)
             if i < 2: limit = t.area
         else: return things
 
-def _try_scene(rng, n, place, want):
+def _try_scene(rng, n, place, target):
     "One attempt; None when it does not fit."
-    things = _draw_things(rng, n, place)
-    done = things[:1]
+    things = _sample_things(rng, n, place)
+    placed = things[:1]
     if n > 1:
         for _ in range(10):
-            t = _offset(rng, things[0], things[1], want)
+            t = _place_beside(rng, things[0], things[1], target)
             if t: break
         else: return None
-        done = [things[0], t]
-    done = _shift_inside(rng, done)
-    if not done: return None
+        placed = [things[0], t]
+    placed = _shift_inside(rng, placed)
+    if not placed: return None
     for t in things[2:]:
         for _ in range(40):
-            t = _move(rng, t, z=2)
-            if _fits(t, done, 5): done.append(t); break
+            t = _random_position(rng, t, z=2)
+            if _fits(t, placed, 5): placed.append(t); break
         else: return None
-    return tuple(done)
+    return tuple(placed)
 
 def sample_scene(
     rng:np.random.Generator, # where chance comes from
@@ -266,18 +266,18 @@ def sample_scene(
     place:str|None=None,     # a name in `PLACES`; None: drawn
 ) -> Scene:                  # every relation of the first two things holds by a margin
     "Draw a scene; attempts that do not fit are repeated."
-    n,place,want = n or pick(rng, _COUNT), place or pick(rng, tuple(PLACES)), pick(rng, _WANT)
+    n, place, target = n or random_choice(rng, _NUMBER_WEIGHTS), place or random_choice(rng, tuple(PLACES)), random_choice(rng, _RELATION_WEIGHTS)
     while True:
-        things = _try_scene(rng, n, place, want)
+        things = _try_scene(rng, n, place, target)
         if things: return Scene(place, things, int(rng.random()*2**31))
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #b4f215d8
-def _ground(place, rng):
+def _background(place, rng):
     "Background of a place, (SIZE, SIZE, 3) float64."
-    top,bottom = (np.array(c, float) for c in PLACES[place])
-    y,x = np.mgrid[:SIZE,:SIZE]
+    top, bottom = (np.array(c, float) for c in PLACES[place])
+    y, x = np.mgrid[:SIZE,:SIZE]
     t = y[...,None]/(SIZE-1)
-    noise = rng.random((SIZE,SIZE)) - .5                              # in [-0.5, 0.5)
+    noise = rng.random((SIZE, SIZE)) - .5                              # in [-0.5, 0.5)
     shift = int(rng.random()*16)
     tex = dict(grass=lambda: 16*noise + 4*((x*5+y*3+shift)%7 < 2), sand=lambda: 14*noise, snow=lambda: 6*noise - 8*(noise > .46),
                water=lambda: 4*noise + 4*abs((y+shift+(x//8)%2)%8-4) - 8, table=lambda: 5*noise - 14*((y+shift)%16 == 0),
@@ -290,8 +290,8 @@ def _material(t, rgb):
     "Colours of a thing's square, (2r+1, 2r+1, 3): flat rubber, a highlight on metal, grain on wood, a glint across glass."
     n = 2*t.r+1
     p = (np.arange(n)-t.r)/t.r
-    u,v = np.meshgrid(p, p)
-    c = np.broadcast_to(rgb, (n,n,3))
+    u, v = np.meshgrid(p, p)
+    c = np.broadcast_to(rgb, (n, n, 3))
     if t.material == 'metal':
         light = np.clip(1-((u+.2)**2+(v+.25)**2)/.4, 0, 1)[...,None]
         return c*(1-.75*light) + 255*.75*light - 55*np.clip(v, 0, 1)[...,None]
@@ -308,29 +308,29 @@ def _contour(category, r, flip):
 
 def _blend(img, patch, alpha, top, left):
     "Mix a patch into the picture where it lies inside."
-    h,w = alpha.shape
-    y1,x1,y2,x2 = max(top,0),max(left,0),min(top+h,SIZE),min(left+w,SIZE)
+    h, w = alpha.shape
+    y1, x1, y2, x2 = max(top, 0), max(left, 0), min(top+h, SIZE), min(left+w, SIZE)
     if y1 >= y2 or x1 >= x2: return
     a = alpha[y1-top:y2-top, x1-left:x2-left, None]
-    img[y1:y2,x1:x2] = img[y1:y2,x1:x2]*(1-a) + patch(y1-top,y2-top,x1-left,x2-left,y1,y2,x1,x2)*a
+    img[y1:y2,x1:x2] = img[y1:y2,x1:x2]*(1-a) + patch(y1-top, y2-top, x1-left, x2-left, y1, y2, x1, x2)*a
 
 def render(
     scene:Scene, # what to draw
 ) -> np.ndarray: # (64, 64, 3) uint8, RGB
     "Draw a scene. The same scene gives the same pixels."
     rng = np.random.default_rng(scene.seed)
-    ground = _ground(scene.place, rng)
-    img = ground.copy()
+    backdrop = _background(scene.place, rng)
+    img = backdrop.copy()
     tints = {t:np.array(COLOURS[t.colour])+16*(rng.random(3)-.5) for t in scene.things}
     for t in sorted(scene.things, key=lambda t: t.z):
-        top,left = t.y-t.r, t.x-t.r
-        _blend(img, lambda a,b,c,d,y1,y2,x1,x2: ground[y1:y2,x1:x2], _contour(t.category, t.r, t.flip), top-2, left-2)
-        look = _material(t, tints[t])
-        _blend(img, lambda a,b,c,d,*_: look[a:b,c:d], t.cover, top, left)
+        top, left = t.y-t.r, t.x-t.r
+        _blend(img, lambda a, b, c, d, y1, y2, x1, x2: backdrop[y1:y2,x1:x2], _contour(t.category, t.r, t.flip), top-2, left-2)
+        surface = _material(t, tints[t])
+        _blend(img, lambda a, b, c, d, *_: surface[a:b,c:d], t.cover, top, left)
     return np.clip(np.floor(img+.5), 0, 255).astype(np.uint8)
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #bcb78d63
-MOTIONS = dict(left=(-1,0), right=(1,0), up=(0,-1), down=(0,1), closer=(0,0), away=(0,0), still=(0,0))
+MOTIONS = dict(left=(-1, 0), right=(1, 0), up=(0, -1), down=(0, 1), closer=(0, 0), away=(0, 0), still=(0, 0))
 FRAMES = 8                                                            # frames of a clip
 _TRAVEL = dict(slow=1.5, fast=4.)                                     # pixels per frame; of a growing thing a third of it, in radius
 
@@ -338,26 +338,26 @@ def _frame_thing(t, motion, speed, i):
     "The moving thing at frame i, counted from the middle of the clip."
     k = i-(FRAMES-1)/2
     s = _TRAVEL[speed or 'slow']*k
-    dx,dy = MOTIONS[motion]
-    if motion in ('closer','away'): return replace(t, r=max(4, t.r+int(np.floor((s if motion == 'closer' else -s)/3+.5))))
+    dx, dy = MOTIONS[motion]
+    if motion in ('closer', 'away'): return replace(t, r=max(4, t.r+int(np.floor((s if motion == 'closer' else -s)/3+.5))))
     return replace(t, x=t.x+int(np.floor(dx*s+.5)), y=t.y+int(np.floor(dy*s+.5)))
 
 def clip_scenes(
     scene:Scene, # with a motion
 ) -> list:       # of `FRAMES` scenes, one per frame
     "The scene at each moment."
-    first,*rest = scene.things
+    first, *rest = scene.things
     return [replace(scene, things=(_frame_thing(first, scene.motion, scene.speed, i), *rest)) for i in range(FRAMES)]
 
 def sample_clip(
     rng:np.random.Generator, # where chance comes from
 ) -> Scene:                  # with `motion` and `speed`; things are where they are at half time
     "Draw a scene whose first thing moves and stays inside the picture."
-    place,n,motion = pick(rng, tuple(PLACES)), pick(rng, {1:2, 2:3}), pick(rng, tuple(MOTIONS))
-    speed = '' if motion == 'still' else pick(rng, ('slow','fast'))
+    place, n, motion = random_choice(rng, tuple(PLACES)), random_choice(rng, {1:2, 2:3}), random_choice(rng, tuple(MOTIONS))
+    speed = '' if motion == 'still' else random_choice(rng, ('slow', 'fast'))
     while True:
-        first = _move(rng, sample_thing(rng, place, dict(large=1) if motion in ('closer','away') else dict(large=1, medium=3)))
-        rest = [_move(rng, sample_thing(rng, place, ('small',)), z=1) for _ in range(n-1)]
+        first = _random_position(rng, sample_thing(rng, place, dict(large=1) if motion in ('closer', 'away') else dict(large=1, medium=3)))
+        rest = [_random_position(rng, sample_thing(rng, place, ('small',)), z=1) for _ in range(n-1)]
         scene = Scene(place, (first, *rest), int(rng.random()*2**31), motion, speed)
         moments = [s.things[0] for s in clip_scenes(scene)]
         if not all(_fits(t, rest, 3) for t in moments) or not all(_fits(t, (), 0) for t in rest): continue

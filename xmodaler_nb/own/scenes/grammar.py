@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOUNS', 'PLURALS', 'COLOUR_WORDS', 'SIZE_WORDS', 'MATERIAL_WORDS', 'PLACE_WORDS', 'RELATION_WORDS', 'SIDE_WORDS',
-           'NUMBERS', 'ALONE', 'MANY', 'MOTION_WORDS', 'GROW_WORDS', 'ING_WORDS', 'SPEED_WORDS', 'MOVING', 'TEMPLATES',
-           'MIN_WORDS', 'MAX_WORDS', 'Chooser', 'noun_phrase', 'with_article', 'plural', 'Say', 'w', 'caption',
-           'captions', 'vocabulary']
+           'NUMBERS', 'ONE_THING_TEMPLATES', 'MANY_THINGS_TEMPLATES', 'MOTION_WORDS', 'GROW_WORDS', 'ING_WORDS',
+           'SPEED_WORDS', 'MOTION_TEMPLATES', 'TEMPLATES', 'MIN_WORDS', 'MAX_WORDS', 'Chooser', 'noun_phrase',
+           'with_article', 'plural', 'Phrases', 'fixed_words', 'caption', 'captions', 'vocabulary']
 
 # %% ../../../nbs/15_own/00_scenes/20_grammar.ipynb #dbb827ec
 from functools import lru_cache
@@ -14,19 +14,19 @@ import numpy as np
 from .draw import CONVERSE, relation
 
 # %% ../../../nbs/15_own/00_scenes/20_grammar.ipynb #fefb7d8d
-NOUNS = dict(ball=dict(ball=8,sphere=2), box=dict(box=7,cube=3), cone=dict(cone=7,pyramid=3), star=dict(star=1), ring=dict(ring=8,hoop=2),
-             heart=dict(heart=1), cross=dict(cross=8,plus=2), moon=dict(moon=7,crescent=3), boat=dict(boat=7,sailboat=3), fish=dict(fish=1),
-             cup=dict(cup=7,mug=3), house=dict(house=8,hut=2))
+NOUNS = dict(ball=dict(ball=8, sphere=2), box=dict(box=7, cube=3), cone=dict(cone=7, pyramid=3), star=dict(star=1), ring=dict(ring=8, hoop=2),
+             heart=dict(heart=1), cross=dict(cross=8, plus=2), moon=dict(moon=7, crescent=3), boat=dict(boat=7, sailboat=3), fish=dict(fish=1),
+             cup=dict(cup=7, mug=3), house=dict(house=8, hut=2))
 PLURALS = dict(box='boxes', cross='crosses', fish='fish')             # the rest take an s
-COLOUR_WORDS = dict(red=dict(red=9,scarlet=1), orange=dict(orange=1), yellow=dict(yellow=9,golden=1), green=dict(green=1), blue=dict(blue=1),
-                    purple=dict(purple=8,violet=2), pink=dict(pink=1), brown=dict(brown=1), white=dict(white=1), black=dict(black=1))
-SIZE_WORDS = dict(large=dict(large=6,big=4), small=dict(small=7,little=2,tiny=1))
-MATERIAL_WORDS = dict(rubber=dict(rubber=1), metal=dict(shiny=5,metal=5), wood=dict(wooden=7,striped=3), glass=dict(glass=1))
-PLACE_WORDS = dict(grass={'on the grass':7,'on the lawn':2,'in a meadow':1}, sand={'on the sand':6,'on the beach':4}, water={'on the water':6,'in the sea':4},
-                   snow={'in the snow':8,'on white snow':2}, table={'on the table':6,'on a wooden table':3,'on a desk':1},
-                   night={'in the night sky':7,'among the stars':3}, road={'on the road':6,'on the street':4}, carpet={'on the carpet':7,'on a red rug':3})
-RELATION_WORDS = dict(left={'to the left of':6,'left of':4}, right={'to the right of':6,'right of':4}, above={'above':8,'over':2}, below={'below':7,'under':3},
-                      near={'next to':5,'beside':3,'near':2}, on={'on top of':7,'on':3}, under={'under':6,'beneath':4}, behind={'behind':1}, front={'in front of':1})
+COLOUR_WORDS = dict(red=dict(red=9, scarlet=1), orange=dict(orange=1), yellow=dict(yellow=9, golden=1), green=dict(green=1), blue=dict(blue=1),
+                    purple=dict(purple=8, violet=2), pink=dict(pink=1), brown=dict(brown=1), white=dict(white=1), black=dict(black=1))
+SIZE_WORDS = dict(large=dict(large=6, big=4), small=dict(small=7, little=2, tiny=1))
+MATERIAL_WORDS = dict(rubber=dict(rubber=1), metal=dict(shiny=5, metal=5), wood=dict(wooden=7, striped=3), glass=dict(glass=1))
+PLACE_WORDS = dict(grass={'on the grass':7, 'on the lawn':2, 'in a meadow':1}, sand={'on the sand':6, 'on the beach':4}, water={'on the water':6, 'in the sea':4},
+                   snow={'in the snow':8, 'on white snow':2}, table={'on the table':6, 'on a wooden table':3, 'on a desk':1},
+                   night={'in the night sky':7, 'among the stars':3}, road={'on the road':6, 'on the street':4}, carpet={'on the carpet':7, 'on a red rug':3})
+RELATION_WORDS = dict(left={'to the left of':6, 'left of':4}, right={'to the right of':6, 'right of':4}, above={'above':8, 'over':2}, below={'below':7, 'under':3},
+                      near={'next to':5, 'beside':3, 'near':2}, on={'on top of':7, 'on':3}, under={'under':6, 'beneath':4}, behind={'behind':1}, front={'in front of':1})
 SIDE_WORDS = dict(left='to its left', right='to its right', above='above it', below='below it', near='beside it', on='on top of it', under='under it', behind='behind it', front='in front of it')
 NUMBERS = {1:'one', 2:'two', 3:'three', 4:'four', 5:'five'}
 
@@ -36,7 +36,7 @@ class Chooser:
     def __init__(self,
         rng:np.random.Generator, # where chance comes from
         sharpness:float=1.,      # weights are raised to this power, > 0
-    ): self.rng,self.sharpness = rng,sharpness
+    ): self.rng, self.sharpness = rng, sharpness
     def __call__(self,
         options:dict, # value -> weight
     ):                # one of the values
@@ -44,11 +44,11 @@ class Chooser:
         if len(options) == 1: return next(iter(options))
         ws = [w**self.sharpness for w in options.values()] if self.sharpness != 1 else options.values()
         u = self.rng.random()*sum(ws)
-        for k,w in zip(options, ws):
+        for k, w in zip(options, ws):
             u -= w
             if u < 0: return k
         return k
-    def flip(self,
+    def bernoulli(self,
         p:float, # chance of True, in [0,1]
     ) -> bool:
         "Draw yes or no."
@@ -64,9 +64,9 @@ def noun_phrase(
 ) -> list:       # of (slot, word), without an article
     "Say one thing."
     res = []
-    if t.size in SIZE_WORDS and c.flip(size): res.append(('size', c(SIZE_WORDS[t.size])))
-    if c.flip(colour):   res.append(('colour', c(COLOUR_WORDS[t.colour])))
-    if c.flip(material): res.append(('material', c(MATERIAL_WORDS[t.material])))
+    if t.size in SIZE_WORDS and c.bernoulli(size): res.append(('size', c(SIZE_WORDS[t.size])))
+    if c.bernoulli(colour):   res.append(('colour', c(COLOUR_WORDS[t.colour])))
+    if c.bernoulli(material): res.append(('material', c(MATERIAL_WORDS[t.material])))
     return res + [('noun', c(NOUNS[t.category]))]
 
 def with_article(
@@ -82,18 +82,18 @@ def plural(
     return PLURALS.get(noun, noun+'s')
 
 # %% ../../../nbs/15_own/00_scenes/20_grammar.ipynb #2161d2c4
-class Say:
+class Phrases:
     "What a template may use: the things and the place of a scene, said by one chooser."
     def __init__(self, c:Chooser, scene):
-        self.c,self.scene,self.things = c,scene,scene.things
+        self.c, self.scene, self.things = c, scene, scene.things
         self.a = scene.things[0]
-        self.b = None if len(self.things) < 2 else scene.things[1] if len(self.things) < 3 or c.flip(.9) else scene.things[2]
+        self.b = None if len(self.things) < 2 else scene.things[1] if len(self.things) < 3 or c.bernoulli(.9) else scene.things[2]
         self.rel = relation(self.a, self.b) if self.b else ''
-    def np(self, t): return with_article(noun_phrase(self.c, t, material=.25 if t is self.a else .12))
-    def np_a(self): return self.np(self.a)
-    def np_b(self): return self.np(self.b)
+    def phrase(self, t): return with_article(noun_phrase(self.c, t, material=.25 if t is self.a else .12))
+    def phrase_a(self): return self.phrase(self.a)
+    def phrase_b(self): return self.phrase(self.b)
     def place(self): return [('place', self.c(PLACE_WORDS[self.scene.place]))]
-    def maybe_place(self, p=.5): return self.place() if self.c.flip(p) else []
+    def maybe_place(self, p=.5): return self.place() if self.c.bernoulli(p) else []
     def relation(self,
         rel=None, # a relation; None: the scene's own
     ):
@@ -101,78 +101,78 @@ class Say:
         rel = self.rel if rel is None else rel
         return [('relation', self.c(RELATION_WORDS[rel]) if rel else 'and')]   # no clear relation: only "and"
 
-def w(
+def fixed_words(
     text, # fixed words, separated by spaces
 ):        # list of pairs ('word', word)
     "Words that are said as they stand."
     return [('word', o) for o in text.split()]
 
-def _alone(s):  return s.np_a() + s.place()
-def _there1(s): return w('there is') + s.np_a() + s.place()
-def _single(s): return w(s.c({'a single':5,'only one':3,'one lone':2})) + noun_phrase(s.c, s.a) + s.place()
-def _lies(s):   return s.np_a() + w(s.c({'is':4,'lies':3,'sits':3})) + s.place()
-def _photo1(s): return w(s.c({'a picture of':6,'a photo of':4})) + s.np_a() + s.place()
-def _we1(s):    return s.place() + w(s.c({'there is':6,'we see':4})) + s.np_a()
-ALONE = {_alone:45, _there1:18, _single:8, _lies:11, _photo1:10, _we1:8}
+def _alone(s):  return s.phrase_a() + s.place()
+def _there_is_one(s): return fixed_words('there is') + s.phrase_a() + s.place()
+def _single(s): return fixed_words(s.c({'a single':5, 'only one':3, 'one lone':2})) + noun_phrase(s.c, s.a) + s.place()
+def _lies(s):   return s.phrase_a() + fixed_words(s.c({'is':4, 'lies':3, 'sits':3})) + s.place()
+def _photo1(s): return fixed_words(s.c({'a picture of':6, 'a photo of':4})) + s.phrase_a() + s.place()
+def _we1(s):    return s.place() + fixed_words(s.c({'there is':6, 'we see':4})) + s.phrase_a()
+ONE_THING_TEMPLATES = {_alone:45, _there_is_one:18, _single:8, _lies:11, _photo1:10, _we1:8}
 
 # %% ../../../nbs/15_own/00_scenes/20_grammar.ipynb #4d7ad994
-def _pair(s):   return s.np_a() + s.relation() + s.np_b() + s.maybe_place(.75)
-def _there(s):  return w('there is') + s.np_a() + s.relation() + s.np_b() + s.maybe_place(.3)
-def _turned(s): return s.np_b() + s.relation(CONVERSE[s.rel]) + s.np_a() + s.maybe_place(.4)
-def _and(s):    return s.np_a() + w('and') + s.np_b() + s.place()
-def _first(s):  return s.place() + w(s.c({'there is':6,'we see':4})) + s.np_a() + s.relation() + s.np_b()
-def _verb(s):   return s.np_a() + w(s.c({'is':4,'lies':3,'sits':3})) + s.relation() + s.np_b() + s.maybe_place(.3)
-def _with(s):   return s.np_a() + s.place() + w('with') + s.np_b() + w(SIDE_WORDS.get(CONVERSE[s.rel], ''))
-def _photo(s):  return w(s.c({'a picture of':6,'a photo of':4})) + s.np_a() + s.relation() + s.np_b() + s.maybe_place(.2)
+def _pair(s):   return s.phrase_a() + s.relation() + s.phrase_b() + s.maybe_place(.75)
+def _there_is(s):  return fixed_words('there is') + s.phrase_a() + s.relation() + s.phrase_b() + s.maybe_place(.3)
+def _converse(s): return s.phrase_b() + s.relation(CONVERSE[s.rel]) + s.phrase_a() + s.maybe_place(.4)
+def _and(s):    return s.phrase_a() + fixed_words('and') + s.phrase_b() + s.place()
+def _place_first(s):  return s.place() + fixed_words(s.c({'there is':6, 'we see':4})) + s.phrase_a() + s.relation() + s.phrase_b()
+def _verb(s):   return s.phrase_a() + fixed_words(s.c({'is':4, 'lies':3, 'sits':3})) + s.relation() + s.phrase_b() + s.maybe_place(.3)
+def _with(s):   return s.phrase_a() + s.place() + fixed_words('with') + s.phrase_b() + fixed_words(SIDE_WORDS.get(CONVERSE[s.rel], ''))
+def _photo(s):  return fixed_words(s.c({'a picture of':6, 'a photo of':4})) + s.phrase_a() + s.relation() + s.phrase_b() + s.maybe_place(.2)
 def _count(s):
-    what = NUMBERS[len(s.things)] + ' ' + s.c({'objects':6,'things':3,'toys':1})
-    return w(what) + s.place() + w(s.c({'with':4,'including':3,'and one is':2,'one of them is':1})) + s.np_a()
+    what = NUMBERS[len(s.things)] + ' ' + s.c({'objects':6, 'things':3, 'toys':1})
+    return fixed_words(what) + s.place() + fixed_words(s.c({'with':4, 'including':3, 'and one is':2, 'one of them is':1})) + s.phrase_a()
 def _kinds(s):
     "Two of a kind, and something else; where there are none, a plain count."
     by_kind = {}
     for t in s.things: by_kind.setdefault(t.category, []).append(t)
-    kind,ts = max(by_kind.items(), key=lambda o: len(o[1]))           # the first of the most frequent
+    kind, ts = max(by_kind.items(), key=lambda o: len(o[1]))           # the first of the most frequent
     if len(ts) < 2: return _count(s)
     rest = next((t for t in s.things if t.category != kind), None)
     same = ts[0].colour if len({t.colour for t in ts}) == 1 else None
-    return w(NUMBERS[len(ts)]) + (w(s.c(COLOUR_WORDS[same])) if same else []) + w(plural(s.c(NOUNS[kind]))) + (w('and') + s.np(rest) if rest else []) + s.place()
-MANY = {_pair:46, _there:9, _turned:8, _and:10, _first:6, _verb:8, _with:6, _photo:6, _count:5, _kinds:4}
+    return fixed_words(NUMBERS[len(ts)]) + (fixed_words(s.c(COLOUR_WORDS[same])) if same else []) + fixed_words(plural(s.c(NOUNS[kind]))) + (fixed_words('and') + s.phrase(rest) if rest else []) + s.place()
+MANY_THINGS_TEMPLATES = {_pair:46, _there_is:9, _converse:8, _and:10, _place_first:6, _verb:8, _with:6, _photo:6, _count:5, _kinds:4}
 
 # %% ../../../nbs/15_own/00_scenes/20_grammar.ipynb #b41e1e0b
-MOTION_WORDS = dict(left={'to the left':7,'left':3}, right={'to the right':7,'right':3}, up={'up':6,'upwards':4}, down={'down':6,'downwards':4})
-GROW_WORDS = dict(closer={'comes closer':6,'gets bigger':4}, away={'goes away':6,'gets smaller':4}, still={'stays still':6,'does not move':4})
-ING_WORDS = dict(closer={'coming closer':6,'getting bigger':4}, away={'going away':6,'getting smaller':4}, still={'staying still':6,'not moving':4})
-SPEED_WORDS = dict(slow={'slowly':1}, fast={'quickly':6,'fast':4})
+MOTION_WORDS = dict(left={'to the left':7, 'left':3}, right={'to the right':7, 'right':3}, up={'up':6, 'upwards':4}, down={'down':6, 'downwards':4})
+GROW_WORDS = dict(closer={'comes closer':6, 'gets bigger':4}, away={'goes away':6, 'gets smaller':4}, still={'stays still':6, 'does not move':4})
+ING_WORDS = dict(closer={'coming closer':6, 'getting bigger':4}, away={'going away':6, 'getting smaller':4}, still={'staying still':6, 'not moving':4})
+SPEED_WORDS = dict(slow={'slowly':1}, fast={'quickly':6, 'fast':4})
 
-def _speed(s, p=.6): return w(s.c(SPEED_WORDS[s.scene.speed])) if s.scene.speed and s.c.flip(p) else []
-def _does(s):
+def _speed(s, p=.6): return fixed_words(s.c(SPEED_WORDS[s.scene.speed])) if s.scene.speed and s.c.bernoulli(p) else []
+def _motion_verb(s):
     m = s.scene.motion
-    if m in GROW_WORDS: return w(s.c(GROW_WORDS[m]))
-    return w(s.c({'moves':6,'slides':3,'travels':1})) + w(s.c(MOTION_WORDS[m]))
-def _doing(s):
+    if m in GROW_WORDS: return fixed_words(s.c(GROW_WORDS[m]))
+    return fixed_words(s.c({'moves':6, 'slides':3, 'travels':1})) + fixed_words(s.c(MOTION_WORDS[m]))
+def _motion_participle(s):
     m = s.scene.motion
-    if m in ING_WORDS: return w(s.c(ING_WORDS[m]))
-    return w(s.c({'moving':7,'sliding':3})) + w(s.c(MOTION_WORDS[m]))
-def _near_b(s, p=.3): return w('near') + s.np_b() if s.b and s.c.flip(p) else s.maybe_place(.6)
+    if m in ING_WORDS: return fixed_words(s.c(ING_WORDS[m]))
+    return fixed_words(s.c({'moving':7, 'sliding':3})) + fixed_words(s.c(MOTION_WORDS[m]))
+def _near_b(s, p=.3): return fixed_words('near') + s.phrase_b() if s.b and s.c.bernoulli(p) else s.maybe_place(.6)
 
-def _moves(s):  return s.np_a() + _does(s) + _speed(s) + _near_b(s)
-def _watch(s):  return w(s.c({'we see':6,'there is':4})) + s.np_a() + _doing(s) + _speed(s) + s.maybe_place(.4)
-def _clip(s):   return w(s.c({'a clip of':6,'a video of':4})) + s.np_a() + _doing(s) + _speed(s)
-def _where(s):  return s.place() + s.np_a() + _does(s) + _speed(s)
-def _adverb(s): return s.np_a() + _speed(s, 1.) + _does(s) + s.maybe_place(.6)
+def _moves(s):  return s.phrase_a() + _motion_verb(s) + _speed(s) + _near_b(s)
+def _watch(s):  return fixed_words(s.c({'we see':6, 'there is':4})) + s.phrase_a() + _motion_participle(s) + _speed(s) + s.maybe_place(.4)
+def _clip(s):   return fixed_words(s.c({'a clip of':6, 'a video of':4})) + s.phrase_a() + _motion_participle(s) + _speed(s)
+def _where(s):  return s.place() + s.phrase_a() + _motion_verb(s) + _speed(s)
+def _adverb(s): return s.phrase_a() + _speed(s, 1.) + _motion_verb(s) + s.maybe_place(.6)
 def _while(s):
     if not s.b: return _moves(s)
-    return s.np_a() + _does(s) + w('while') + s.np_b() + w('stays')
-MOVING = {_moves:45, _watch:15, _clip:10, _where:10, _adverb:12, _while:8}
-TEMPLATES = tuple(f.__name__.strip('_') for f in (*ALONE, *MANY, *MOVING))
+    return s.phrase_a() + _motion_verb(s) + fixed_words('while') + s.phrase_b() + fixed_words('stays')
+MOTION_TEMPLATES = {_moves:45, _watch:15, _clip:10, _where:10, _adverb:12, _while:8}
+TEMPLATES = tuple(f.__name__.strip('_') for f in (*ONE_THING_TEMPLATES, *MANY_THINGS_TEMPLATES, *MOTION_TEMPLATES))
 
 # %% ../../../nbs/15_own/00_scenes/20_grammar.ipynb #9265dc8d
-MIN_WORDS,MAX_WORDS = 5,16
+MIN_WORDS, MAX_WORDS = 5, 16
 
 def _shorten(parts):
     "Drop material, then size words, the last first, until at most MAX_WORDS remain; the article follows."
-    n = lambda: sum(len(o.split()) for _,o in parts)
-    for slot in ('material','size','place'):
+    n = lambda: sum(len(o.split()) for _, o in parts)
+    for slot in ('material', 'size', 'place'):
         for i in reversed(range(len(parts))):
             if n() <= MAX_WORDS: return parts
             if parts[i][0] == slot: del parts[i]
@@ -180,7 +180,7 @@ def _shorten(parts):
 
 def _articles(words):
     "A phrase may have lost its first word: fit a and an to what follows."
-    return [('an' if b[0] in 'aeiou' else 'a') if a in ('a','an') else a for a,b in zip(words, words[1:]+['.'])]
+    return [('an' if b[0] in 'aeiou' else 'a') if a in ('a', 'an') else a for a, b in zip(words, words[1:]+['.'])]
 
 def caption(
     scene,          # a `Scene`, or a clip (a scene with a motion)
@@ -188,9 +188,9 @@ def caption(
     template=None,  # one of the templates; None: drawn
 ) -> str:           # lower-case words, at most MAX_WORDS
     "Write one caption of a scene."
-    if template is None: template = c(MOVING if scene.motion else ALONE if len(scene.things) == 1 else MANY)
+    if template is None: template = c(MOTION_TEMPLATES if scene.motion else ONE_THING_TEMPLATES if len(scene.things) == 1 else MANY_THINGS_TEMPLATES)
     while True:
-        words = ' '.join(o for _,o in _shorten(template(Say(c, scene)))).split()
+        words = ' '.join(o for _, o in _shorten(template(Phrases(c, scene)))).split()
         if len(words) >= MIN_WORDS: return ' '.join(_articles(words))
 
 def captions(
@@ -209,7 +209,7 @@ def vocabulary() -> tuple: # of words, sorted
     "Every word the grammar can say."
     tables = [*NOUNS.values(), *COLOUR_WORDS.values(), *SIZE_WORDS.values(), *MATERIAL_WORDS.values(), *PLACE_WORDS.values(), *RELATION_WORDS.values(),
               *MOTION_WORDS.values(), *GROW_WORDS.values(), *ING_WORDS.values(), *SPEED_WORDS.values(), SIDE_WORDS.values(), NUMBERS.values()]
-    said = [o for t in tables for o in t] + [plural(o) for t in NOUNS.values() for o in t] + [
+    phrases = [o for t in tables for o in t] + [plural(o) for t in NOUNS.values() for o in t] + [
         'a an and there is with in of it a single only one lone lies sits a picture of a photo of we see objects things toys including and one is one of them is',
         'moves slides travels moving sliding near a clip of a video of while stays']
-    return tuple(sorted({o for t in said for o in t.split()}))
+    return tuple(sorted({o for t in phrases for o in t.split()}))

@@ -8,7 +8,7 @@ __all__ = ['RELATION_CLASSES', 'REGION_CLASSES', 'QUESTION_KINDS', 'relation_mat
 
 # %% ../../../nbs/15_own/00_scenes/40_labels.ipynb #76ee2423
 import numpy as np
-from .draw import CATEGORIES, COLOURS, RELATIONS, relation, pick
+from .draw import CATEGORIES, COLOURS, RELATIONS, relation, random_choice
 from .grammar import NOUNS, COLOUR_WORDS, SIZE_WORDS, MATERIAL_WORDS, PLACE_WORDS, NUMBERS, plural
 from .features import ROW
 
@@ -22,7 +22,7 @@ def relation_matrix(
 ) -> np.ndarray:      # (n, n) uint8; [i, j]: what i is to j, 0 on the diagonal
     "Spatial relation of every pair of boxes."
     b = np.asarray(boxes, float)
-    lo,hi = np.maximum(b[:,None,:2], b[None,:,:2]),np.minimum(b[:,None,2:], b[None,:,2:])
+    lo, hi = np.maximum(b[:,None,:2], b[None,:,:2]), np.minimum(b[:,None,2:], b[None,:,2:])
     inter = np.clip(hi-lo, 0, None).prod(-1)                          # (n, n)
     area = (b[:,2:]-b[:,:2]).prod(-1)
     iou = inter/np.maximum(area[:,None]+area[None]-inter, 1e-9)
@@ -40,7 +40,7 @@ def relation_matrix(
 def attribute_words() -> tuple: # of words
     "Content words of the grammar: what a caption can be about."
     tables = [*NOUNS.values(), *COLOUR_WORDS.values(), *SIZE_WORDS.values(), *MATERIAL_WORDS.values(), *PLACE_WORDS.values()]
-    skip = {'on','in','the','a','among'}
+    skip = {'on', 'in', 'the', 'a', 'among'}
     return tuple(sorted({o for t in tables for p in t for o in p.split()} - skip))
 
 class AttributePredictor:
@@ -50,7 +50,7 @@ class AttributePredictor:
         words:tuple=attribute_words(), # a words
     ):
         if weights.shape != (3*ROW+1, len(words)): raise ValueError(f"weights: expected {(3*ROW+1, len(words))}, got {weights.shape}")
-        self.weights,self.words = weights,words
+        self.weights, self.words = weights, words
     @staticmethod
     def pool(
         features:np.ndarray, # (n, ROW), first the whole picture
@@ -67,8 +67,8 @@ class AttributePredictor:
         "Fit on training pictures; the target is the share of captions with the word."
         words = attribute_words()
         X = np.stack([cls.pool(f) for f in features]).astype(float)
-        said = [[set(c.split()) for c in cs] for cs in captions]
-        Y = np.array([[sum(o in s for s in ss)/len(ss) for o in words] for ss in said])
+        caption_words = [[set(c.split()) for c in cs] for cs in captions]
+        Y = np.array([[sum(o in s for s in ss)/len(ss) for o in words] for ss in caption_words])
         W = np.linalg.solve(X.T @ X + lam*np.eye(X.shape[1]), X.T @ Y)
         return cls(W.astype(np.float32), words)
     def __call__(self,
@@ -96,43 +96,43 @@ def _unique(scene):
     names = [t.category for t in scene.things]
     return [t for t in scene.things if names.count(t.category) == 1]
 
-def _ask_count(scene, rng):
-    kind = pick(rng, scene.things).category
+def _count_question(scene, rng):
+    kind = random_choice(rng, scene.things).category
     n = sum(t.category == kind for t in scene.things)
     return (f'how many {plural(kind)} are there', NUMBERS[n]) if rng.random() < .5 else ('how many things are there', NUMBERS[len(scene.things)])
-def _ask_colour(scene, rng):
+def _colour_question(scene, rng):
     ts = _unique(scene)
     if not ts: return None
-    t = pick(rng, ts)
+    t = random_choice(rng, ts)
     return f'what color is the {t.category}', t.colour
-def _ask_exists(scene, rng):
-    have = {(t.colour, t.category) for t in scene.things}
-    if rng.random() < .5: (c,k),answer = pick(rng, sorted(have)),'yes'
+def _exists_question(scene, rng):
+    present = {(t.colour, t.category) for t in scene.things}
+    if rng.random() < .5: (c, k), answer = random_choice(rng, sorted(present)), 'yes'
     else:
         while True:
-            c,k = pick(rng, tuple(COLOURS)),pick(rng, CATEGORIES)
-            if (c,k) not in have: break
+            c, k = random_choice(rng, tuple(COLOURS)), random_choice(rng, CATEGORIES)
+            if (c, k) not in present: break
         answer = 'no'
     return f"is there {'an' if c[0] in 'aeiou' else 'a'} {c} {k}", answer
-def _ask_where(scene, rng):
+def _where_question(scene, rng):
     ts = _unique(scene)
     sides = dict(left='to the left of', right='to the right of', above='above', below='below')
-    pairs = [(a,b) for a in ts for b in ts if a is not b and relation(a, b) in sides]
+    pairs = [(a, b) for a in ts for b in ts if a is not b and relation(a, b) in sides]
     if not pairs: return None
-    a,b = pick(rng, pairs)
+    a, b = random_choice(rng, pairs)
     true = relation(a, b)
-    said = true if rng.random() < .5 else dict(left='right', right='left', above='below', below='above')[true]
-    return f'is the {a.category} {sides[said]} the {b.category}', 'yes' if said == true else 'no'
+    claimed = true if rng.random() < .5 else dict(left='right', right='left', above='below', below='above')[true]
+    return f'is the {a.category} {sides[claimed]} the {b.category}', 'yes' if claimed == true else 'no'
 
-QUESTION_KINDS = dict(count=_ask_count, colour=_ask_colour, exists=_ask_exists, where=_ask_where)
+QUESTION_KINDS = dict(count=_count_question, colour=_colour_question, exists=_exists_question, where=_where_question)
 def answer_words() -> tuple: # of answers
     "Every answer there can be."
-    return ('yes','no', *NUMBERS.values(), *COLOURS)
+    return ('yes', 'no', *NUMBERS.values(), *COLOURS)
 
 def questions(
     scene,                   # a `Scene`
     rng:np.random.Generator, # where chance comes from
 ) -> list:                   # of dict: kind, question, answer
     "At most one question of each kind."
-    asked = {k:f(scene, rng) for k,f in QUESTION_KINDS.items()}
-    return [dict(kind=k, question=qa[0], answer=qa[1]) for k,qa in asked.items() if qa]
+    pairs = {k:f(scene, rng) for k, f in QUESTION_KINDS.items()}
+    return [dict(kind=k, question=qa[0], answer=qa[1]) for k, qa in pairs.items() if qa]
