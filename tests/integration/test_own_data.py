@@ -256,7 +256,8 @@ def test_a_video_file(tmp_path):
 
 def test_from_twenty_pictures_to_a_caption(photos, tmp_path):
     "write → train a few steps → one line about a new picture, also from a saved folder and from a console command."
-    from xmodaler_nb.commands.commands import caption_main, run_training
+    from xmodaler_nb.commands.caption import caption_main
+    from xmodaler_nb.commands.experiment import run_training
     written = CaptionData.from_folder(photos).write(tmp_path/'data', backbone='patches', size=56, min_count=1, val=0.1, test=0.1, layout='store')
     cfg = load_cfg_file('demo.yaml', [*written.cfg_overrides, 'OUTPUT_DIR', str(tmp_path/'run'), 'SOLVER.EPOCH', 24, 'DATALOADER.TRAIN_BATCH_SIZE', 8, 'DATALOADER.SEQ_PER_SAMPLE', 2, 'DATASETS.VAL', '', 'SOLVER.CHECKPOINT_PERIOD', 24, 'SOLVER.EVAL_PERIOD', 24,
                                       'MODEL.DECODER_DIM', 48, 'MODEL.TOKEN_EMBED.DIM', 32, 'MODEL.VISUAL_EMBED.OUT_DIM', 48, 'MODEL.UPDOWN.ATT_EMBED_SIZE', 32, 'SOLVER.BASE_LR', 0.02])
