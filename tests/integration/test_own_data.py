@@ -212,7 +212,7 @@ net = models.resnet18(num_classes=7)                 # own classes: the head doe
 torch.save(net.state_dict(), {str(tmp_path/'mine.pth')!r})
 pic = np.asarray(Image.open({str(photos/'pic0.png')!r}))
 mine = BackboneExtractor('torchvision/resnet18', 'grid', size=64, weights={str(tmp_path/'mine.pth')!r})
-x = mine.prepare(pic)[None]
+x = mine.preprocess(pic)[None]
 net.eval()
 with torch.no_grad(): want = net.layer4(net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x))))))))
 assert np.allclose(mine(pic)['features'], want[0].flatten(1).T, atol=1e-5)
