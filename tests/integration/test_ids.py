@@ -1,6 +1,6 @@
 "Ids that look like numbers but are names: a whole evaluation with the COCO id '007', from files to scores."
 import json
-from xmodaler_nb.commands.commands import train_main
+from xmodaler_nb.commands.train import train_main
 from xmodaler_nb.datasets.layout import write_pickle, write_tiny
 from xmodaler_nb.evaluation.split import as_id, read_references
 from xmodaler_nb.utils.safe_pickle import safe_load

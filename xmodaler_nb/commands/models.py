@@ -20,7 +20,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from ..modeling import load_cfg_file
-from .commands import command, run_training
+from .command import command
+from .experiment import run_training
 from ..evaluation.split import decode, read_references, score_split
 
 # %% ../../nbs/18_commands/50_models.ipynb #e3a16484
