@@ -306,7 +306,7 @@ def compare_with_baselines(
 @command
 def real_main(argv):
     "Entry point of `xm-real`."
-    from xmodaler_nb.own.real import write_real_dataset, real_options
+    from xmodaler_nb.own.real import write_real_dataset
     from xmodaler_nb.functional import read_np
     p = argparse.ArgumentParser(prog='xm-real', description='Train a captioner on a real data set, evaluate it and write a report.')
     p.add_argument('--data', required=True, help='folder with features_*.npz, captions_*.jsonl, captions_*.json, vocabulary.txt')
@@ -322,10 +322,10 @@ def real_main(argv):
     previous_run = None if args.resume else rename_finished_run(out)
     if previous_run: print(f'{out} held a finished run; it is now {previous_run}')
     prepared = out.with_name(f'{out.name}-data')
-    report = write_real_dataset(folder, prepared)
+    data = write_real_dataset(folder, prepared)
     timing = {'data': time.perf_counter() - start}
-    print(f'{name}: {report}  (prepared in {timing["data"]:.0f} s)')
-    cfg = load_cfg_file(config, [*real_options(prepared), 'OUTPUT_DIR', str(out), *args.opts])
+    print(f'{data}  (prepared in {timing["data"]:.0f} s)')
+    cfg = load_cfg_file(config, [*data.cfg_overrides, 'OUTPUT_DIR', str(out), *args.opts])
     trainer, timing['train'] = run_training(cfg, args.resume, str(config))
     refs = read_references(cfg.INFERENCE.TEST_ANNFILE)
     def inputs(ids): return {i: read_np(prepared/'features'/f'{i}.npz')['features'] for i in ids}
