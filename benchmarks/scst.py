@@ -19,7 +19,7 @@ from xmodaler_nb.datasets.layout import Folder
 from xmodaler_nb.own.real import write_real_dataset
 from xmodaler_nb.own.scenes import make_scenes
 from xmodaler_nb.engine.build import build_engine
-from xmodaler_nb.commands.commands import caption_split, read_references, score_split
+from xmodaler_nb.commands.experiment import caption_split, read_references, score_split
 from xmodaler_nb.utils.env import seed_all_rng
 from xmodaler_nb.utils.events import truncate_jsonl
 

@@ -3,7 +3,10 @@ import json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from xmodaler_nb.datasets.layout import write_features, write_pickle, write_tiny, write_vocabulary
-from xmodaler_nb.commands.commands import caption_main, demo_main, real_main, train_main
+from xmodaler_nb.commands.caption import caption_main
+from xmodaler_nb.commands.demo import demo_main
+from xmodaler_nb.commands.real import real_main
+from xmodaler_nb.commands.train import train_main
 from xmodaler_nb.utils.safe_pickle import safe_load
 
 

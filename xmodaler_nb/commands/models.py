@@ -20,7 +20,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from ..modeling import load_cfg_file
-from .commands import caption_split, command, read_references, run_training, score_split
+from .command import command
+from .experiment import caption_split, read_references, run_training, score_split
 
 # %% ../../nbs/18_commands/50_models.ipynb #e3a16484
 COMMON_OPTS = ['MODEL.DEVICE', 'cpu', 'SEED', 7, 'ENGINE.NAME', 'DefaultTrainer', 'ENGINE.PROGRESS', False, 'DATALOADER.NUM_WORKERS', 0, 'DATALOADER.TEST_BATCH_SIZE', 100, 'DATASETS.VAL', '', 'MODEL.WEIGHTS', '',
