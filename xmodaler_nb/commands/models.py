@@ -87,13 +87,13 @@ ZOO |= {
 COUNTS = dict(pictures=dict(train=1500, val=20, test=200), clips=dict(train=1000, val=20, test=200))
 TINY = dict(pictures=dict(train=50, val=5, test=10), clips=dict(train=20, val=5, test=10))
 FEATURES = {   # what to add to the config, given a `ScenesData`
-    'regions':    lambda d: d.overrides(),
-    'attributes': lambda d: [*d.overrides(attribute=True, gv_feat=True), 'DATALOADER.FEATS_FOLDER', ''],
-    'relations':  lambda d: d.overrides('regions36', relation=True),
-    'clip':       lambda d: d.overrides('clip'),
-    'boxes':      lambda d: d.overrides('boxes'),
-    'clips':      lambda d: d.overrides(),
-    'pixels':     lambda d: [*d.overrides(), 'DATASETS.TRAIN', 'MSCoCoImageDataset', 'DATASETS.TEST', 'MSCoCoImageDataset', 'DATALOADER.FEATS_FOLDER', str(d.folder/'images'), 'MODEL.BACKBONE.NAME', 'ConvGrid',
+    'regions':    lambda d: d.cfg_overrides,
+    'attributes': lambda d: [*d.select('attribute', 'gv_feat').cfg_overrides, 'DATALOADER.FEATS_FOLDER', ''],
+    'relations':  lambda d: d.select('regions36', 'relation').cfg_overrides,
+    'clip':       lambda d: d.select('clip').cfg_overrides,
+    'boxes':      lambda d: d.select('boxes').cfg_overrides,
+    'clips':      lambda d: d.cfg_overrides,
+    'pixels':     lambda d: [*d.cfg_overrides, 'DATASETS.TRAIN', 'MSCoCoImageDataset', 'DATASETS.TEST', 'MSCoCoImageDataset', 'DATALOADER.FEATS_FOLDER', str(d.folder/'images'), 'MODEL.BACKBONE.NAME', 'ConvGrid',
                              'MODEL.BACKBONE.FREEZE', False, 'MODEL.BACKBONE.IMAGE_SIZE', 64, 'MODEL.VISUAL_EMBED.IN_DIM', 64]}
 
 def zoo_data(
