@@ -10,11 +10,12 @@ import argparse
 import time
 from pathlib import Path
 from .command import command
-from .experiment import Experiment, add_run_arguments, run, score_split
+from .experiment import Experiment, add_run_arguments, run
 from ..config import config_dirs
 from ..evaluation.baselines import most_frequent_caption, nearest_neighbour
+from ..evaluation.split import score_split
 from ..functional import read_np
-from ..own.real import read_split, real_options, split_ascii_words, write_real_dataset
+from ..own.real import read_split, split_ascii_words, write_real_dataset
 
 # %% ../../nbs/18_commands/35_real.ipynb #6eaaa087
 def real_config(
@@ -58,11 +59,11 @@ def real_experiment(
 ) -> Experiment:
     "Write the data set, and name what it is compared with."
     name, start = Path(folder).resolve().name, time.perf_counter()
-    report = write_real_dataset(folder, prepared)
+    data = write_real_dataset(folder, prepared)
     seconds = time.perf_counter() - start
-    print(f'{name}: {report}  (prepared in {seconds:.0f} s)')
+    print(f'{data}  (prepared in {seconds:.0f} s)')
     def inputs(ids): return {i: read_np(Path(prepared)/'features'/f'{i}.npz')['features'] for i in ids}
-    return Experiment(real_options(prepared), config, f'A captioner of {name}', inputs,
+    return Experiment(data.cfg_overrides, config, f'A captioner of {name}', inputs,
                       lambda refs: compare_with_baselines(folder, refs), _INTRO, {'data': seconds})
 
 @command
