@@ -146,7 +146,7 @@ def report_page(
     run,              # folder with events.jsonl
     scores:dict,      # strategy → scores
     compare:list,     # rows of the table of bounds and baselines
-    examples:list,    # as `evaluation.report.example_card` wants them
+    cards:list,       # HTML of the test pictures, one `render_caption_card` each
     lines:dict,       # horizontal lines for the curves
     intro:str='',      # one paragraph
 ) -> str:             # HTML
@@ -154,8 +154,7 @@ def report_page(
     from xmodaler_nb.look import report as r
     curves = r.figure_html(r.learning_curves(r.read_events(Path(run)/'events.jsonl'), lines=lines))
     table = r.html_table([dict(decoder=k, **v) for k, v in scores.items()], 'test split')
-    cards = ''.join(r.example_card(e) for e in examples)
-    return r.report_html(title, [('Scores', table + r.html_table(compare, 'what these numbers mean')), ('Learning curves', curves), ('Test pictures', cards)], intro)
+    return r.report_html(title, [('Scores', table + r.html_table(compare, 'what these numbers mean')), ('Learning curves', curves), ('Test pictures', ''.join(cards))], intro)
 
 # %% ../../nbs/18_commands/10_commands.ipynb #edab586e
 def make_examples(
@@ -164,12 +163,13 @@ def make_examples(
     captions:dict,       # strategy → {id: caption}
     references:dict, # id → list of captions
     per_image:dict,  # id → scores
-) -> list:
-    "What the report's cards need, with the attention of the beam-search caption."
+) -> list:              # of HTML
+    "The report's cards, with the attention of the beam-search caption."
+    from xmodaler_nb.look.render import render_caption_card
     ids = list(inputs)
     described = captioner.describe([inputs[i] for i in ids], strategy='beam', trace=True, ids=ids)
-    return [dict(id=i, captions={k: v[i] for k, v in captions.items()}, words=c.words, attention=c.attention, references=references[i],
-                 cider=per_image[i]['CIDEr_D'], image=c.image, boxes=c.boxes) for i, c in zip(ids, described)]
+    return [render_caption_card(c, references[i], {k: v[i] for k, v in captions.items()}, {'CIDEr-D': per_image[i]['CIDEr_D']})
+            for i, c in zip(ids, described)]
 
 def evenly_spaced(
     per_image:dict, # id → scores
@@ -338,10 +338,9 @@ def captions_page(
     captions:list, # of Caption, made with trace=True
 ) -> str:          # HTML
     "Pictures, captions and where the model looked, on one page."
-    from xmodaler_nb.look import report as r
-    cards = ''.join(r.example_card(dict(id=c.id, captions={'caption': f'{c.text}  ({c.score:.2f})'}, words=c.words, attention=c.attention, references=[], cider=0., image=c.image, boxes=c.boxes))
-                    for c in captions).replace(' · CIDEr-D 0.00', '')
-    return r.report_html('Captions', [('', cards)])
+    from xmodaler_nb.look.render import render_caption_card
+    from xmodaler_nb.look.report import report_html
+    return report_html('Captions', [('', ''.join(map(render_caption_card, captions)))])
 
 @command
 def caption_main(argv):
