@@ -10,13 +10,16 @@ __all__ = ['decode_sequence', 'decode_sequence_bert', 'bboxes_to_locfeats', 'box
 
 # %% ../../nbs/04_functional/99_functional.ipynb #0136c117
 from .func_caption import decode_sequence, decode_sequence_bert
-from .func_feats import (bboxes_to_locfeats, boxes_to_locfeats, clip_t_inputs, clip_v_inputs, dict_as_tensor, dict_to_cuda,
+from .func_feats import (bboxes_to_locfeats, boxes_to_locfeats, clip_t_inputs, clip_v_inputs,
+                                               dict_as_tensor, dict_to_cuda,
                                                expand_tensor, iou, pad_tensor)
 from .func_io import load_vocab, read_lines, read_lines_set, read_np, read_np_bbox
 from .func_pretrain import caption_to_mask_tokens, random_region, random_word
 from .func_others import flat_list_of_lists
 
 # %% ../../nbs/04_functional/99_functional.ipynb #5ff1b5f3
-_all_ = ['decode_sequence', 'decode_sequence_bert', 'bboxes_to_locfeats', 'boxes_to_locfeats', 'clip_t_inputs', 'clip_v_inputs', 'dict_as_tensor',
-         'dict_to_cuda', 'expand_tensor', 'iou', 'pad_tensor', 'load_vocab', 'read_lines', 'read_lines_set', 'read_np', 'read_np_bbox',
+_all_ = ['decode_sequence', 'decode_sequence_bert', 'bboxes_to_locfeats', 'boxes_to_locfeats', 'clip_t_inputs',
+         'clip_v_inputs', 'dict_as_tensor',
+         'dict_to_cuda', 'expand_tensor', 'iou', 'pad_tensor', 'load_vocab', 'read_lines', 'read_lines_set',
+         'read_np', 'read_np_bbox',
          'caption_to_mask_tokens', 'random_region', 'random_word', 'flat_list_of_lists']

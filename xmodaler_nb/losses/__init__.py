@@ -17,5 +17,6 @@ from .sem_comphder_loss import SemComphderLoss
 from .pretrain_losses import PretrainLosses
 
 # %% ../../nbs/08_losses/99_losses.ipynb #6ce33010
-_all_ = ['LOSSES_REGISTRY', 'add_loss_config', 'build_losses', 'build_rl_losses', 'CrossEntropy', 'LabelSmoothing', 'BCEWithLogits',
+_all_ = ['LOSSES_REGISTRY', 'add_loss_config', 'build_losses', 'build_rl_losses', 'CrossEntropy', 'LabelSmoothing',
+         'BCEWithLogits',
          'BatchTriplet', 'Triplet', 'RewardCriterion', 'SemComphderLoss', 'PretrainLosses']

@@ -19,5 +19,6 @@ from .rmsprop import RMSprop
 from .sgd import SGD
 
 # %% ../../nbs/11_optim/99_optim.ipynb #516401e4
-_all_ = ['SOLVER_REGISTRY', 'build_optimizer', 'build_optimizer_params', 'get_optimizer_params', 'MergedStep', 'merge_groups',
+_all_ = ['SOLVER_REGISTRY', 'build_optimizer', 'build_optimizer_params', 'get_optimizer_params', 'MergedStep',
+         'merge_groups',
          'Adagrad', 'Adam', 'Adamax', 'AdamW', 'BertAdam', 'RAdam', 'PlainRAdam', 'RMSprop', 'SGD']
