@@ -18,7 +18,7 @@ from .train import build_checked_engine
 from ..config import CfgNode
 from ..engine.defaults import default_setup
 from ..evaluation.split import decode, read_references, score_split
-from ..look import report as r
+from ..look import render_caption_card, report as r
 from ..modeling import load_cfg_file
 from ..utils.checkpoint_files import write_text
 
@@ -73,20 +73,19 @@ def make_examples(
     captions:dict,   # strategy → {id: caption}
     references:dict, # id → list of captions
     per_image:dict,  # id → scores
-) -> list:           # of dict, see `look.report.example_card`
-    "The content of the report's cards, with the attention of the beam-search caption."
+) -> list:           # of HTML
+    "The report's cards, with the attention of the beam-search caption."
     ids = list(inputs)
     described = captioner.describe([inputs[i] for i in ids], strategy='beam', trace=True, ids=ids)
-    return [dict(id=i, captions={k: v[i] for k, v in captions.items()}, words=c.words, attention=c.attention,
-                 references=references[i], cider=per_image[i]['CIDEr_D'], image=c.image, boxes=c.boxes)
-            for i, c in zip(ids, described)]
+    return [render_caption_card(c, references[i], {k: v[i] for k, v in captions.items()},
+                                {'CIDEr-D': per_image[i]['CIDEr_D']}) for i, c in zip(ids, described)]
 
 def report_page(
     title:str,        # of the page
     run,              # folder with events.jsonl
     scores:dict,      # strategy → scores
     compare:list,     # rows of the table of bounds and baselines
-    examples:list,    # what `make_examples` returned
+    cards:list,       # what `make_examples` returned
     lines:dict,       # title of a curve → {label: value}, horizontal lines
     intro:str='',     # one paragraph
 ) -> str:             # HTML
@@ -94,8 +93,8 @@ def report_page(
     curves = r.figure_html(r.learning_curves(r.read_events(Path(run)/'events.jsonl'), lines=lines))
     table = r.html_table([dict(decoder=k, **v) for k, v in scores.items()], 'test split')
     table += r.html_table(compare, 'what these numbers mean')
-    cards = ''.join(r.example_card(e) for e in examples)
-    return r.report_html(title, [('Scores', table), ('Learning curves', curves), ('Test pictures', cards)], intro)
+    sections = [('Scores', table), ('Learning curves', curves), ('Test pictures', ''.join(cards))]
+    return r.report_html(title, sections, intro)
 
 # %% ../../nbs/18_commands/20_experiment.ipynb #b3d19fc4
 def rename_finished_run(
