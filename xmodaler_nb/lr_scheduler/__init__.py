@@ -12,7 +12,8 @@ from .step_lr import StepLR
 from .multi_step_lr import MultiStepLR
 from .fix_lr import FixLR
 from .noam_lr import NoamLR
-from .warmup_lr import WarmupConstant, WarmupCosine, WarmupCosineWithHardRestarts, WarmupLinear, WarmupMultiStepLR
+from .warmup_lr import (WarmupConstant, WarmupCosine, WarmupCosineWithHardRestarts,
+                                                WarmupLinear, WarmupMultiStepLR)
 
 # %% ../../nbs/12_lr_scheduler/99_lr_scheduler.ipynb #f2708948
 _all_ = ['LR_SCHEDULER_REGISTRY', 'build_lr_scheduler', 'StepLR', 'MultiStepLR', 'FixLR', 'NoamLR',

@@ -176,7 +176,7 @@ def _torchvision_network(
     name:str, # 'torchvision/…'
     weights,  # a name of torchvision's, or None
 ) -> nn.Module:
-    "A whole network of torchvision; its errors say what to do."
+    "A whole network of torchvision; its errors name the remedy."
     import_optional('torchvision', 'vision')
     from torchvision import models
     try: return models.get_model(name.split('/', 1)[1], weights=weights)
