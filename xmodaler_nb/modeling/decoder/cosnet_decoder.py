@@ -44,7 +44,7 @@ class COSNetDecoder(Decoder):
 
     def preprocess(self,
         batched_inputs:dict, # the encoded batch: ATT_FEATS (i, n, d), SEMANTICS_FEATS (b, m, d)
-    ) -> dict:               # P_ATT_FEATS (i, n, layers·2·d), P_SEMANTICS_FEATS (b, m, layers·2·d), empty HISTORY_STATES
+    ) -> dict:               # P_ATT_FEATS (i, n, layers·2·d), P_SEMANTICS_FEATS (b, m, …), empty HISTORY_STATES
         "Project regions and semantic words for all layers, and start the histories."
         project = lambda x, maps: F.linear(x, torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps]))
         v, o = batched_inputs[kfg.ATT_FEATS], batched_inputs[kfg.SEMANTICS_FEATS]

@@ -54,7 +54,7 @@ class MeshedDecoderLayer(nn.Module):
         levels:tuple,     # keys and values (i, L, n, d) of the regions on every level
         v_mask,           # (i, 1, 1, n) bool, True = padding, or None
         probs:bool=False, # also return the attention
-    ) -> tuple:           # (b, t, d), attention over regions (b, h, t, n), a mean over levels, and over words; or None and None
+    ) -> tuple:           # (b, t, d), attention over regions (mean over levels) and over words, or None and None
         "One layer, from prepared keys and values."
         s, w = self.self_att.forward_cached(x, *kv, text_mask, probs)
         (b, t, d), (i, L) = s.shape, levels[0].shape[:2]
@@ -119,7 +119,7 @@ MASKED = -10000.   # what `EXT_G_TOKENS_MASKS` holds where a word is hidden
 @patch
 def forward(self:MeshedDecoder,
     batched_inputs:dict, # words (b, t, d), or (b, d) with TIME_STEP; memory with b rows or one per image
-) -> dict:               # G_HIDDEN_STATES: (b, t, d) per layer; with TIME_STEP also HISTORY_STATES and `attention_fields`
+) -> dict:               # G_HIDDEN_STATES: (b, t, d) per layer; with TIME_STEP HISTORY_STATES, `attention_fields`
     "All words of known sentences, or one word further."
     b, x = batched_inputs, batched_inputs[kfg.G_TOKEN_EMBED]
     if x.dim() == 2: x = x[:,None]

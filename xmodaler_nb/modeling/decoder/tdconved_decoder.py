@@ -53,7 +53,8 @@ class TDConvEDDecoder(Decoder):
         "Arguments from `MODEL.TDCONVED.DECODER`."
         d = cfg.MODEL.TDCONVED.DECODER
         return dict(num_hidden_layers=d.NUM_HIDDEN_LAYERS, hidden_size=d.HIDDEN_SIZE, kernel_sizes=d.KERNEL_SIZES,
-                    conv_dropout=d.DROPOUT, att_embed_size=d.ATT_EMBED_SIZE, att_embed_dropout=d.ATT_EMBED_DROPOUT, use_norm=d.USE_NORM)
+                    conv_dropout=d.DROPOUT, att_embed_size=d.ATT_EMBED_SIZE,
+                    att_embed_dropout=d.ATT_EMBED_DROPOUT, use_norm=d.USE_NORM)
 
     @classmethod
     def add_config(cls, cfg):

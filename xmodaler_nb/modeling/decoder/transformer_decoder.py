@@ -68,7 +68,7 @@ def attention_fields(
 @patch
 def forward(self:TransformerDecoder,
     batched_inputs:dict, # words (b, t, d), or (b, d) with TIME_STEP; memory with b rows or one per image
-) -> dict:               # G_HIDDEN_STATES: (b, t, d) per layer; with TIME_STEP also HISTORY_STATES and `attention_fields`
+) -> dict:               # G_HIDDEN_STATES: (b, t, d) per layer; with TIME_STEP HISTORY_STATES, `attention_fields`
     "All words of known sentences, or one word further."
     b, x = batched_inputs, batched_inputs[kfg.G_TOKEN_EMBED]
     if x.dim() == 2: x = x[:,None]

@@ -19,7 +19,7 @@ def weighted_mean(
     return torch.bmm(by_image(weights, att_feats.size(0)), att_feats).flatten(0, 1)
 
 # %% ../../../nbs/07_modeling/00_layers/10_base_attention.ipynb #46e6862e
-CHUNK_ELEMENTS = 2**18   # numbers of the hidden layer at a time where no gradient is kept: they fit the processor's cache
+CHUNK_ELEMENTS = 2**18   # without gradients: numbers of the hidden layer at a time, about a megabyte (the cache)
 
 class BaseAttention(nn.Module):
     "Additive attention over regions, with the regions' projection computed once by the caller."
