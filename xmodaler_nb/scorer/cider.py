@@ -57,7 +57,8 @@ class NgramIndex:
         docs = np.fromiter(table.values(), np.float64, len(table))
         idf = self.df.ref_len-np.log(np.maximum(1., docs))
         self.keys, self.idf = keys[order], np.append(idf[order], self.df.ref_len)    # the last weight: not in the table
-        self.extra = {}                                      # key -> number, for n-grams of references that the table lacks
+        # key -> number, for n-grams of references that the table lacks
+        self.extra = {}
 
     def _table_keys(self, table):
         "(n-grams,) uint64, in the order of the table."
@@ -179,7 +180,8 @@ def reference_vectors(self:NgramIndex,
     for refs, end, start, stop in zip(sets, ends.tolist(), cuts, cuts[1:]):
         begin, by_gram = end-len(refs), np.argsort(v.gram[start:stop], kind='stable')+start
         ref = (v.sent[by_gram]-begin).astype(np.int32)
-        out.append(ReferenceVectors(refs, v.gram[by_gram], ref, v.weight[by_gram], v.norm[begin:end], v.length[begin:end]))
+        out.append(ReferenceVectors(refs, v.gram[by_gram], ref, v.weight[by_gram], v.norm[begin:end],
+                                    v.length[begin:end]))
     return out
 
 # %% ../../nbs/10_scorer/10_cider.ipynb #1d5fa203
@@ -302,7 +304,8 @@ def references(self:Cider,
     if len(cache) > 500_000: cache.clear()
     new = {id(g): g for g in gts if id(g) not in cache}
     if not all(map(len, new.values())): raise ValueError('a hypothesis has no references')
-    if new: cache.update(zip(new, self.index.reference_vectors(list(new.values()))))     # a record keeps its list, so the id stays taken
+    # a record keeps its list, so the id stays taken
+    if new: cache.update(zip(new, self.index.reference_vectors(list(new.values()))))
     return [cache[id(g)] for g in gts]
 
 @patch
