@@ -17,5 +17,7 @@ from .videos import MSRVTTDataset, MSVDDataset
 
 
 # %% ../../nbs/06_datasets/99_datasets.ipynb #70a5a6b8
-_all_ = ['DATASETS_REGISTRY', 'build_dataset_mapper', 'build_xmodaler_train_loader', 'build_xmodaler_valtest_loader', 'collate', 'DatasetFromList', 'MapDataset',
-         'MSCoCoBertDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset', 'MSCoCoFeatDataset', 'MSCoCoImageDataset', 'MSCoCoRawDataset', 'MSCoCoSampleByTxtDataset', 'MSRVTTDataset', 'MSVDDataset']
+_all_ = ['DATASETS_REGISTRY', 'build_dataset_mapper', 'build_xmodaler_train_loader', 'build_xmodaler_valtest_loader',
+         'collate', 'DatasetFromList', 'MapDataset',
+         'MSCoCoBertDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset', 'MSCoCoFeatDataset', 'MSCoCoImageDataset',
+         'MSCoCoRawDataset', 'MSCoCoSampleByTxtDataset', 'MSRVTTDataset', 'MSVDDataset']

@@ -46,7 +46,8 @@ def missing_features(
         if path is not None: wanted.setdefault(os.path.split(path), e)
     existing = {folder: feature_files(folder) for folder in {f for f, _ in wanted}}
     missing = [f"{f}: the feature folder does not exist" for f, names in existing.items() if names is None]
-    return missing + [f"{Path(f)/name}: no such feature file, but the annotations name id {entry_id(e)}" for (f, name), e in wanted.items()
+    return missing + [f"{Path(f)/name}: no such feature file, but the annotations name id {entry_id(e)}" for (f,
+        name), e in wanted.items()
                    if existing[f] is not None and name not in existing[f]]
 
 def entry_id(
@@ -67,9 +68,11 @@ def token_problems(
         if not rows: continue
         all_ids = np.concatenate([r.ravel() for r in rows])
         if all_ids.size and lowest <= all_ids.min() and all_ids.max() < vocab_size: continue
-        out += [f"id {entry_id(e)}: {name} are {lowest} … {vocab_size-1} (MODEL.VOCAB_SIZE is {vocab_size}), here are {_format_range(e[name])}" for e in entries
+        out += [f"id {entry_id(e)}: {name} are {lowest} … {vocab_size-1} (MODEL.VOCAB_SIZE is {vocab_size}), here "
+                f"are {_format_range(e[name])}" for e in entries
                 if name in e and (np.size(e[name]) == 0 or np.min(e[name]) < lowest or np.max(e[name]) >= vocab_size)]
-    return out + [f"id {entry_id(e)}: tokens_ids have sizes {np.shape(e['tokens_ids'])}, target_ids {np.shape(e['target_ids'])}; they must be equal" for e in entries
+    return out + [f"id {entry_id(e)}: tokens_ids have sizes {np.shape(e['tokens_ids'])}, target_ids "
+                  f"{np.shape(e['target_ids'])}; they must be equal" for e in entries
                   if 'tokens_ids' in e and 'target_ids' in e and np.shape(e['tokens_ids']) != np.shape(e['target_ids'])]
 
 def _format_range(a): return f"{np.min(a)} … {np.max(a)}" if np.size(a) else 'none'
@@ -108,9 +111,12 @@ def item_problems(
     for key, value in item.items():
         if not (isinstance(value, torch.Tensor) and value.is_floating_point()): continue
         width, where = widths.get(key, (None, None))
-        if width is not None and value.shape[-1] != width: out.append(f"{name}: {key} are {value.shape[-1]} wide, but the model expects {width} ({where})")
+        if width is not None and value.shape[-1] != width:
+            out.append(f"{name}: {key} are {value.shape[-1]} wide, but the model expects {width} ({where})")
         if 0 in value.shape: out.append(f"{name}: {key} have sizes {tuple(value.shape)}, nothing is there")
-        elif not value.isfinite().all(): out.append(f"{name}: {key} contain {int((~value.isfinite()).sum())} numbers that are infinite or not a number")
+        elif not value.isfinite().all():
+            out.append(f"{name}: {key} contain {int((~value.isfinite()).sum())} numbers that are infinite or not a "
+                       f"number")
     return out
 
 def open_problems(
@@ -137,10 +143,13 @@ def reference_problems(
     path = Path(path)
     if not path.is_file(): return [f"{path}: no such file of references"]
     try: known = {str(a['image_id']) for a in json.loads(path.read_text(encoding='utf-8'))['annotations']}
-    except (ValueError, KeyError, TypeError) as e: return [f"{path}: not a file of references in COCO's form ({type(e).__name__}: {e})"]
+    except (ValueError, KeyError, TypeError) as e:
+        return [f"{path}: not a file of references in COCO's form ({type(e).__name__}: {e})"]
     ids = [str(entry_id(e)) for e in entries]
     duplicates = sorted(i for i, n in Counter(ids).items() if n > 1)
-    return [f"{path}: no reference for id {i}, which the annotations name" for i in dict.fromkeys(ids) if i not in known] + [f"id {i} stands in the evaluation list twice" for i in duplicates]
+    return [f"{path}: no reference for id {i}, which the annotations name"
+            for i in dict.fromkeys(ids) if i not in known] + [f"id {i} stands in the evaluation list twice"
+                                                              for i in duplicates]
 
 # %% ../../nbs/06_datasets/70_check.ipynb #b8d74b6d
 @dataclass
@@ -156,7 +165,8 @@ class DatasetReport:
     warnings:list = field(default_factory=list)        # nothing wrong, but worth knowing
     def __str__(self):
         widths = ', '.join(f'{k} {w}' for k, w in self.widths.items())
-        return '\n'.join([f"{self.name} {self.stage}: {self.entries} entries, {self.rows} captions; {self.opened} opened: {self.regions[0]}–{self.regions[1]} regions, {widths} wide", *self.warnings])
+        return '\n'.join([f"{self.name} {self.stage}: {self.entries} entries, {self.rows} captions; {self.opened} "
+                          f"opened: {self.regions[0]}–{self.regions[1]} regions, {widths} wide", *self.warnings])
 
 def _evenly_spaced(entries, sample):
     "`sample` entries, spread over the list, or all."
@@ -166,9 +176,11 @@ def _evenly_spaced(entries, sample):
 
 def _make_report(cfg, name, stage, entries, items, warnings):
     feats = [i[kfg.ATT_FEATS] for i in items if isinstance(i.get(kfg.ATT_FEATS), torch.Tensor)]
-    widths = {k: v.shape[-1] for i in items[:1] for k, v in i.items() if isinstance(v, torch.Tensor) and v.is_floating_point() and v.dim()}
+    widths = {k: v.shape[-1] for i in items[:1] for k,
+              v in i.items() if isinstance(v, torch.Tensor) and v.is_floating_point() and v.dim()}
     regions = (min(map(len, feats)), max(map(len, feats))) if feats else (0, 0)
-    return DatasetReport(name, stage, len(entries), sum(len(e['tokens_ids']) for e in entries if 'tokens_ids' in e), len(items), regions, widths, warnings)
+    return DatasetReport(name, stage, len(entries), sum(len(e['tokens_ids']) for e in entries if 'tokens_ids' in e),
+                         len(items), regions, widths, warnings)
 
 # %% ../../nbs/06_datasets/70_check.ipynb #bbbc159d
 def check_dataset(
@@ -185,10 +197,14 @@ def check_dataset(
     problems, warnings = vocabulary_problems(cfg.INFERENCE.VOCAB, cfg.MODEL.VOCAB_SIZE)
     missing = missing_features(mapper, entries)
     problems += missing + token_problems(entries, cfg.MODEL.VOCAB_SIZE)
-    if stage != 'train' and cfg.INFERENCE.NAME == 'COCOEvaler': problems += reference_problems(cfg.INFERENCE[f'{stage.upper()}_ANNFILE'], entries)
+    if stage != 'train' and cfg.INFERENCE.NAME == 'COCOEvaler':
+        problems += reference_problems(cfg.INFERENCE[f'{stage.upper()}_ANNFILE'], entries)
     import_optional = cfg.DATALOADER.TRAIN_BATCH_SIZE*comm.get_world_size()
-    if stage == 'train' and len(entries) < import_optional: problems.append(f"{len(entries)} entries do not fill one batch of {import_optional} (DATALOADER.TRAIN_BATCH_SIZE times processes)")
-    read_problems, items = open_problems(mapper, _evenly_spaced(entries, sample), expected_widths(cfg)) if not missing else ([], [])
+    if stage == 'train' and len(entries) < import_optional:
+        problems.append(f"{len(entries)} entries do not fill one batch of {import_optional} "
+                        f"(DATALOADER.TRAIN_BATCH_SIZE times processes)")
+    read_problems, items = open_problems(mapper, _evenly_spaced(entries, sample),
+                                         expected_widths(cfg)) if not missing else ([], [])
     if problems + read_problems: raise DatasetError(f'{name} {stage}', problems + read_problems)
     return _make_report(cfg, name, stage, entries, items, warnings)
 

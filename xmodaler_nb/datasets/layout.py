@@ -162,7 +162,8 @@ def folder_paths(
     f = Path(folder)
     paths = dict(vocabulary=f/'vocabulary.txt', features=f/'features', report=f/'report.json')
     paths |= dict(references=f/f'{prefix}_train_gts.pkl', ngrams=f/f'{prefix}_train_cider.pkl')
-    for s in SPLITS: paths |= {f'annotations_{s}': f/f'{prefix}_caption_anno_{s}.pkl', f'captions_{s}': f/f'captions_{s}.json'}
+    for s in SPLITS:
+        paths |= {f'annotations_{s}': f/f'{prefix}_caption_anno_{s}.pkl', f'captions_{s}': f/f'captions_{s}.json'}
     return paths
 
 def write_annotations(
@@ -189,7 +190,8 @@ class Folder:
     ):
         self.folder, self.more = Path(folder), dict(more or {})
         path = self.folder/'report.json'
-        if report is None and not path.is_file(): raise FileNotFoundError(f"{self.folder}: no report.json; write the folder anew")
+        if report is None and not path.is_file():
+            raise FileNotFoundError(f"{self.folder}: no report.json; write the folder anew")
         self.report = json.loads(path.read_text(encoding='utf-8')) if report is None else dict(report)
         self.paths = folder_paths(self.folder, self.report['prefix'])
         self.paths['features'] = self.folder/(self.report.get('features') or 'features')
@@ -199,8 +201,10 @@ class Folder:
         "Config entries; what the report does not hold is left to the config."
         p, r = self.paths, self.report
         out = {'DATALOADER.ANNO_FOLDER': self.folder, 'DATALOADER.FEATS_FOLDER': p['features'],
-               'DATALOADER.MAX_FEAT_NUM': r.get('rows'), 'INFERENCE.VOCAB': p['vocabulary'], 'MODEL.VOCAB_SIZE': r.get('vocab_size'),
-               'MODEL.MAX_SEQ_LEN': r['max_len'] + 1 if 'max_len' in r else None, 'MODEL.VISUAL_EMBED.IN_DIM': r.get('width'),
+               'DATALOADER.MAX_FEAT_NUM': r.get('rows'), 'INFERENCE.VOCAB': p['vocabulary'],
+               'MODEL.VOCAB_SIZE': r.get('vocab_size'),
+               'MODEL.MAX_SEQ_LEN': r['max_len'] + 1 if 'max_len' in r else None,
+               'MODEL.VISUAL_EMBED.IN_DIM': r.get('width'),
                'SCORER.GT_PATH': p['references'], 'SCORER.CIDER_CACHED': p['ngrams']}
         scored = [s for s in ('val', 'test') if r['counts'].get(s)]
         out |= {f'INFERENCE.{s.upper()}_ANNFILE': p[f'captions_{s}'] for s in scored}
@@ -211,7 +215,8 @@ class Folder:
         "The entries as a list, for `load_cfg_file` and `cfg.merge_from_list`."
         return [x for pair in self.entries.items() for x in pair]
 
-    def __repr__(self): return f"{type(self).__name__}({self.folder.name}: {self.report['counts']}, {self.report['vocab_size'] - 1} words)"
+    def __repr__(self):
+        return f"{type(self).__name__}({self.folder.name}: {self.report['counts']}, {self.report['vocab_size'] - 1} words)"
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #88b0c9ee
 def write_tiny(
@@ -239,6 +244,7 @@ def write_tiny(
         write_annotations(out, stage, rows, prefix)
         texts = {i: [' '.join(words[w-1] for w in c) for c in sentences[i]] for i in names}
         if stage != 'train': write_coco(out/f'captions_{stage}.json', texts)
-    write_json(out/'report.json', dict(prefix=prefix, counts={s: len(v) for s, v in split.items()}, vocab_size=len(words) + 1,
+    write_json(out/'report.json', dict(prefix=prefix, counts={s: len(v) for s, v in split.items()},
+                                       vocab_size=len(words) + 1,
                                        width=dim, rows=4, max_len=max_len))
     return out

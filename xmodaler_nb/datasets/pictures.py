@@ -20,12 +20,14 @@ def load_picture(
         if not Path(x).is_file(): raise FileNotFoundError(f"picture {x} does not exist")
         try:
             with Image.open(x) as img: return np.asarray(img.convert('RGB'))
-        except (UnidentifiedImageError, OSError, SyntaxError) as e: raise ValueError(f"{x} is not a picture that can be read: {e}") from None
+        except (UnidentifiedImageError, OSError, SyntaxError) as e:
+            raise ValueError(f"{x} is not a picture that can be read: {e}") from None
     if hasattr(x, 'convert'): return np.asarray(x.convert('RGB'))
     if hasattr(x, 'detach'): x = x.detach().cpu().numpy()                # a tensor
     x = np.asarray(x)
     if x.ndim == 3 and x.shape[0] == 3 and x.shape[2] != 3: x = x.transpose(1, 2, 0)
-    if x.ndim != 3 or x.shape[2] != 3: raise ValueError(f"a picture has sizes (height, width, 3), this one has {x.shape}")
+    if x.ndim != 3 or x.shape[2] != 3:
+        raise ValueError(f"a picture has sizes (height, width, 3), this one has {x.shape}")
     return x if x.dtype == np.uint8 else (np.clip(x, 0, 1)*255).round().astype(np.uint8)
 
 # %% ../../nbs/06_datasets/12_pictures.ipynb #8dc588a7
@@ -52,7 +54,8 @@ def read_clip(
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such clip")
     if path.suffix.lower() == '.npy':
         a = np.load(path, allow_pickle=False)
-        if a.ndim != 4 or a.shape[3] != 3: raise ValueError(f"{path}: a clip has sizes (frames, height, width, 3), this one has {a.shape}")
+        if a.ndim != 4 or a.shape[3] != 3:
+            raise ValueError(f"{path}: a clip has sizes (frames, height, width, 3), this one has {a.shape}")
         return [a[i] for i in evenly_spaced_indices(len(a), frames)]
     return _read_gif(path, frames) if path.suffix.lower() == '.gif' else _read_video(path, frames)
 
@@ -61,9 +64,11 @@ def _read_gif(path, frames):
     try:
         with Image.open(path) as img:
             out = []
-            for i in evenly_spaced_indices(getattr(img, 'n_frames', 1), frames): img.seek(i); out.append(np.asarray(img.convert('RGB')))
+            for i in evenly_spaced_indices(getattr(img, 'n_frames', 1), frames):
+                img.seek(i); out.append(np.asarray(img.convert('RGB')))
             return out
-    except (UnidentifiedImageError, OSError, EOFError, SyntaxError) as e: raise ValueError(f"{path}: not a readable clip ({e})") from None
+    except (UnidentifiedImageError, OSError, EOFError, SyntaxError) as e:
+        raise ValueError(f"{path}: not a readable clip ({e})") from None
 
 def _read_video(path, frames):
     "Decode the frames that are wanted; those that lie between are decoded and dropped."
@@ -75,6 +80,7 @@ def _read_video(path, frames):
             wanted = set(evenly_spaced_indices(n, frames))
             f.seek(0)
             out = [x.to_ndarray(format='rgb24') for i, x in enumerate(f.decode(stream)) if i in wanted]
-    except (av.error.FFmpegError, IndexError, ValueError) as e: raise ValueError(f"{path}: not a readable clip ({type(e).__name__}: {e})") from None
+    except (av.error.FFmpegError, IndexError, ValueError) as e:
+        raise ValueError(f"{path}: not a readable clip ({type(e).__name__}: {e})") from None
     if not out: raise ValueError(f"{path}: holds no frame")
     return out

@@ -75,7 +75,8 @@ class CheckTable(list):
         for kind, n in self.counts().items():
             some = self.of_kinds(kind)
             lines.append(f"{some[0].level}: {kind} ({n})")
-            lines += ['  ' + '  '.join(str(x) for x in (f.id, f.where, f.detail) if x) for f in some[:limit]] + ([f'  … and {n - limit} more'] if n > limit else [])
+            lines += ['  ' + '  '.join(str(x) for x in (f.id, f.where,
+                f.detail) if x) for f in some[:limit]] + ([f'  … and {n - limit} more'] if n > limit else [])
         return '\n'.join(lines)
 
     def __repr__(self): return self.format()
@@ -94,11 +95,13 @@ def file_problem(
         try: a = read_np(file).get('features')
         except ValueError as e: return str(e).removeprefix(f'{file}: ')
         return '' if a is not None and a.ndim == 2 else f"no array 'features' of sizes (n, d){'' if a is None else f', but {a.shape}'}"
-    if kind != 'image': return '' if kind == 'clip' else f'{Path(file).suffix or "no suffix"}: neither a picture, a clip nor features'
+    if kind != 'image':
+        return '' if kind == 'clip' else f'{Path(file).suffix or "no suffix"}: neither a picture, a clip nor features'
     from PIL import Image, UnidentifiedImageError
     try:
         with Image.open(file) as img: img.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: return f'not a readable picture ({type(e).__name__})'
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        return f'not a readable picture ({type(e).__name__})'
     return ''
 
 def check_file(
@@ -121,12 +124,16 @@ def file_findings(
     with ThreadPoolExecutor(workers) as pool: checked = list(pool.map(check_file, [s.file for s in samples]))
     out, by_digest = [], defaultdict(list)
     for s, (digest, problem) in zip(samples, checked):
-        if problem: out.append(Finding('missing file' if problem == 'missing' else 'unreadable file', 'error', s.id, s.file, '' if problem == 'missing' else problem))
+        if problem:
+            out.append(Finding('missing file' if problem == 'missing' else 'unreadable file', 'error', s.id, s.file,
+                               '' if problem == 'missing' else problem))
         elif digest: by_digest[digest].append(s)
     for duplicates in by_digest.values():
         splits = {s.split for s in duplicates if s.split}
         for s in duplicates[1:]:
-            if s.split and duplicates[0].split and len(splits) > 1: out.append(Finding('duplicate across splits', 'error', s.id, s.file, f'same bytes as id {duplicates[0].id} ({duplicates[0].split}), this one is {s.split}'))
+            if s.split and duplicates[0].split and len(splits) > 1:
+                out.append(Finding('duplicate across splits', 'error', s.id, s.file,
+                                   f'same bytes as id {duplicates[0].id} ({duplicates[0].split}), this one is {s.split}'))
             else: out.append(Finding('duplicate file', 'warning', s.id, s.file, f'same bytes as id {duplicates[0].id}'))
     return out, {s.id: digest for s, (digest, _) in zip(samples, checked)}
 
@@ -146,12 +153,15 @@ def caption_findings(
     samples:list, # of Sample
 ) -> list:        # of Finding
     "Ids that are there twice, captions that are empty, repeated or odd."
-    out = [Finding('duplicate id', 'error', i, '', f'{n} entries') for i, n in Counter(s.id for s in samples).items() if n > 1]
+    out = [Finding('duplicate id', 'error', i, '', f'{n} entries') for i,
+           n in Counter(s.id for s in samples).items() if n > 1]
     for s in samples:
         words = [tuple(split_words(c)) for c in s.captions]
         out += [Finding('empty caption', 'warning', s.id, s.file, repr(c)) for c, w in zip(s.captions, words) if not w]
-        out += [Finding('repeated caption', 'warning', s.id, s.file, ' '.join(w)) for w, n in Counter(w for w in words if w).items() if n > 1]
-        out += [Finding('odd encoding', 'warning', s.id, s.file, odd) for c in s.captions if (odd := encoding_problem(c))]
+        out += [Finding('repeated caption', 'warning', s.id, s.file, ' '.join(w)) for w,
+                n in Counter(w for w in words if w).items() if n > 1]
+        out += [Finding('odd encoding', 'warning', s.id, s.file,
+                        odd) for c in s.captions if (odd := encoding_problem(c))]
         if not any(words): out.append(Finding('no caption', 'error', s.id, s.file))
     return out
 
@@ -160,7 +170,9 @@ def reference_findings(
     n_references:int,  # captions per picture
 ) -> list:         # of Finding
     "Pictures that are scored against few references."
-    return [Finding('few references', 'warning', s.id, s.split, f'{len(s.captions)} of {n_references}') for s in samples if s.split in ('val', 'test') and 0 < len(s.captions) < n_references]
+    return [Finding('few references', 'warning', s.id, s.split,
+                    f'{len(s.captions)} of {n_references}') for s in samples if s.split in ('val',
+                        'test') and 0 < len(s.captions) < n_references]
 
 # %% ../../nbs/15_own/10_check.ipynb #cafe96be
 def check_samples(
@@ -170,5 +182,7 @@ def check_samples(
 ) -> tuple:              # (CheckTable, id → digest of the file)
     "Everything that can be known before the first epoch."
     file_problems, digests = file_findings(samples)
-    if n_references is None: n_references = min(5, max(Counter(len(s.captions) for s in samples).most_common(1)[0][0], 1)) if samples else 1
-    return CheckTable([*findings, *file_problems, *caption_findings(samples), *reference_findings(samples, n_references)]), digests
+    if n_references is None:
+        n_references = min(5, max(Counter(len(s.captions) for s in samples).most_common(1)[0][0], 1)) if samples else 1
+    return CheckTable([*findings, *file_problems, *caption_findings(samples),
+                       *reference_findings(samples, n_references)]), digests

@@ -34,7 +34,8 @@ def box_means(
     x, v = boxes[:,[0, 2]].to(y), boxes[:,[1, 3]].to(y)
     gx, gy = (a[:,:1] + t*(a[:,1:] - a[:,:1]) for a in (x, v))             # (n, points)
     grid = torch.stack([gx[:,None].expand(-1, points, -1), gy[:,:,None].expand(-1, -1, points)], -1)*2 - 1
-    return F.grid_sample(y[None].expand(len(boxes), -1, -1, -1), grid, align_corners=False, padding_mode='border').mean((2, 3))
+    return F.grid_sample(y[None].expand(len(boxes), -1, -1, -1), grid, align_corners=False,
+                         padding_mode='border').mean((2, 3))
 
 # %% ../../nbs/15_own/30_extract.ipynb #1db0d21d
 KINDS = ('grid', 'global', 'grid+global', 'region')
@@ -54,25 +55,33 @@ class BackboneExtractor:
     ):
         if kind not in KINDS: raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
         if crop not in ('squeeze', 'centre'): raise ValueError(f"crop is {crop!r}, but must be 'squeeze' or 'centre'")
-        if kind == 'region' and crop != 'squeeze': raise ValueError("kind 'region' needs crop 'squeeze': boxes are places in the whole picture")
+        if kind == 'region' and crop != 'squeeze':
+            raise ValueError("kind 'region' needs crop 'squeeze': boxes are places in the whole picture")
         self.name = backbone if isinstance(backbone, str) else ''
         self.weights = weights if '/' in self.name else None         # `patches` has none
-        net, defaults = load_backbone(backbone, weights) if self.name else (backbone, dict(size=224, mean=(.485, .456, .406), std=(.229, .224, .225)))
+        net, defaults = load_backbone(backbone, weights) if self.name else (backbone,
+            dict(size=224, mean=(.485, .456, .406), std=(.229, .224, .225)))
         self.backbone, self.kind, self.crop, self.cells, self.device = net.eval().to(device), kind, crop, cells, torch.device(device)
-        self.size, self.mean, self.std = size or defaults['size'], tuple(mean or defaults['mean']), tuple(std or defaults['std'])
+        self.size, self.mean, self.std = size or defaults['size'], tuple(mean or defaults['mean']), tuple(std
+            or defaults['std'])
 
     def to_dict(self) -> dict:
         "A plain description, for JSON."
-        return dict(extractor='BackboneExtractor', backbone=self.name or type(self.backbone).__name__, named=bool(self.name), weights=self.weights, kind=self.kind, size=self.size,
+        return dict(extractor='BackboneExtractor', backbone=self.name or type(self.backbone).__name__,
+                    named=bool(self.name), weights=self.weights, kind=self.kind, size=self.size,
                     mean=list(self.mean), std=list(self.std), crop=self.crop, cells=self.cells)
     @classmethod
     def from_dict(cls,
         d:dict, # what `to_dict` returned
     ):
         "The extractor again, where its backbone has a name."
-        if not d.get('named'): raise ValueError(f"these features come from a backbone of your own ({d.get('backbone')}); make BackboneExtractor(your_module, kind={d.get('kind')!r}, size={d.get('size')}) and pass it as extractor=…")
+        if not d.get('named'):
+            raise ValueError(f"these features come from a backbone of your own ({d.get('backbone')}); make "
+                             f"BackboneExtractor(your_module, kind={d.get('kind')!r}, size={d.get('size')}) and "
+                             f"pass it as extractor=…")
         return cls(d['backbone'], **{k: d[k] for k in ('kind', 'size', 'mean', 'std', 'crop', 'cells', 'weights')})
-    def __repr__(self): return f"BackboneExtractor({self.name or type(self.backbone).__name__}, {self.kind}, {self.size} pixels)"
+    def __repr__(self):
+        return f"BackboneExtractor({self.name or type(self.backbone).__name__}, {self.kind}, {self.size} pixels)"
 
     def preprocess(self,
         image, # (h, w, 3) uint8, or PIL image
@@ -98,7 +107,8 @@ def extract_batch(self:BackboneExtractor,
     with torch.inference_mode(): y = main_output(self.backbone(torch.stack(pictures).to(self.device))).float()
     if self.kind == 'region':
         if boxes is None: raise ValueError("kind 'region' needs boxes")
-        if y.dim() != 4: raise ValueError(f"kind 'region' needs a map (b, d, h, w), the backbone returned {tuple(y.shape)}")
+        if y.dim() != 4:
+            raise ValueError(f"kind 'region' needs a map (b, d, h, w), the backbone returned {tuple(y.shape)}")
         return [dict(features=box_means(m, torch.as_tensor(b)).cpu().numpy()) for m, b in zip(y, boxes)]
     rows = as_rows(y, self.kind.split('+')[0], self.cells).cpu().numpy()
     if '+' not in self.kind: return [dict(features=r) for r in rows]
@@ -112,14 +122,17 @@ def __call__(self:BackboneExtractor,
     "Features of one picture."
     w, h = image.size if hasattr(image, 'mode') else np.asarray(image).shape[1::-1]
     scale = np.array([w, h, w, h], dtype=np.float32)
-    if boxes is None and self.kind == 'region': raise ValueError("this extractor averages over boxes, and none were given")
-    out = self.extract_batch([self.preprocess(image)], None if boxes is None else [np.asarray(boxes, np.float32)/scale])[0]
+    if boxes is None and self.kind == 'region':
+        raise ValueError("this extractor averages over boxes, and none were given")
+    out = self.extract_batch([self.preprocess(image)],
+                             None if boxes is None else [np.asarray(boxes, np.float32)/scale])[0]
     n = len(out['features'])
     side = int(n**.5)
     if boxes is not None: out['boxes'] = np.asarray(boxes, np.float32)
     elif self.kind.startswith('grid') and self.crop == 'squeeze' and side*side == n:
         e = np.arange(side + 1)/side
-        out['boxes'] = np.array([[e[x], e[y], e[x+1], e[y+1]] for y in range(side) for x in range(side)], dtype=np.float32)*scale
+        out['boxes'] = np.array([[e[x], e[y], e[x+1], e[y+1]] for y in range(side) for x in range(side)],
+                                dtype=np.float32)*scale
     return out
 
 # %% ../../nbs/15_own/30_extract.ipynb #58ea9159
@@ -137,7 +150,8 @@ def parse_shard(
     if shard is None: shard = f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
     try: i, n = map(int, str(shard).split('/'))
     except ValueError: raise ValueError(f"shard is {shard!r}, but must look like '0/4'") from None
-    if not 0 <= i < n: raise ValueError(f"shard is {shard!r}; the first number counts from 0 and stays below the second")
+    if not 0 <= i < n:
+        raise ValueError(f"shard is {shard!r}; the first number counts from 0 and stays below the second")
     return i, n
 
 def files_with_ids(
@@ -169,7 +183,8 @@ class TextBar:
         self.done += n
         if not self.show or not self.total: return
         full = 30*self.done//self.total
-        self.stream.write(f"\r[{'#'*full}{'.'*(30-full)}] {self.done}/{self.total}" + ('\n' if self.done >= self.total else ''))
+        self.stream.write(f"\r[{'#'*full}{'.'*(30-full)}] {self.done}/{self.total}" + ('\n'
+            if self.done >= self.total else ''))
         self.stream.flush()
 
 # %% ../../nbs/15_own/30_extract.ipynb #fdd2c365
@@ -200,14 +215,17 @@ def _stored_ids(out, layout):
 
 def _read_item(ex, id, path, boxes, frames):
     "Prepared pictures of one file, their boxes as fractions, and what is stored beside the features."
-    if Path(path).is_dir() or Path(path).suffix.lower() in CLIPS or Path(path).suffix == '.npy': return [ex.preprocess(f) for f in read_clip(path, frames)], None, {}
+    if Path(path).is_dir() or Path(path).suffix.lower() in CLIPS or Path(path).suffix == '.npy':
+        return [ex.preprocess(f) for f in read_clip(path, frames)], None, {}
     image = load_picture(path)
     h, w = image.shape[:2]
     if ex.kind != 'region': return [ex.preprocess(image)], None, {}
-    if boxes is None or str(id) not in boxes: raise ValueError(f"{path}: kind 'region' needs boxes for id {id}, and there are none")
+    if boxes is None or str(id) not in boxes:
+        raise ValueError(f"{path}: kind 'region' needs boxes for id {id}, and there are none")
     b = np.asarray(boxes[str(id)], dtype=np.float32).reshape(-1, 4)
     if not len(b): raise ValueError(f"{path}: the list of boxes for id {id} is empty")
-    return [ex.preprocess(image)], b/np.array([w, h, w, h], np.float32), dict(boxes=b, image_h=np.array([h]), image_w=np.array([w]))
+    return [ex.preprocess(image)], b/np.array([w, h, w, h], np.float32), dict(boxes=b, image_h=np.array([h]),
+        image_w=np.array([w]))
 
 # %% ../../nbs/15_own/30_extract.ipynb #d5bfae99
 def extract_features(
@@ -228,7 +246,8 @@ def extract_features(
     **options,               # size=, mean=, std=, crop=, cells=, weights=, device= of `BackboneExtractor`
 ) -> Extraction:
     "Features of many files; continues where an earlier call stopped."
-    if layout not in ('store', 'npz', 'npy'): raise ValueError(f"layout is {layout!r}, but must be 'store', 'npz' or 'npy'")
+    if layout not in ('store', 'npz', 'npy'):
+        raise ValueError(f"layout is {layout!r}, but must be 'store', 'npz' or 'npy'")
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'")
     (i, n), items = parse_shard(shard), files_with_ids(files)
     own_files, stored = items[i::n], _stored_ids(store, layout)
@@ -244,7 +263,8 @@ def extract_features(
             bar.advance(len(group))
     return result
 
-def _default_kind(items): return 'global' if items and all(Path(f).suffix.lower() in CLIPS or Path(f).is_dir() for _, f in items) else 'grid'
+def _default_kind(items):
+    return 'global' if items and all(Path(f).suffix.lower() in CLIPS or Path(f).is_dir() for _, f in items) else 'grid'
 
 def as_extractor(
     backbone,      # nn.Module, name or extractor
@@ -253,7 +273,9 @@ def as_extractor(
 ):                 # an extractor
     "Whatever looks at pictures, as a function from a picture to arrays."
     if isinstance(backbone, (str, nn.Module)): return BackboneExtractor(backbone, kind, **(options or {}))
-    if not callable(backbone): raise TypeError(f"backbone is a {type(backbone).__name__}; expected an nn.Module, the name of one, or a function from a picture to arrays")
+    if not callable(backbone):
+        raise TypeError(f"backbone is a {type(backbone).__name__}; expected an nn.Module, the name of one, or a "
+                        f"function from a picture to arrays")
     if options: raise TypeError(f"{', '.join(options)}: options of a backbone, but an extractor was given")
     return backbone
 
@@ -266,14 +288,16 @@ def _write_description(ex, out):
 
 # %% ../../nbs/15_own/30_extract.ipynb #dc8b73de
 def _read_input(ex, id, path, boxes, frames):
-    if not isinstance(ex, BackboneExtractor): return ex(np.stack(read_clip(path, frames)) if Path(path).suffix.lower() in CLIPS else load_picture(path))
+    if not isinstance(ex, BackboneExtractor):
+        return ex(np.stack(read_clip(path, frames)) if Path(path).suffix.lower() in CLIPS else load_picture(path))
     return _read_item(ex, id, path, boxes, frames)
 
 def _groups(ex, pending, boxes, frames, workers, size, on_error, result):
     "Lists of (id, what was read), at most `size` long; files ahead of the network are read by threads."
     files, futures, group = iter(pending), [], []
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        def submit_next(k): futures.extend((id, pool.submit(_read_input, ex, id, f, boxes, frames)) for id, f in islice(files, k))
+        def submit_next(k):
+            futures.extend((id, pool.submit(_read_input, ex, id, f, boxes, frames)) for id, f in islice(files, k))
         submit_next(2*size)
         while futures:
             id, future = futures.pop(0); submit_next(1)
@@ -291,9 +315,12 @@ def _extract_group(ex, group):
     rows, out, start = ex.extract_batch(pictures, boxes), [], 0
     for id, (ps, _, extra) in group:
         item_rows, start = rows[start:start + len(ps)], start + len(ps)
-        out.append((id, {**{k: np.concatenate([r[k] for r in item_rows]) if k == 'features' else item_rows[0][k] for k in item_rows[0]}, **extra}))
+        out.append((id,
+                    {**{k: np.concatenate([r[k] for r in item_rows]) if k == 'features' else item_rows[0][k]
+                        for k in item_rows[0]}, **extra}))
     return out
 
 def _stored_arrays(arrays):
     "What a data set reads, of what an extractor returned; boxes of the extractor are kept under another name, for data sets add to regions that have `boxes`."
-    return {('region_boxes' if k == 'boxes' else k): np.atleast_1d(v) for k, v in arrays.items() if isinstance(v, (np.ndarray, int, float))}
+    return {('region_boxes' if k == 'boxes' else k): np.atleast_1d(v) for k,
+            v in arrays.items() if isinstance(v, (np.ndarray, int, float))}

@@ -178,7 +178,8 @@ class ChunkCache(dict):
         return _from_units(' '.join(filter(self.keep, tokens)))
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #f778ff95
-def _no_split(s): return not ('cannot' in s or 'gonna' in s or 'gotta' in s or 'lemme' in s or 'gimme' in s or 'wanna' in s)
+def _no_split(s):
+    return not ('cannot' in s or 'gonna' in s or 'gotta' in s or 'lemme' in s or 'gimme' in s or 'wanna' in s)
 _HAS_BREAK = re.compile('[\n\r\v\f\u2028\u2029]').search
 _BREAKS = dict.fromkeys(map(ord, '\n\r\v\f\u2028\u2029'), ' ')
 
@@ -201,7 +202,8 @@ class LineTokenizer:
     ) -> str|None: # tokens joined by spaces; None unless all chunks but the last are plain words
         "Tokens of a simple line."
         head, _, last = line.rstrip(' ').rpartition(' ')
-        if not head.replace(' ', '').isalpha() or not head.isascii() or ' ' in (head[0], head[-1]) or '  ' in head: return None
+        if not head.replace(' ', '').isalpha() or not head.isascii() or ' ' in (head[0], head[-1]) or '  ' in head:
+            return None
         words, end = head.lower(), self.last[line[len(head)+1:]]
         return None if end is None or not _no_split(words) else f'{words} {end}' if end else words
 
@@ -238,7 +240,8 @@ def tokenize_missing(self:LineTokenizer, line, out):
     units = _to_units(line)
     text, starts = units+self.next_text, [0, *accumulate(len(c)+1 for c in units.split(' '))]
     resume_at = {p: k for k, (p, known) in enumerate(zip(starts, out)) if known is not None}
-    resume_at.update({p-1: k for p, k in resume_at.items() if k})                  # the blank before a chunk will do, too
+    # the blank before a chunk will do, too
+    resume_at.update({p-1: k for p, k in resume_at.items() if k})
     done, k = [], 0
     while k < len(out):
         if out[k] is None:
@@ -306,7 +309,8 @@ def ptb_tokenize(
     next_caption:str='A dog',     # each on its own: how the caption behind it is taken to begin
 ) -> list:                        # one string per caption, lower-case tokens joined by single spaces
     "Penn-Treebank tokens of captions, string for string as the COCO caption tools make them."
-    if isinstance(captions, str): raise TypeError(f"ptb_tokenize takes a list of captions, got the string {captions[:40]!r}; wrap it in a list")
+    if isinstance(captions, str):
+        raise TypeError(f"ptb_tokenize takes a list of captions, got the string {captions[:40]!r}; wrap it in a list")
     captions = ['' if c is None else c for c in captions]
     bad = next((c for c in captions if not isinstance(c, str)), None)
     if bad is not None: raise TypeError(f"a caption must be a string or None, got {type(bad).__name__}: {bad!r}")

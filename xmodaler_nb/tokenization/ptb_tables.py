@@ -10,7 +10,8 @@ import unicodedata
 from functools import lru_cache
 
 # %% ../../nbs/05_tokenization/20_ptb_tables.ipynb #92513917
-# code points (hexadecimal, ranges with both ends) that differ from today's categories, and the two sets that follow no category
+# code points (hexadecimal, ranges with both ends) that differ from today's categories, and the two sets that follow
+# no category
 _SETS = """
 later_letters: 037F 0528-052F 0560 0588 05EF 0860-086A 0870-0887 0889-088F 08A1 08AD-08C9 0978 0980 09FC 0AF9 0C34 0C5A 0C5C 0C5D 0C80 0CDC 0CDD 0D04 0D54-0D56 0D5F 0E86 0E89 0E8C 0E8E-0E93 0E98 0EA0 0EA8-0EA9 0EAC 13F5 13F8-13FD 16F1-16F8 170D 171F 1878 191D-191E 19B0-19C0 19C8-19C9 1B4C 1C80-1C8A 1C90-1CBA 1CBD-1CBF 1CF2-1CF3 1CFA 2C2F 2C5F 312E-312F 31BB-31BF 4DB6-4DBF 9FCD-9FFF A698-A69D A78F A794-A79F A7AB-A7DC A7F1-A7F7 A8FD-A8FE A9E0-A9E4 A9E6-A9EF A9FA-A9FE AA7E-AA7F AB30-AB5A AB5C-AB69 AB70-ABBF
 extra_letters: 1885-1886
@@ -141,7 +142,9 @@ KAOMOJI [\^x=~<>]\.\[^x=[^<]*<>\]|[\-\^x=~<>']_[\-\^x=~<>']|\([\-\^x=~<>'][_.]?[
 def definitions(
 ) -> dict: # name -> pattern text
     "All definitions. A line that starts with blanks continues the one before it."
-    text = '\n'.join((_DEFS_WHITE_SPACE_AND_LINE_BREAKS, _DEFS_LETTERS, _DEFS_WORDS_WITH_AN_APOSTROPHE_THAT_STAY_WHOLE, _DEFS_MARKUP, _DEFS_NUMBERS, _DEFS_COMPOUNDS, _DEFS_ABBREVIATIONS, _DEFS_PUNCTUATION)).replace('\n        ', '')
+    text = '\n'.join((_DEFS_WHITE_SPACE_AND_LINE_BREAKS, _DEFS_LETTERS,
+                      _DEFS_WORDS_WITH_AN_APOSTROPHE_THAT_STAY_WHOLE, _DEFS_MARKUP, _DEFS_NUMBERS, _DEFS_COMPOUNDS,
+                      _DEFS_ABBREVIATIONS, _DEFS_PUNCTUATION)).replace('\n        ', '')
     return dict(line.split(None, 1) for line in text.split('\n') if line)
 
 # %% ../../nbs/05_tokenization/20_ptb_tables.ipynb #266a510a

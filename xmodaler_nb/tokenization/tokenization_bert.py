@@ -44,7 +44,8 @@ class WordpieceTokenizer:
         return out
 
 # %% ../../nbs/05_tokenization/10_tokenization_bert.ipynb #c7e8ee47
-_CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
+_CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
+        (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 
 def _is_punctuation(
     c:str,  # one character
@@ -79,7 +80,8 @@ class BasicTokenizer:
         never_split=None,                  # words left as they are, e.g. special tokens
         tokenize_chinese_chars:bool=True,  # every Chinese character is a word
     ):
-        self.do_lower_case, self.never_split, self.tokenize_chinese_chars = do_lower_case, set(never_split or ()), tokenize_chinese_chars
+        self.do_lower_case, self.never_split, self.tokenize_chinese_chars = do_lower_case, set(never_split
+            or ()), tokenize_chinese_chars
 
     def tokenize(self,
         text:str,          # any text
@@ -100,15 +102,19 @@ def _read_vocab(
 ) -> dict:          # piece → line number from 0
     "Read a vocabulary file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such vocabulary file. Nothing is downloaded: fetch the vocabulary and give its path")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such vocabulary file. Nothing is downloaded: fetch the vocabulary and "
+                                f"give its path")
     with open(path, encoding='utf-8') as f: return {line.rstrip('\n'): i for i, line in enumerate(f)}
 
 class BertTokenizer:
     "Text to pieces to ids, and back."
     vocab_files_names = {'vocab_file': 'vocab.txt'}
-    pretrained_vocab_files_map = {'vocab_file': {n: f'../pretrain/BERT/{n}-vocab.txt' for n in ('bert-base-uncased', 'bert-large-uncased', 'bert-base-cased', 'bert-large-cased')}}
+    pretrained_vocab_files_map = {'vocab_file': {n: f'../pretrain/BERT/{n}-vocab.txt' for n in ('bert-base-uncased',
+        'bert-large-uncased', 'bert-base-cased', 'bert-large-cased')}}
     max_model_input_sizes = {n: 512 for n in pretrained_vocab_files_map['vocab_file']}
-    pretrained_init_configuration = {n: {'do_lower_case': n.endswith('uncased')} for n in pretrained_vocab_files_map['vocab_file']}
+    pretrained_init_configuration = {n: {'do_lower_case': n.endswith('uncased')}
+                                     for n in pretrained_vocab_files_map['vocab_file']}
 
     def __init__(self,
         vocab_file:str|Path,               # one piece per line; the line number, from 0, is the id
@@ -128,9 +134,11 @@ class BertTokenizer:
         self.unk_token, self.sep_token, self.pad_token, self.cls_token, self.mask_token = unk_token, sep_token, pad_token, cls_token, mask_token
         self.all_special_tokens = [unk_token, sep_token, pad_token, cls_token, mask_token]
         missing = [t for t in self.all_special_tokens if t not in self.vocab]
-        if missing: raise ValueError(f"{vocab_file}: the vocabulary lacks {', '.join(missing)}; is this a BERT vocabulary?")
+        if missing:
+            raise ValueError(f"{vocab_file}: the vocabulary lacks {', '.join(missing)}; is this a BERT vocabulary?")
         self.max_len = kwargs.get('max_len', int(1e12))
-        self.basic_tokenizer = BasicTokenizer(do_lower_case, [*(never_split or ()), *self.all_special_tokens], tokenize_chinese_chars) if do_basic_tokenize else None
+        self.basic_tokenizer = BasicTokenizer(do_lower_case, [*(never_split or ()), *self.all_special_tokens],
+                                              tokenize_chinese_chars) if do_basic_tokenize else None
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocab, unk_token)
 
     @property
@@ -149,7 +157,8 @@ def from_pretrained(cls:BertTokenizer,
     "Build from a file, a folder or a published name."
     known = cls.pretrained_vocab_files_map['vocab_file']
     if name_or_path in known:
-        return cls(known[name_or_path], **{**cls.pretrained_init_configuration[name_or_path], 'max_len': cls.max_model_input_sizes[name_or_path], **kwargs})
+        return cls(known[name_or_path], **{**cls.pretrained_init_configuration[name_or_path],
+                                           'max_len': cls.max_model_input_sizes[name_or_path], **kwargs})
     path = Path(name_or_path)
     return cls(path/cls.vocab_files_names['vocab_file'] if path.is_dir() else path, **kwargs)
 

@@ -44,7 +44,8 @@ class MSVDDataset:
     def from_config(cls, cfg, stage:str='train'):
         "Arguments from `DATALOADER` and `MODEL.MAX_SEQ_LEN`."
         d = cfg.DATALOADER
-        return dict(stage=stage, anno_file=stage_file(d.ANNO_FOLDER, cls.anno_name, stage), seq_per_img=d.SEQ_PER_SAMPLE,
+        return dict(stage=stage, anno_file=stage_file(d.ANNO_FOLDER, cls.anno_name, stage),
+                    seq_per_img=d.SEQ_PER_SAMPLE,
                     max_feat_num=d.MAX_FEAT_NUM, max_seq_len=cfg.MODEL.MAX_SEQ_LEN, feats_folder=d.FEATS_FOLDER)
 
     def load_data(self,
@@ -75,4 +76,5 @@ class MSVDDataset:
         frames = read_np(path)['features']
         if frames.ndim != 2: raise ValueError(f"{path}: features have sizes {frames.shape}, expected (frames, width)")
         item = {kfg.IDS: id, kfg.ATT_FEATS: torch.from_numpy(frames[self.pick_frames(len(frames))].astype(np.float32))}
-        return {**item, **(caption_fields(dataset_dict, self.seq_per_img, rng, id) if self.stage == 'train' else decode_fields(self.max_seq_len))}
+        return {**item, **(caption_fields(dataset_dict, self.seq_per_img, rng,
+                                          id) if self.stage == 'train' else decode_fields(self.max_seq_len))}

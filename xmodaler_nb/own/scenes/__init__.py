@@ -16,6 +16,8 @@ from .labels import relation_matrix, AttributePredictor, attribute_words, questi
 from .write import make_scenes, ScenesData
 from .bound import bounds, bound_table, expected_best_caption, PairCider
 
-_all_ = ['Scene', 'Thing', 'sample_scene', 'sample_clip', 'render', 'render_clip', 'caption', 'captions', 'vocabulary', 'Chooser', 'SceneFeatures', 'ClipFeatures',
-         'extractor_from_dict', 'relation_matrix', 'AttributePredictor', 'attribute_words', 'questions', 'make_scenes', 'ScenesData', 'bounds', 'bound_table',
+_all_ = ['Scene', 'Thing', 'sample_scene', 'sample_clip', 'render', 'render_clip', 'caption', 'captions',
+         'vocabulary', 'Chooser', 'SceneFeatures', 'ClipFeatures',
+         'extractor_from_dict', 'relation_matrix', 'AttributePredictor', 'attribute_words', 'questions',
+         'make_scenes', 'ScenesData', 'bounds', 'bound_table',
          'expected_best_caption', 'PairCider']

@@ -63,7 +63,8 @@ def candidates(
     n:int=120,               # draws
 ) -> list:                   # of different captions
     "Captions the grammar might write: a third as it is, the rest sharpened."
-    return list(dict.fromkeys(captions(scene, rng, n//3) + captions(scene, rng, n//3, 2.) + captions(scene, rng, n-2*(n//3), 4.)))
+    return list(dict.fromkeys(captions(scene, rng, n//3) + captions(scene, rng, n//3, 2.) + captions(scene, rng,
+        n-2*(n//3), 4.)))
 
 def expected_best_caption(
     scene,                   # a `Scene` or a clip, the truth
@@ -106,7 +107,8 @@ def bound_table(
         rows['one_vs_rest'].append((others.sum()-np.trace(others))/(len(refs)*(len(refs)-1)))
         rows['most_frequent'].append(on_refs[-1])
         best_captions.append(all_captions[best])
-    return {**{k:round(float(np.mean(v)), 4) for k, v in rows.items()}, 'captions': dict(bound=best_captions, most_frequent=common)}
+    return {**{k:round(float(np.mean(v)), 4) for k, v in rows.items()},
+            'captions': dict(bound=best_captions, most_frequent=common)}
 
 # %% ../../../nbs/15_own/00_scenes/60_bound.ipynb #888bfbd8
 def bounds(
