@@ -29,13 +29,13 @@ def load_annotations(
     out = []
     for k, e in enumerate(entries):
         id_key = next((i for i in id_keys if isinstance(e, dict) and i in e), None)
-        if id_key is None: raise ValueError(f"{path}: entry {k} has no {' or '.join(id_keys)} (it is {_short(e)})")
+        if id_key is None: raise ValueError(f"{path}: entry {k} has no {' or '.join(id_keys)} (it is {_describe_entry(e)})")
         out.append({key or id_key: str(e[id_key]), **{n: v for n, v in e.items() if n != id_key}})
     return out
 
-def _short(e):
-    return f"a dict with {', '.join(map(str, e)) or 'nothing'}" if isinstance(e,
-        dict) else f'{type(e).__name__} {str(e)[:40]}'
+def _describe_entry(e):
+    if isinstance(e, dict): return f"a dict with {', '.join(map(str, e)) or 'nothing'}"
+    return f'{type(e).__name__} {str(e)[:40]}'
 
 def stage_file(
     folder,    # ANNO_FOLDER
@@ -61,8 +61,8 @@ def attach_table(
         raise ValueError(f"{path}: holds a {type(table).__name__}, but should be a dict from image id to array")
     for e in entries:
         i = e[key]
-        table_key = i if i in table else int(i) if i.isdigit() and int(i) in table else None
-        if table_key is not None: e[name] = table[table_key]
+        if i in table: e[name] = table[i]
+        elif i.isdigit() and int(i) in table: e[name] = table[int(i)]
 
 # %% ../../nbs/06_datasets/45_annotations.ipynb #27ba9776
 def choose_sentences(

@@ -20,6 +20,7 @@ from .common import ItemKey, MapDataset
 from ..functional import read_lines
 from ..utils import comm
 from ..utils.store import feature_files
+from .pictures import evenly_spaced
 
 # %% ../../nbs/06_datasets/70_check.ipynb #1403f5c0
 class DatasetError(ValueError):
@@ -61,7 +62,7 @@ def token_problems(
     entries:list,   # with tokens_ids and target_ids, or without
     vocab_size:int, # ids are below
 ) -> list:          # problems
-    "Rows with ids that the model has no place for, or of unequal sizes."
+    "Rows with ids for which the model has no row, or of unequal sizes."
     out = []
     for name, lowest in (('tokens_ids', 0), ('target_ids', -1)):
         rows = [np.asarray(e[name]) for e in entries if name in e]
@@ -86,7 +87,8 @@ def vocabulary_problems(
     if not Path(path).is_file(): return [f"{path}: no such vocabulary (INFERENCE.VOCAB)"], []
     n = len(read_lines(path)) + 1
     text = f"{path}: {n-1} words and '.' make a vocabulary of {n}, but MODEL.VOCAB_SIZE is {vocab_size}"
-    return ([text], []) if n < vocab_size else ([], [text] if n > vocab_size else [])
+    if n == vocab_size: return [], []
+    return ([text], []) if n < vocab_size else ([], [text])
 
 # %% ../../nbs/06_datasets/70_check.ipynb #1ab72beb
 def expected_widths(
@@ -168,12 +170,6 @@ class DatasetReport:
         return '\n'.join([f"{self.name} {self.stage}: {self.entries} entries, {self.rows} captions; {self.opened} "
                           f"opened: {self.regions[0]}–{self.regions[1]} regions, {widths} wide", *self.warnings])
 
-def _evenly_spaced(entries, sample):
-    "`sample` entries, spread over the list, or all."
-    n = len(entries)
-    if sample == 'all' or sample >= n: return entries
-    return [entries[i*(n-1)//max(sample-1, 1)] for i in range(sample)]
-
 def _make_report(cfg, name, stage, entries, items, warnings):
     feats = [i[kfg.ATT_FEATS] for i in items if isinstance(i.get(kfg.ATT_FEATS), torch.Tensor)]
     widths = {k: v.shape[-1] for i in items[:1] for k,
@@ -203,7 +199,7 @@ def check_dataset(
     if stage == 'train' and len(entries) < import_optional:
         problems.append(f"{len(entries)} entries do not fill one batch of {import_optional} "
                         f"(DATALOADER.TRAIN_BATCH_SIZE times processes)")
-    read_problems, items = open_problems(mapper, _evenly_spaced(entries, sample),
+    read_problems, items = open_problems(mapper, entries if sample == 'all' else evenly_spaced(entries, sample),
                                          expected_widths(cfg)) if not missing else ([], [])
     if problems + read_problems: raise DatasetError(f'{name} {stage}', problems + read_problems)
     return _make_report(cfg, name, stage, entries, items, warnings)

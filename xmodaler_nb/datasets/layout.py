@@ -185,7 +185,7 @@ class Folder:
     "A written data set: where its files are, what is in them, and the config entries that point a model at it."
     def __init__(self,
         folder,           # of a data set
-        report=None,      # dict with prefix, vocab_size, width, rows, max_len, counts, features; None: of its report.json
+        report=None,      # prefix, vocab_size, width, rows, max_len, counts, features; None: its report.json
         more:dict=None,   # further config entries, dotted key → value
     ):
         self.folder, self.more = Path(folder), dict(more or {})
@@ -216,7 +216,8 @@ class Folder:
         return [x for pair in self.entries.items() for x in pair]
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.folder.name}: {self.report['counts']}, {self.report['vocab_size'] - 1} words)"
+        r = self.report
+        return f"{type(self).__name__}({self.folder.name}: {r['counts']}, {r['vocab_size'] - 1} words)"
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #88b0c9ee
 def write_tiny(
@@ -244,7 +245,6 @@ def write_tiny(
         write_annotations(out, stage, rows, prefix)
         texts = {i: [' '.join(words[w-1] for w in c) for c in sentences[i]] for i in names}
         if stage != 'train': write_coco(out/f'captions_{stage}.json', texts)
-    write_json(out/'report.json', dict(prefix=prefix, counts={s: len(v) for s, v in split.items()},
-                                       vocab_size=len(words) + 1,
-                                       width=dim, rows=4, max_len=max_len))
+    report = dict(prefix=prefix, counts={s: len(v) for s, v in split.items()}, vocab_size=len(words) + 1)
+    write_json(out/'report.json', dict(report, width=dim, rows=4, max_len=max_len))
     return out

@@ -205,7 +205,8 @@ class LineTokenizer:
         if not head.replace(' ', '').isalpha() or not head.isascii() or ' ' in (head[0], head[-1]) or '  ' in head:
             return None
         words, end = head.lower(), self.last[line[len(head)+1:]]
-        return None if end is None or not _no_split(words) else f'{words} {end}' if end else words
+        if end is None or not _no_split(words): return None
+        return f'{words} {end}' if end else words
 
     def tokenize_cached(self,
         line:str,  # one line, without its line break, known to be followed by one
@@ -225,7 +226,7 @@ def join_tokens(self:LineTokenizer, tokens):
 
 @patch
 def tokenize_span(self:LineTokenizer, text, n, pos, resume_at):
-    "Tokens from `pos` to the next place of `resume_at` or the line's end `n`, and that place; None where that cannot be told for this stretch alone."
+    "Tokens from `pos` to the next position in `resume_at` or to `n`, and that position; None: they depend on more."
     tokens, start = [], pos
     while pos < n and (pos == start or pos not in resume_at):
         new, pos, _ = _lexer().next_token(text, pos)
@@ -288,7 +289,7 @@ def tokenize_corpus(self:LineTokenizer,
 
 @patch
 def tokenize_uncached(self:LineTokenizer, text, starts, i):
-    "Output lines from the start of caption `i` until the lexer stands at the start of a caption again, and which one that is."
+    "Output lines from caption `i` until the lexer is at the start of a caption again, and which one that is."
     pos, out = starts[i], []
     while True:
         tokens, pos = _lexer().line(text, pos)
@@ -305,7 +306,7 @@ def _line_tokenizer(keep_punctuation, next_text):
 def ptb_tokenize(
     captions:list,                # raw captions; None counts as an empty one
     keep_punctuation:bool=False,  # keep the tokens of `PUNCTUATION`
-    as_corpus:bool=False,         # all captions as one text, as the COCO tools do (see above), instead of each on its own
+    as_corpus:bool=False,         # all captions as one text, as the COCO tools do; otherwise each on its own
     next_caption:str='A dog',     # each on its own: how the caption behind it is taken to begin
 ) -> list:                        # one string per caption, lower-case tokens joined by single spaces
     "Penn-Treebank tokens of captions, string for string as the COCO caption tools make them."

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ...config import configurable, kfg
-from ..annotations import attach_table, caption_fields, decode_fields, load_annotations, one_per_sentence, stage_file
+from ..annotations import (attach_table, caption_fields, decode_fields, load_annotations,
+                                              one_per_sentence, stage_file)
 from ..build import DATASETS_REGISTRY
 from ...functional import boxes_to_locfeats, read_np
 
@@ -47,7 +48,7 @@ def region_fields(
     return out
 
 def _array_names(available):
-    "The arrays that `region_fields` looks at."
+    "The arrays that `region_fields` reads."
     return ['features', 'boxes', 'image_w', 'image_h', 'cls_prob'] if 'boxes' in available else ['features']
 
 def _float(a): return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
@@ -75,16 +76,17 @@ class MSCoCoDataset:
         attribute_file:str, # id → attribute probabilities; '' for none
     ):
         _warn_about_slice(max_feat_num)
-        self.stage, self.anno_file, self.seq_per_img, self.max_feat_num, self.max_seq_len = stage, anno_file, seq_per_img, max_feat_num, max_seq_len
-        self.feats_folder, self.relation_file, self.gv_feat_file, self.attribute_file = feats_folder, relation_file, gv_feat_file, attribute_file
+        self.stage, self.anno_file, self.seq_per_img = stage, anno_file, seq_per_img
+        self.max_feat_num, self.max_seq_len, self.feats_folder = max_feat_num, max_seq_len, feats_folder
+        self.tables = dict(relation=relation_file, attribute=attribute_file, gv_feat=gv_feat_file)
 
     @classmethod
     def from_config(cls, cfg, stage:str='train'):
         "Arguments from `DATALOADER` and `MODEL.MAX_SEQ_LEN`."
         d = cfg.DATALOADER
         return dict(stage=stage, anno_file=stage_file(d.ANNO_FOLDER, cls.anno_name, stage),
-                    seq_per_img=d.SEQ_PER_SAMPLE, max_feat_num=d.MAX_FEAT_NUM,
-                    max_seq_len=cfg.MODEL.MAX_SEQ_LEN, feats_folder=d.FEATS_FOLDER, relation_file=d.RELATION_FILE,
+                    seq_per_img=d.SEQ_PER_SAMPLE, max_feat_num=d.MAX_FEAT_NUM, max_seq_len=cfg.MODEL.MAX_SEQ_LEN,
+                    feats_folder=d.FEATS_FOLDER, relation_file=d.RELATION_FILE,
                     gv_feat_file=d.GV_FEAT_FILE, attribute_file=d.ATTRIBUTE_FILE)
 
     def load_data(self,
@@ -92,9 +94,7 @@ class MSCoCoDataset:
     ) -> list:    # one entry per image
         "The annotation list, with relation, attribute and global feature attached where there are any."
         entries = load_annotations(self.anno_file, key='image_id')
-        for path, name in ((self.relation_file, 'relation'), (self.attribute_file, 'attribute'),
-                           (self.gv_feat_file, 'gv_feat')):
-            attach_table(entries, path, name)
+        for name, path in self.tables.items(): attach_table(entries, path, name)
         return entries
 
     def feature_path(self,
@@ -120,8 +120,8 @@ def visual(self:MSCoCoDataset,
 ) -> dict:             # the visual half of its item
     "ATT_FEATS and whatever else is known about the picture."
     path = self.feature_path(dataset_dict)
-    out = {kfg.ATT_FEATS: torch.zeros(1, 1)} if path is None else region_fields(read_np(path, _array_names),
-        self.max_feat_num, path)
+    if path is None: out = {kfg.ATT_FEATS: torch.zeros(1, 1)}
+    else: out = region_fields(read_np(path, _array_names), self.max_feat_num, path)
     for name, (key, dtype) in _TABLES.items():
         if name in dataset_dict: out[key] = torch.from_numpy(np.array(dataset_dict[name], dtype=dtype))
     return out
@@ -132,8 +132,8 @@ def words(self:MSCoCoDataset,
     rng=random,        # where chance comes from
 ) -> dict:             # the half of its item that is text
     "The chosen sentences in training, else how long a caption may become."
-    return caption_fields(dataset_dict, self.seq_per_img, rng,
-                          dataset_dict['image_id']) if self.stage == 'train' else decode_fields(self.max_seq_len)
+    if self.stage != 'train': return decode_fields(self.max_seq_len)
+    return caption_fields(dataset_dict, self.seq_per_img, rng, dataset_dict['image_id'])
 
 # %% ../../../nbs/06_datasets/50_mscoco.ipynb #ddffbe57
 @DATASETS_REGISTRY.register()
@@ -151,7 +151,8 @@ class MSCoCoSampleByTxtDataset(MSCoCoDataset):
         gv_feat_file:str,   # id → global feature; '' for none
         attribute_file:str, # id → attribute probabilities; '' for none
     ):
-        assert seq_per_img == 1, f"DATALOADER.SEQ_PER_SAMPLE is {seq_per_img}, but MSCoCoSampleByTxtDataset draws one sentence at a time: set it to 1"
+        assert seq_per_img == 1, (f"DATALOADER.SEQ_PER_SAMPLE is {seq_per_img}, but MSCoCoSampleByTxtDataset draws one "
+                                  "sentence at a time: set it to 1")
         super().__init__(stage, anno_file, seq_per_img, max_feat_num, max_seq_len, feats_folder, relation_file,
                          gv_feat_file, attribute_file)
 

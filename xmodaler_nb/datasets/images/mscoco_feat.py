@@ -28,7 +28,8 @@ class MSCoCoFeatDataset:
         if len(sample_ids) != len(file_paths):
             raise ValueError(f"DATALOADER.SAMPLE_IDS has {len(sample_ids)} ids, but DATALOADER.FILE_PATHS "
                              f"{len(file_paths)} files")
-        self.max_seq_len, self.max_feat_num, self.sample_ids, self.file_paths = max_seq_len, max_feat_num, list(sample_ids), list(file_paths)
+        self.max_seq_len, self.max_feat_num = max_seq_len, max_feat_num
+        self.sample_ids, self.file_paths = list(sample_ids), list(file_paths)
 
     @classmethod
     def from_config(cls, cfg, stage:str='test'):

@@ -243,7 +243,7 @@ def _hidden(a, b):
     return float((m[y:y+2*lo.r+1, x:x+2*lo.r+1]*lo.cover).sum()/lo.area)
 
 def _sample_things(rng, n, place):
-    "Things by falling area: the second at least a fifth smaller than the first, all others at least a fifth smaller than the second. Sometimes two of a kind."
+    "Things by falling area, the first two each at least a fifth larger than what follows; sometimes two of a kind."
     same = random_choice(rng, CATEGORIES) if n > 1 and rng.random() < .25 else None
     while True:
         things, limit = [], float('inf')
@@ -254,6 +254,7 @@ def _sample_things(rng, n, place):
             if i < 2: limit = t.area
         else: return things
 
+# %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #24a9284b
 def _try_scene(rng, n, place, target):
     "One attempt; None when it does not fit."
     things = _sample_things(rng, n, place)
@@ -279,8 +280,9 @@ def sample_scene(
     place:str|None=None,     # a name in `PLACES`; None: drawn
 ) -> Scene:                  # every relation of the first two things holds by a margin
     "Draw a scene; attempts that do not fit are repeated."
-    n, place, target = n or random_choice(rng, _NUMBER_WEIGHTS), place or random_choice(rng,
-        tuple(PLACES)), random_choice(rng, _RELATION_WEIGHTS)
+    n = n or random_choice(rng, _NUMBER_WEIGHTS)
+    place = place or random_choice(rng, tuple(PLACES))
+    target = random_choice(rng, _RELATION_WEIGHTS)
     while True:
         things = _try_scene(rng, n, place, target)
         if things: return Scene(place, things, int(rng.random()*2**31))
@@ -295,15 +297,15 @@ def _background(place, rng):
     shift = int(rng.random()*16)
     tex = dict(grass=lambda: 16*noise + 4*((x*5+y*3+shift)%7 < 2), sand=lambda: 14*noise,
                snow=lambda: 6*noise - 8*(noise > .46),
-               water=lambda: 4*noise + 4*abs((y+shift+(x//8)%2)%8-4) - 8, table=lambda: 5*noise - 14
-               *((y+shift)%16 == 0),
+               water=lambda: 4*noise + 4*abs((y+shift+(x//8)%2)%8-4) - 8,
+               table=lambda: 5*noise - 14*((y+shift)%16 == 0),
                night=lambda: 5*noise + 120*(noise > .494), road=lambda: 20*noise,
                carpet=lambda: 6*noise + 8*(((x+shift)//4+y//4)%2))[place]()
     return top*(1-t) + bottom*t + tex[...,None]
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #13593e2f
 def _material(t, rgb):
-    "Colours of a thing's square, (2r+1, 2r+1, 3): flat rubber, a highlight on metal, grain on wood, a glint across glass."
+    "Colours of a thing's square, (2r+1, 2r+1, 3): flat rubber, light on metal, grain on wood, a glint across glass."
     n = 2*t.r+1
     p = (np.arange(n)-t.r)/t.r
     u, v = np.meshgrid(p, p)

@@ -10,6 +10,8 @@ __all__ = ['WORK', 'ROW', 'EXTRACTORS', 'as_rgb', 'shrink', 'background', 'compo
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #4e8303c8
 from functools import lru_cache
 import numpy as np
+from fastcore.basics import patch
+from ...datasets.videos.msvd import evenly_spaced_frames
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #02899009
 WORK = 64                                                             # longer side of the picture we look at, pixels
@@ -220,9 +222,10 @@ class SceneFeatures:
         min_area:int=16,      # pixels of the 64-pixel picture
         exactly:int=0,        # fill or cut to this many rows; 0: as many as there are
     ):
-        if kind not in ('regions', 'grid',
-                        'both'): raise ValueError(f"kind: expected regions, grid or both, got {kind!r}")
-        self.kind, self.grid, self.max_regions, self.threshold, self.min_area, self.exactly = kind, grid, max_regions, threshold, min_area, exactly
+        if kind not in ('regions', 'grid', 'both'):
+            raise ValueError(f"kind: expected regions, grid or both, got {kind!r}")
+        self.kind, self.grid, self.max_regions = kind, grid, max_regions
+        self.threshold, self.min_area, self.exactly = threshold, min_area, exactly
     dim = ROW
     @property
     def max_rows(self) -> int:
@@ -243,7 +246,7 @@ def _boxes_and_masks(self, img):
     h, w = img.shape[:2]
     fg, masks = find_regions(img, self.threshold, self.min_area, self.max_regions)
     boxes = [mask_box(m) for m in masks]
-    near = [boxes[0] if i else (boxes[1] if len(boxes) > 1 else None) for i in range(len(boxes))]
+    near = [*boxes[1:2], *boxes[:1]*(len(boxes)-1)] if len(boxes) > 1 else [None]*len(boxes)
     rows = list(zip(boxes, masks, near, range(len(boxes)))) if self.kind != 'grid' else []
     cells = grid_boxes(h, w, self.grid) if self.kind != 'regions' else []
     if self.exactly:
@@ -251,11 +254,12 @@ def _boxes_and_masks(self, img):
         cells = (cells + [o for o in fill if o not in cells])[:max(0, self.exactly-1-len(rows))]
     return (rows + [(b, fg, None, -1) for b in cells])[:self.exactly-1 if self.exactly else None], fg, len(masks)
 
-def _extract(self,
+@patch
+def __call__(self:SceneFeatures,
     image, # any picture, see `as_rgb`
 ) -> dict:
-    """`features` (n, dim) float32, first the whole picture; `boxes` (n, 4) float32 x1 y1 x2 y2 in pixels of `image`; `image_h`, `image_w`;
-    `n_regions`, how many of the rows after the first are found regions."""
+    """`features` (n, dim) float32, first the whole picture; `boxes` (n, 4) float32 x1 y1 x2 y2 in pixels of `image`;
+    `image_h`, `image_w`; `n_regions`, how many of the rows after the first are found regions."""
     full = as_rgb(image)
     img = shrink(full)
     (h, w), (H, W) = img.shape[:2], full.shape[:2]
@@ -266,35 +270,33 @@ def _extract(self,
     boxes = np.array([(0, 0, w, h)] + [b for b, *_ in rows], np.float32)*np.array([W/w, H/h, W/w, H/h], np.float32)
     return dict(features=feats, boxes=boxes.astype(np.float32), image_h=H, image_w=W,
                 n_regions=min(n, len(rows)) if self.kind != 'grid' else 0)
-SceneFeatures.__call__ = _extract
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #6ed56a80
 class ClipFeatures:
     "Clip -> one vector per frame, from the pixels alone."
     def __init__(self,
-        max_frames:int=0,     # keep this many, evenly spread; 0: all
+        max_frames:int=0,     # keep this many, evenly spaced; 0: all
         threshold:float=42.,  # as in `SceneFeatures`
         min_area:int=16,      # as in `SceneFeatures`
     ):
         self.max_frames, self.threshold, self.min_area = max_frames, threshold, min_area
     dim = 3*ROW+8
-    to_dict, from_dict, __repr__ = SceneFeatures.to_dict, classmethod(SceneFeatures.from_dict.__func__), SceneFeatures.__repr__
+    to_dict, __repr__ = SceneFeatures.to_dict, SceneFeatures.__repr__
+    from_dict = classmethod(SceneFeatures.from_dict.__func__)
     def __call__(self,
         frames,    # sequence of pictures of one size, or (f, h, w, 3) array
     ) -> dict:     # `features` (f, dim) float32, `boxes` (f, 4) of the largest region, `image_h`, `image_w`
         "Describe every frame and the motion between them."
         frames = list(frames)
         if not frames: raise ValueError("frames: expected at least one, got none")
-        if self.max_frames:
-            frames = [frames[i*len(frames)//self.max_frames]
-                      for i in range(self.max_frames)] if len(frames) > self.max_frames else frames
+        frames = [frames[i] for i in evenly_spaced_frames(len(frames), self.max_frames)]
         ex = SceneFeatures('regions', max_regions=2, threshold=self.threshold, min_area=self.min_area)
         outs = [ex(o) for o in frames]
         rows = [np.concatenate([o['features'], np.zeros((3-len(o['features']), ROW), np.float32)]) for o in outs]
         first = [o['boxes'][min(1, len(o['boxes'])-1)] for o in outs]
         h, w = outs[0]['image_h'], outs[0]['image_w']
-        feats = np.stack([np.concatenate([r.ravel(), _motion(a, b, h, w)]) for r, a,
-                          b in zip(rows, first[:1]+first, first)])
+        steps = zip(rows, first[:1]+first, first)
+        feats = np.stack([np.concatenate([r.ravel(), _motion(a, b, h, w)]) for r, a, b in steps])
         return dict(features=feats.astype(np.float32), boxes=np.stack(first), image_h=h, image_w=w)
 
 def _motion(a, b, h, w):

@@ -94,11 +94,12 @@ def plural(
 
 # %% ../../../nbs/15_own/00_scenes/20_grammar.ipynb #2161d2c4
 class Phrases:
-    "What a template may use: the things and the place of a scene, said by one chooser."
+    "What a template may use: the things and the place of a scene, worded by one chooser."
     def __init__(self, c:Chooser, scene):
         self.c, self.scene, self.things = c, scene, scene.things
         self.a = scene.things[0]
-        self.b = None if len(self.things) < 2 else scene.things[1] if len(self.things) < 3 or c.bernoulli(.9) else scene.things[2]
+        self.b = scene.things[1] if len(self.things) > 1 else None
+        if len(self.things) > 2 and not c.bernoulli(.9): self.b = scene.things[2]
         self.rel = relation(self.a, self.b) if self.b else ''
     def phrase(self, t): return with_article(noun_phrase(self.c, t, material=.25 if t is self.a else .12))
     def phrase_a(self): return self.phrase(self.a)
@@ -115,7 +116,7 @@ class Phrases:
 def fixed_words(
     text, # fixed words, separated by spaces
 ):        # list of pairs ('word', word)
-    "Words that are said as they stand."
+    "Words that every caption of a template has."
     return [('word', o) for o in text.split()]
 
 def _alone(s):  return s.phrase_a() + s.place()
@@ -134,18 +135,19 @@ def _and(s):    return s.phrase_a() + fixed_words('and') + s.phrase_b() + s.plac
 def _place_first(s):
     return s.place() + fixed_words(s.c({'there is':6, 'we see':4})) + s.phrase_a() + s.relation() + s.phrase_b()
 def _verb(s):
-    return s.phrase_a() + fixed_words(s.c({'is':4, 'lies':3,
-                                           'sits':3})) + s.relation() + s.phrase_b() + s.maybe_place(.3)
+    is_ = lambda: fixed_words(s.c({'is':4, 'lies':3, 'sits':3}))
+    return s.phrase_a() + is_() + s.relation() + s.phrase_b() + s.maybe_place(.3)
 def _with(s):
-    return s.phrase_a() + s.place() + fixed_words('with') + s.phrase_b() + fixed_words(SIDE_WORDS.get(CONVERSE[s.rel],
-        ''))
+    side = fixed_words(SIDE_WORDS.get(CONVERSE[s.rel], ''))
+    return s.phrase_a() + s.place() + fixed_words('with') + s.phrase_b() + side
 def _photo(s):
-    return fixed_words(s.c({'a picture of':6,
-                            'a photo of':4})) + s.phrase_a() + s.relation() + s.phrase_b() + s.maybe_place(.2)
+    start = fixed_words(s.c({'a picture of':6, 'a photo of':4}))
+    return start + s.phrase_a() + s.relation() + s.phrase_b() + s.maybe_place(.2)
 def _count(s):
     what = NUMBERS[len(s.things)] + ' ' + s.c({'objects':6, 'things':3, 'toys':1})
-    return fixed_words(what) + s.place() + fixed_words(s.c({'with':4, 'including':3, 'and one is':2,
-                                                            'one of them is':1})) + s.phrase_a()
+    place = s.place()
+    joint = fixed_words(s.c({'with':4, 'including':3, 'and one is':2, 'one of them is':1}))
+    return fixed_words(what) + place + joint + s.phrase_a()
 def _kinds(s):
     "Two of a kind, and something else; where there are none, a plain count."
     by_kind = {}
@@ -154,9 +156,10 @@ def _kinds(s):
     if len(ts) < 2: return _count(s)
     rest = next((t for t in s.things if t.category != kind), None)
     same = ts[0].colour if len({t.colour for t in ts}) == 1 else None
-    return fixed_words(NUMBERS[len(ts)]) + (fixed_words(s.c(COLOUR_WORDS[same])) if same
-                                            else []) + fixed_words(plural(s.c(NOUNS[kind]))) + (fixed_words('and')
-                                                + s.phrase(rest) if rest else []) + s.place()
+    colour = fixed_words(s.c(COLOUR_WORDS[same])) if same else []
+    things = fixed_words(plural(s.c(NOUNS[kind])))
+    others = fixed_words('and') + s.phrase(rest) if rest else []
+    return fixed_words(NUMBERS[len(ts)]) + colour + things + others + s.place()
 MANY_THINGS_TEMPLATES = {_pair:46, _there_is:9, _converse:8, _and:10, _place_first:6, _verb:8, _with:6, _photo:6,
                          _count:5, _kinds:4}
 
@@ -182,8 +185,8 @@ def _near_b(s, p=.3): return fixed_words('near') + s.phrase_b() if s.b and s.c.b
 
 def _moves(s):  return s.phrase_a() + _motion_verb(s) + _speed(s) + _near_b(s)
 def _watch(s):
-    return fixed_words(s.c({'we see':6,
-                            'there is':4})) + s.phrase_a() + _motion_participle(s) + _speed(s) + s.maybe_place(.4)
+    start = fixed_words(s.c({'we see':6, 'there is':4}))
+    return start + s.phrase_a() + _motion_participle(s) + _speed(s) + s.maybe_place(.4)
 def _clip(s):
     return fixed_words(s.c({'a clip of':6, 'a video of':4})) + s.phrase_a() + _motion_participle(s) + _speed(s)
 def _where(s):  return s.place() + s.phrase_a() + _motion_verb(s) + _speed(s)
@@ -208,7 +211,8 @@ def _shorten(parts):
 
 def _articles(words):
     "A phrase may have lost its first word: fit a and an to what follows."
-    return [('an' if b[0] in 'aeiou' else 'a') if a in ('a', 'an') else a for a, b in zip(words, words[1:]+['.'])]
+    article = lambda b: 'an' if b[0] in 'aeiou' else 'a'
+    return [article(b) if a in ('a', 'an') else a for a, b in zip(words, words[1:]+['.'])]
 
 def caption(
     scene,          # a `Scene`, or a clip (a scene with a motion)
@@ -216,8 +220,8 @@ def caption(
     template=None,  # one of the templates; None: drawn
 ) -> str:           # lower-case words, at most MAX_WORDS
     "Write one caption of a scene."
-    if template is None: template = c(MOTION_TEMPLATES if scene.motion else ONE_THING_TEMPLATES
-                                      if len(scene.things) == 1 else MANY_THINGS_TEMPLATES)
+    still = ONE_THING_TEMPLATES if len(scene.things) == 1 else MANY_THINGS_TEMPLATES
+    if template is None: template = c(MOTION_TEMPLATES if scene.motion else still)
     while True:
         words = ' '.join(o for _, o in _shorten(template(Phrases(c, scene)))).split()
         if len(words) >= MIN_WORDS: return ' '.join(_articles(words))

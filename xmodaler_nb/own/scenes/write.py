@@ -225,7 +225,8 @@ class ScenesData(Folder):
                                       rows=8 if self.video else self._extractor.max_rows))
     def __repr__(self):
         kind = 'clips' if self.video else 'pictures'
-        return f"ScenesData({self.folder.name}: {self.info['counts']}, {kind}, {len(self.vocab)} words, seed {self.info['seed']})"
+        i = self.info
+        return f"ScenesData({self.folder.name}: {i['counts']}, {kind}, {len(self.vocab)} words, seed {i['seed']})"
     @property
     def records(self) -> dict:
         "id -> dict with split, scene (plain), captions."
