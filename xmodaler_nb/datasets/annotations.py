@@ -29,7 +29,8 @@ def load_annotations(
     out = []
     for k, e in enumerate(entries):
         id_key = next((i for i in id_keys if isinstance(e, dict) and i in e), None)
-        if id_key is None: raise ValueError(f"{path}: entry {k} has no {' or '.join(id_keys)} (it is {_describe_entry(e)})")
+        if id_key is None:
+            raise ValueError(f"{path}: entry {k} has no {' or '.join(id_keys)} (it is {_describe_entry(e)})")
         out.append({key or id_key: str(e[id_key]), **{n: v for n, v in e.items() if n != id_key}})
     return out
 

@@ -149,14 +149,14 @@ def reference_problems(
         return [f"{path}: not a file of references in COCO's form ({type(e).__name__}: {e})"]
     ids = [str(entry_id(e)) for e in entries]
     duplicates = sorted(i for i, n in Counter(ids).items() if n > 1)
-    return [f"{path}: no reference for id {i}, which the annotations name"
-            for i in dict.fromkeys(ids) if i not in known] + [f"id {i} stands in the evaluation list twice"
-                                                              for i in duplicates]
+    missing = [f"{path}: no reference for id {i}, which the annotations name"
+               for i in dict.fromkeys(ids) if i not in known]
+    return missing + [f"id {i} stands in the evaluation list twice" for i in duplicates]
 
 # %% ../../nbs/06_datasets/70_check.ipynb #b8d74b6d
 @dataclass
 class DatasetReport:
-    "What `check_dataset` saw."
+    "What `check_dataset` has counted."
     name:str                                        # of the data set
     stage:str                                       # 'train', 'val' or 'test'
     entries:int                                     # in the list
@@ -172,8 +172,8 @@ class DatasetReport:
 
 def _make_report(cfg, name, stage, entries, items, warnings):
     feats = [i[kfg.ATT_FEATS] for i in items if isinstance(i.get(kfg.ATT_FEATS), torch.Tensor)]
-    widths = {k: v.shape[-1] for i in items[:1] for k,
-              v in i.items() if isinstance(v, torch.Tensor) and v.is_floating_point() and v.dim()}
+    arrays = {k: v for i in items[:1] for k, v in i.items() if isinstance(v, torch.Tensor)}
+    widths = {k: v.shape[-1] for k, v in arrays.items() if v.is_floating_point() and v.dim()}
     regions = (min(map(len, feats)), max(map(len, feats))) if feats else (0, 0)
     return DatasetReport(name, stage, len(entries), sum(len(e['tokens_ids']) for e in entries if 'tokens_ids' in e),
                          len(items), regions, widths, warnings)
@@ -184,7 +184,7 @@ def check_dataset(
     stage='train',# 'train', 'val' or 'test'
     sample=3,     # how many feature files to open, or 'all'
 ):                # DatasetReport, or None when the stage names no data set
-    "Look at everything a stage will use; DatasetError for what will not work."
+    "Check everything a stage will use; DatasetError for what will not work."
     name = cfg.DATASETS[stage.upper()]
     mapper = build_dataset_mapper(cfg, name, stage)
     if mapper is None: return None
@@ -195,14 +195,19 @@ def check_dataset(
     problems += missing + token_problems(entries, cfg.MODEL.VOCAB_SIZE)
     if stage != 'train' and cfg.INFERENCE.NAME == 'COCOEvaler':
         problems += reference_problems(cfg.INFERENCE[f'{stage.upper()}_ANNFILE'], entries)
-    import_optional = cfg.DATALOADER.TRAIN_BATCH_SIZE*comm.get_world_size()
-    if stage == 'train' and len(entries) < import_optional:
-        problems.append(f"{len(entries)} entries do not fill one batch of {import_optional} "
-                        f"(DATALOADER.TRAIN_BATCH_SIZE times processes)")
-    read_problems, items = open_problems(mapper, entries if sample == 'all' else evenly_spaced(entries, sample),
-                                         expected_widths(cfg)) if not missing else ([], [])
-    if problems + read_problems: raise DatasetError(f'{name} {stage}', problems + read_problems)
+    if stage == 'train': problems += _batch_problems(cfg, len(entries))
+    items, some = [], entries if sample == 'all' else evenly_spaced(entries, sample)
+    if not missing:
+        read_problems, items = open_problems(mapper, some, expected_widths(cfg))
+        problems += read_problems
+    if problems: raise DatasetError(f'{name} {stage}', problems)
     return _make_report(cfg, name, stage, entries, items, warnings)
+
+def _batch_problems(cfg, n):
+    "Do n entries fill a batch?"
+    size = cfg.DATALOADER.TRAIN_BATCH_SIZE*comm.get_world_size()
+    if n >= size: return []
+    return [f"{n} entries do not fill one batch of {size} (DATALOADER.TRAIN_BATCH_SIZE times processes)"]
 
 def check_datasets(
     cfg,      # whole config

@@ -220,6 +220,11 @@ class Folder:
         return f"{type(self).__name__}({self.folder.name}: {r['counts']}, {r['vocab_size'] - 1} words)"
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #88b0c9ee
+def _write_tiny_features(folder, id, feats, key):
+    feats = feats.astype(np.float32)
+    if key == 'video_id': write_frames(folder, id, feats)
+    else: write_features(folder, id, features=feats, g_feature=feats.mean(0, keepdims=True))
+
 def write_tiny(
     out,                      # folder
     n:int=6,                  # images, the first half for training, then validation and test
@@ -235,14 +240,11 @@ def write_tiny(
     write_vocabulary(out/'vocabulary.txt', words)
     def sentence(): return rng.integers(1, len(words) + 1, rng.integers(2, max_len + 2)).tolist()
     sentences = {i: [sentence() for _ in range(captions)] for i in ids}
-    for k, i in enumerate(ids):
-        feats = rng.normal(size=(2 + k % 3, dim)).astype(np.float32)
-        if key == 'video_id': write_frames(out/'features', i, feats)
-        else: write_features(out/'features', i, features=feats, g_feature=feats.mean(0, keepdims=True))
+    for k, i in enumerate(ids): _write_tiny_features(out/'features', i, rng.normal(size=(2 + k % 3, dim)), key)
     split = dict(train=ids[:n//2], val=ids[n//2:n - n//4], test=ids[n - n//4:])
     for stage, names in split.items():
-        rows = [annotation(i, sentences[i] if stage == 'train' else None, max_len, key) for i in names]
-        write_annotations(out, stage, rows, prefix)
+        rows = {i: sentences[i] if stage == 'train' else None for i in names}
+        write_annotations(out, stage, [annotation(i, r, max_len, key) for i, r in rows.items()], prefix)
         texts = {i: [' '.join(words[w-1] for w in c) for c in sentences[i]] for i in names}
         if stage != 'train': write_coco(out/f'captions_{stage}.json', texts)
     report = dict(prefix=prefix, counts={s: len(v) for s, v in split.items()}, vocab_size=len(words) + 1)

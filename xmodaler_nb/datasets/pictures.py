@@ -11,17 +11,19 @@ import numpy as np
 from ..utils.env import import_optional
 
 # %% ../../nbs/06_datasets/12_pictures.ipynb #c3d308c8
+def _read_picture(path):
+    from PIL import Image, UnidentifiedImageError
+    if not Path(path).is_file(): raise FileNotFoundError(f"picture {path} does not exist")
+    try:
+        with Image.open(path) as img: return np.asarray(img.convert('RGB'))
+    except (UnidentifiedImageError, OSError, SyntaxError) as e:
+        raise ValueError(f"{path} is not a picture that can be read: {e}") from None
+
 def load_picture(
     x,  # path, (h, w, 3) uint8 array, (3, h, w) or (h, w, 3) float tensor in [0,1], or PIL image
 ):      # (h, w, 3) uint8
     "A picture as an array of bytes."
-    if isinstance(x, (str, Path)):
-        from PIL import Image, UnidentifiedImageError
-        if not Path(x).is_file(): raise FileNotFoundError(f"picture {x} does not exist")
-        try:
-            with Image.open(x) as img: return np.asarray(img.convert('RGB'))
-        except (UnidentifiedImageError, OSError, SyntaxError) as e:
-            raise ValueError(f"{x} is not a picture that can be read: {e}") from None
+    if isinstance(x, (str, Path)): return _read_picture(x)
     if hasattr(x, 'convert'): return np.asarray(x.convert('RGB'))
     if hasattr(x, 'detach'): x = x.detach().cpu().numpy()                # a tensor
     x = np.asarray(x)
@@ -48,24 +50,7 @@ def evenly_spaced(
     "Some items of a list."
     return [items[round(k*(len(items)-1)/max(1, n-1))] for k in range(n)] if n < len(items) else list(items)
 
-def read_clip(
-    path,          # see above
-    frames:int=16, # at most
-) -> list:         # of (h, w, 3) uint8
-    "Some frames of a clip."
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
-        if not files: raise ValueError(f"{path}: no pictures in this folder")
-        return [load_picture(files[i]) for i in evenly_spaced_indices(len(files), frames)]
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such clip")
-    if path.suffix.lower() == '.npy':
-        a = np.load(path, allow_pickle=False)
-        if a.ndim != 4 or a.shape[3] != 3:
-            raise ValueError(f"{path}: a clip has sizes (frames, height, width, 3), this one has {a.shape}")
-        return [a[i] for i in evenly_spaced_indices(len(a), frames)]
-    return _read_gif(path, frames) if path.suffix.lower() == '.gif' else _read_video(path, frames)
-
+# %% ../../nbs/06_datasets/12_pictures.ipynb #1bb439bd
 def _read_gif(path, frames):
     from PIL import Image, UnidentifiedImageError
     try:
@@ -91,3 +76,24 @@ def _read_video(path, frames):
         raise ValueError(f"{path}: not a readable clip ({type(e).__name__}: {e})") from None
     if not out: raise ValueError(f"{path}: holds no frame")
     return out
+
+# %% ../../nbs/06_datasets/12_pictures.ipynb #6ce69b2d
+def read_clip(
+    path,          # see above
+    frames:int=16, # at most
+) -> list:         # of (h, w, 3) uint8
+    "Some frames of a clip."
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
+        if not files: raise ValueError(f"{path}: no pictures in this folder")
+        return [load_picture(files[i]) for i in evenly_spaced_indices(len(files), frames)]
+    if not path.is_file(): raise FileNotFoundError(f"{path}: no such clip")
+    readers = {'.npy': _read_frames, '.gif': _read_gif}
+    return readers.get(path.suffix.lower(), _read_video)(path, frames)
+
+def _read_frames(path, frames):
+    a = np.load(path, allow_pickle=False)
+    if a.ndim != 4 or a.shape[3] != 3:
+        raise ValueError(f"{path}: a clip has sizes (frames, height, width, 3), this one has {a.shape}")
+    return [a[i] for i in evenly_spaced_indices(len(a), frames)]

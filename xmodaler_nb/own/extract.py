@@ -173,6 +173,7 @@ def files_with_ids(
         raise ValueError(f"two files are called {duplicate!r}; hand in a dict from id to file")
     return out
 
+# %% ../../nbs/15_own/30_extract.ipynb #49150b18
 class TextBar:
     "A line that shows the share of the steps that is done."
     def __init__(self,

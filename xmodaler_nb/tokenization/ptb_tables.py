@@ -41,7 +41,8 @@ def _tables():
     def ranges(text):
         pairs = (r.partition('-') for r in text.split())
         return tuple((int(a, 16), int(b or a, 16)) for a, _, b in pairs)
-    return {k: ranges(v) for k, v in (line.split(':') for line in _SETS.replace('\n        ', ' ').split('\n') if ':' in line)}
+    lines = _SETS.replace('\n        ', ' ').split('\n')
+    return {k: ranges(v) for k, v in (line.split(':') for line in lines if ':' in line)}
 
 def _listed(name, code): return any(a <= code <= b for a, b in _tables()[name])
 

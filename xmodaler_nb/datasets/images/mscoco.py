@@ -26,6 +26,11 @@ def cut_regions(
     "The regions that are used."
     return feats[:max_feat_num] if max_feat_num else feats
 
+def _warn_about_slice(n):
+    if n < 0:
+        warnings.warn(f"DATALOADER.MAX_FEAT_NUM is {n}: as in X-modaler this drops the last region of every image; "
+                      f"0 keeps all", stacklevel=4)
+
 def region_fields(
     content:dict,     # arrays of one file, by name
     max_feat_num:int, # regions kept, see `cut_regions`
@@ -54,11 +59,6 @@ def _array_names(available):
 def _float(a): return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
 
 # %% ../../../nbs/06_datasets/50_mscoco.ipynb #22128596
-def _warn_about_slice(n):
-    if n < 0:
-        warnings.warn(f"DATALOADER.MAX_FEAT_NUM is {n}: as in X-modaler this drops the last region of every image; "
-                      f"0 keeps all", stacklevel=4)
-
 @DATASETS_REGISTRY.register()
 class MSCoCoDataset:
     "Region features and captions, in the layout of X-modaler's COCO."
@@ -103,13 +103,6 @@ class MSCoCoDataset:
         "The file with the features of an entry."
         return os.path.join(self.feats_folder, f"{entry['image_id']}.npz") if self.feats_folder else None
 
-    def __call__(self,
-        dataset_dict:dict, # one entry
-        rng=random,        # where chance comes from
-    ) -> dict:             # the item
-        "Read one image's features and choose its sentences."
-        return {kfg.IDS: dataset_dict['image_id'], **self.visual(dataset_dict), **self.words(dataset_dict, rng)}
-
 # %% ../../../nbs/06_datasets/50_mscoco.ipynb #94f6c725
 _TABLES = {'relation': (kfg.RELATION, np.int64), 'attribute': (kfg.ATTRIBUTE, np.float32),
            'gv_feat': (kfg.GLOBAL_FEATS, np.float32)}
@@ -134,6 +127,14 @@ def words(self:MSCoCoDataset,
     "The chosen sentences in training, else how long a caption may become."
     if self.stage != 'train': return decode_fields(self.max_seq_len)
     return caption_fields(dataset_dict, self.seq_per_img, rng, dataset_dict['image_id'])
+
+@patch
+def __call__(self:MSCoCoDataset,
+    dataset_dict:dict, # one entry
+    rng=random,        # where chance comes from
+) -> dict:             # the item
+    "Read one image's features and choose its sentences."
+    return {kfg.IDS: dataset_dict['image_id'], **self.visual(dataset_dict), **self.words(dataset_dict, rng)}
 
 # %% ../../../nbs/06_datasets/50_mscoco.ipynb #ddffbe57
 @DATASETS_REGISTRY.register()

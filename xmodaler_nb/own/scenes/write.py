@@ -265,6 +265,11 @@ def features(self:ScenesData,
 # of the generator; a folder of another version is made anew
 VERSION = 5
 
+def _known(what, name, known):
+    "The name, if it is a known one."
+    if name not in known: raise ValueError(f"{what}: known are {', '.join(known)}, got {name!r}")
+    return name
+
 def _find_existing(folder, info, overwrite):
     "The data set that exists already; None if it must be made."
     if not folder.exists() or not any(folder.iterdir()): return None
@@ -330,11 +335,10 @@ def make_scenes(
     overwrite:bool=False,   # replace a scenes folder with other parameters?
 ) -> ScenesData:            # the folder as an object
     "Draw, describe, extract and write a data set, or reuse one with the same parameters."
-    if counts is None and size not in SIZES: raise ValueError(f"size: known are {', '.join(SIZES)}, got {size!r}")
-    unknown = [v for v in variants if v not in VARIANTS]
-    if unknown: raise ValueError(f"variants: known are {', '.join(VARIANTS)}, got {unknown[0]!r}")
+    if counts is None: counts = SIZES[_known('size', size, SIZES)]
+    for v in variants: _known('variants', v, VARIANTS)
     folder, variants = Path(folder), [] if video else sorted({'regions', *variants})
-    info = dict(generator='scenes', version=VERSION, seed=seed, video=video, counts=dict(counts or SIZES[size]),
+    info = dict(generator='scenes', version=VERSION, seed=seed, video=video, counts=dict(counts),
                 variants=variants)
     existing = _find_existing(folder, info, overwrite)
     if existing: return existing
@@ -366,8 +370,7 @@ def select(self:ScenesData,
     variant = next((p for p in parts if p in VARIANTS), 'regions')
     extractor = self.extractor() if variant == 'regions' else VARIANTS[variant]
     known = {v: {} for v in VARIANTS} | _more_entries(self.folder, extractor.dim, len(self.vocab))
-    unknown = [p for p in parts if p not in known]
-    if unknown: raise ValueError(f"select: known are {', '.join(known)}, got {unknown[0]!r}")
+    for p in parts: _known('select', p, known)
     rows = self.report['rows'] if self.video else extractor.max_rows
     report = self.report | dict(features=variant_folder(variant), width=extractor.dim, rows=rows)
     return Folder(self.folder, report, {k: v for p in parts for k, v in known[p].items()})
