@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 from fastcore.basics import patch
 from .compat import upgrade_config
+from .files import config_dirs
 
 # %% ../../nbs/03_config/05_node.ipynb #57d664a0
 logger = logging.getLogger(__name__)
@@ -265,17 +266,19 @@ def _read_yaml(path):
     return content, lines
 
 def _find_base(base, path):
-    "The file that `_BASE_: base` in the file `path` means."
-    if '://' in str(base): raise ValueError(f"{path}: {BASE_KEY} {base} is a web address; nothing is downloaded on load, save the file and name its path")
-    wanted = Path(os.path.expanduser(str(base)))
-    if not wanted.is_absolute():
-        folder = Path(path).resolve().parent
-        for up in (folder, *folder.parents[:3]):
-            if (up/wanted).is_file():
-                if up != folder: warnings.warn(f"{path}: {BASE_KEY} {base} is not in {folder.name}/; using the one in the parent folder {up.name}/", stacklevel=4)
-                return up/wanted
-    if not wanted.is_file(): raise FileNotFoundError(f"{path}: {BASE_KEY} names {base}, and there is no such file beside it or in its parent folders")
-    return wanted
+    "The file that `_BASE_: base` in the file `path` means: beside it, in a folder above, or published."
+    if '://' in str(base):
+        raise ValueError(f"{path}: {BASE_KEY} {base} is a web address; nothing is downloaded on load, "
+                         'save the file and name its path')
+    wanted, folder = Path(os.path.expanduser(str(base))), Path(path).resolve().parent
+    places = [folder, *folder.parents[:3], *config_dirs()]
+    found = next((up for up in places if (up/wanted).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{path}: {BASE_KEY} names {base}, and there is no such file beside it, "
+                                'in its parent folders or among the published configs')
+    if found in folder.parents[:3]:
+        warnings.warn(f"{path}: {BASE_KEY} {base} is not in {folder.name}/; using the one in the parent folder {found.name}/", stacklevel=4)
+    return found/wanted
 
 # %% ../../nbs/03_config/05_node.ipynb #5566f01e
 def _overlay(over, under, lines, path=''):
