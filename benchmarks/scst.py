@@ -19,7 +19,7 @@ from xmodaler_nb.datasets.layout import Folder
 from xmodaler_nb.own.real import write_real_dataset
 from xmodaler_nb.own.scenes import make_scenes
 from xmodaler_nb.engine.build import build_engine
-from xmodaler_nb.commands.experiment import caption_split, read_references, score_split
+from xmodaler_nb.evaluation.split import decode, read_references, score_split
 from xmodaler_nb.utils.env import seed_all_rng
 from xmodaler_nb.utils.events import truncate_jsonl
 
@@ -64,8 +64,8 @@ def train_and_score(cfg, seed, steps=None):
 
 def scores_of(trainer, split):
     refs, out = read_references(trainer.cfg.INFERENCE[f'{split.upper()}_ANNFILE']), {}
-    for name, beam in (('greedy', False), ('beam', True)):
-        captions = caption_split(trainer.model, getattr(trainer, f'{split}_data_loader'), beam)
+    for name in ('greedy', 'beam'):
+        captions = dict(decode(trainer.model, getattr(trainer, f'{split}_data_loader'), name))
         out[name] = score_split(captions, refs)[0]
         out[name]['length'] = statistics.mean(len(s.split()) for s in captions.values())
     return out

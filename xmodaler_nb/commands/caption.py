@@ -12,18 +12,15 @@ import sys
 from pathlib import Path
 from ..captioner import Captioner
 from .command import command
-from ..look import report as r
+from ..look import render_caption_card
+from ..look.report import report_html
 
 # %% ../../nbs/18_commands/40_caption.ipynb #c1c7e12e
 def captions_page(
     captions:list, # of Caption, made with trace=True
 ) -> str:          # HTML
     "Pictures, captions and attention, on one page."
-    def card(c):
-        return r.example_card(dict(id=c.id, captions={'caption': f'{c.text}  ({c.score:.2f})'}, words=c.words,
-                                   attention=c.attention, references=[], cider=0., image=c.image, boxes=c.boxes))
-    cards = ''.join(map(card, captions)).replace(' · CIDEr-D 0.00', '')
-    return r.report_html('Captions', [('', cards)])
+    return report_html('Captions', [('', ''.join(map(render_caption_card, captions)))])
 
 # %% ../../nbs/18_commands/40_caption.ipynb #9a428be7
 def caption_parser() -> argparse.ArgumentParser:

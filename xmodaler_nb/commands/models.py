@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..modeling import load_cfg_file
 from .command import command
-from .experiment import caption_split, read_references, run_training, score_split
+from .experiment import run_training
+from ..evaluation.split import decode, read_references, score_split
 
 # %% ../../nbs/18_commands/50_models.ipynb #e3a16484
 COMMON_OPTS = ['MODEL.DEVICE', 'cpu', 'SEED', 7, 'ENGINE.NAME', 'DefaultTrainer', 'ENGINE.PROGRESS', False, 'DATALOADER.NUM_WORKERS', 0, 'DATALOADER.TEST_BATCH_SIZE', 100, 'DATASETS.VAL', '', 'MODEL.WEIGHTS', '',
@@ -137,7 +138,7 @@ def train_one(
     with open(os.devnull, 'w') as devnull, contextlib.redirect_stdout(devnull): trainer, seconds = run_training(zoo_config(name, data, run, tiny))
     cpu = time.process_time() - cpu_start
     start, refs = time.perf_counter(), read_references(trainer.cfg.INFERENCE.TEST_ANNFILE)
-    scores = score_split(caption_split(trainer.model, trainer.test_data_loader, beam=True), refs)[0]
+    scores = score_split(dict(decode(trainer.model, trainer.test_data_loader, 'beam')), refs)[0]
     row = dict(model=name, yaml=ZOO[name].yaml, parameters=sum(p.numel() for p in trainer.model.parameters()), steps=trainer.max_iter, seconds=round(seconds, 1), cpu_seconds=round(cpu, 1), decoding=round(time.perf_counter() - start, 1),
                CIDEr=scores['CIDEr'], CIDEr_D=scores['CIDEr_D'], BLEU_4=scores['Bleu_4'], distinct=scores['distinct_captions'], baseline=score_split(dict.fromkeys(refs, most_frequent(data)), refs)[0]['CIDEr'])
     (run/'row.json').write_text(json.dumps(row, indent=1))

@@ -10,9 +10,10 @@ import argparse
 import time
 from pathlib import Path
 from .command import command
-from .experiment import Experiment, add_run_arguments, run, score_split
+from .experiment import Experiment, add_run_arguments, run
 from ..config import config_dirs
 from ..evaluation.baselines import most_frequent_caption, nearest_neighbour
+from ..evaluation.split import score_split
 from ..functional import read_np
 from ..own.real import read_split, split_ascii_words, write_real_dataset
 

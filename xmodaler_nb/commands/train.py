@@ -25,7 +25,8 @@ def setup_cfg(
     if not args.config_file:
         raise ValueError('no config: name one with --config-file FILE '
                          '(a path, or a published config such as image_caption/updown/updown.yaml)')
-    cfg = load_cfg_file(args.config_file, args.opts)
+    unused = {'DATASETS': {'TRAIN': ''}} if args.eval_only else {}      # its files stay closed
+    cfg = load_cfg_file(args.config_file, args.opts, **unused)
     default_setup(cfg, args)
     return cfg
 

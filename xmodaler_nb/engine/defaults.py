@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'default_argument_parser', 'check_output_dir', 'default_setup', 'default_writers', 'DefaultTrainer',
-           'gather_numbers', 'shard_loader', 'as_id', 'decode_loader', 'merge_results', 'log_samples']
+           'gather_numbers', 'shard_loader', 'until_stopped', 'decode_loader', 'merge_results', 'log_samples']
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #89f08083
 import argparse, logging, math, os, sys
@@ -23,10 +23,11 @@ from . import hooks
 from .amp import AMP
 from .build import ENGINE_REGISTRY
 from .ema import ModelEma
-from .learner import CaptionLearner, Loaders, device_of, move_batch
+from .learner import CaptionLearner, Loaders, device_of
 from .methods import MultiLoader, TeacherForcing
 from .train_loop import TrainerBase
 from .watch import EarlyStopping, Interrupts, KeepBest, ProgressBar, summarize_captions, check_stop, stop_requested
+from ..evaluation.split import decode
 from ..utils import comm
 from ..utils.env import get_rng_state, seed_all_rng
 from ..utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter, truncate_jsonl
@@ -321,28 +322,23 @@ def shard_loader(
                                            collate_fn=loader.collate_fn, pin_memory=loader.pin_memory, worker_init_fn=loader.worker_init_fn)
     return (b for i, b in enumerate(loader) if i % world == rank)
 
-def as_id(
-    i,   # an image id: number, tensor, or text
-):       # int where it is a number, else the text
-    "Ids as result files want them."
-    if isinstance(i, torch.Tensor): i = i.item()
-    try: return int(i)
-    except (TypeError, ValueError): return str(i)
+def until_stopped(
+    loader,   # batches
+):            # yields them
+    "The batches, until the process is asked to stop."
+    for batch in loader:
+        check_stop()
+        yield batch
 
-@torch.no_grad()
 def decode_loader(
     cfg,      # reads INFERENCE
-    model,    # in eval mode
+    model,    # not in a distributed wrapper
     loader,   # batches
 ) -> list:    # of {ID_KEY: id, VALUE: output}
-    "What the model says to every item."
-    inf, results = cfg.INFERENCE, []
-    for b in loader:
-        check_stop()
-        b = move_batch(b, model)
-        out = model(b, use_beam_search=True, output_sents=True) if inf.GENERATION_MODE else model(b)
-        results += [{inf.ID_KEY: as_id(i), inf.VALUE: v} for i, v in zip(out[kfg.IDS], out[kfg.OUTPUT])]
-    return results
+    "What the model generates for every item, in the form that evaluators read."
+    inf = cfg.INFERENCE
+    found = decode(model, until_stopped(loader), 'beam' if inf.GENERATION_MODE else None)
+    return [{inf.ID_KEY: i, inf.VALUE: output} for i, output in found]
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #dbf6f386
 def merge_results(
@@ -365,10 +361,7 @@ def test(cls:DefaultTrainer,
 ):                     # what the evaluator returned, plus the share of distinct captions; '' without one
     "Evaluate the model; it is in the mode it was in when this returns."
     model, shard = comm.unwrap_model(model), cfg.ENGINE.get('SHARD_EVAL', True)
-    was = model.training
-    model.eval()
-    try: results = decode_loader(cfg, model, shard_loader(test_data_loader) if shard else test_data_loader)
-    finally: model.train(was)
+    results = decode_loader(cfg, model, shard_loader(test_data_loader) if shard else test_data_loader)
     parts = comm.gather(results) if shard else [results]
     if not comm.is_main_process(): return {}
     results = merge_results(parts, cfg.INFERENCE.ID_KEY)
@@ -477,7 +470,7 @@ def load_state_dict(self:DefaultTrainer,
 @patch
 def _rescale(self:DefaultTrainer, old):
     "Another number of processes (or batch size) than in the saved run: continue at the same part of the training. Not the same run bit for bit."
-    if old == self.iters_per_epoch: return
+    if old == self.iters_per_epoch or self.main_loader is None: return     # the same, or nothing to train on
     was, self.iter = self.iter, max(0, round((self.iter+1)/old*self.iters_per_epoch) - 1)
     self.learn.resume_rng = None
     if self.scheduler is not None:
