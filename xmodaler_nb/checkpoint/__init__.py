@@ -7,10 +7,11 @@ __all__ = ['CheckpointError', 'load_pth', 'load_weights', 'read_checkpoint', 'sa
            'PeriodicEpochCheckpoint', 'PeriodicEpochCheckpointer', 'XmodalerCheckpoint', 'XmodalerCheckpointer']
 
 # %% ../../nbs/13_checkpoint/99_checkpoint.ipynb #90c37d06
-from ..utils.checkpoint_files import CheckpointError, load_pth, load_weights, read_checkpoint, save_weights, write_checkpoint
-from .xmodaler_checkpoint import (PeriodicEpochCheckpoint, PeriodicEpochCheckpointer, XmodalerCheckpoint,
-                                                        XmodalerCheckpointer)
+from ..utils.checkpoint_files import CheckpointError, load_pth, load_weights
+from ..utils.checkpoint_files import read_checkpoint, save_weights, write_checkpoint
+from .xmodaler_checkpoint import PeriodicEpochCheckpoint, PeriodicEpochCheckpointer
+from .xmodaler_checkpoint import XmodalerCheckpoint, XmodalerCheckpointer
 
 # %% ../../nbs/13_checkpoint/99_checkpoint.ipynb #6755a627
-_all_ = ['CheckpointError', 'load_pth', 'load_weights', 'read_checkpoint', 'save_weights', 'write_checkpoint', 'PeriodicEpochCheckpoint',
-         'PeriodicEpochCheckpointer', 'XmodalerCheckpoint', 'XmodalerCheckpointer']
+_all_ = ['CheckpointError', 'load_pth', 'load_weights', 'read_checkpoint', 'save_weights', 'write_checkpoint',
+         'PeriodicEpochCheckpoint', 'PeriodicEpochCheckpointer', 'XmodalerCheckpoint', 'XmodalerCheckpointer']

@@ -14,23 +14,27 @@ __all__ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiL
 from .launch import launch
 from .build import ENGINE_REGISTRY, build_engine
 from .methods import EndlessLoader, MultiLoader, TeacherForcing, TrainingMethod
-from .learner import CaptionLearner, Loaders
+from .learner import CaptionLearner
+from .learner_parts import Loaders
 from .train_loop import HookBase, TrainerBase
-from .hooks import (AutogradProfiler, CallbackHook, EvalHook, IterationTimer, LRScheduler, ModelWeightsManipulating,
-                                      PeriodicCheckpoint, PeriodicCheckpointer, PeriodicWriter, PreciseBN, ScheduledSampling)
+from .hooks import AutogradProfiler, CallbackHook, EvalHook, IterationTimer, LRScheduler
+from .hooks import ModelWeightsManipulating, PeriodicCheckpoint, PeriodicCheckpointer
+from .hooks import PeriodicWriter, PreciseBN, ScheduledSampling
 from .watch import EarlyStopping, KeepBest, ProgressBar
 from .ema import ModelEma
 from .amp import AMP
-from .defaults import DefaultTrainer, default_argument_parser, default_setup, default_writers
+from .setup import default_argument_parser, default_setup, default_writers
+from .defaults import DefaultTrainer
 from .self_critical import SelfCritical
 from .rl_trainer import RLTrainer
 from .rl_mean_trainer import RLMeanTrainer
 from .rl_beam_trainer import RLBeamTrainer
 
 # %% ../../nbs/14_engine/99_engine.ipynb #06ff9b27
-_all_ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiLoader', 'TeacherForcing', 'TrainingMethod', 'CaptionLearner', 'Loaders',
-         'HookBase', 'TrainerBase', 'AutogradProfiler', 'CallbackHook', 'EvalHook', 'IterationTimer', 'LRScheduler', 'ModelWeightsManipulating',
-         'PeriodicCheckpoint', 'PeriodicCheckpointer', 'PeriodicWriter', 'PreciseBN', 'ScheduledSampling', 'EarlyStopping', 'KeepBest', 'ProgressBar',
+_all_ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiLoader', 'TeacherForcing',
+         'TrainingMethod', 'CaptionLearner', 'Loaders', 'HookBase', 'TrainerBase', 'AutogradProfiler', 'CallbackHook', 'EvalHook',
+         'IterationTimer', 'LRScheduler', 'ModelWeightsManipulating', 'PeriodicCheckpoint', 'PeriodicCheckpointer',
+         'PeriodicWriter', 'PreciseBN', 'ScheduledSampling', 'EarlyStopping', 'KeepBest', 'ProgressBar',
          'ModelEma', 'AMP', 'DefaultTrainer', 'default_argument_parser', 'default_setup', 'default_writers',
          'SelfCritical', 'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer']
 
