@@ -9,7 +9,7 @@ WORKERS ?= $(shell nproc)
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
-.PHONY: help setup demo real test test-export test-nbs test-py nbs docs readme bench models export clean
+.PHONY: help setup demo real test test-export test-nbs test-py nbs docs readme contents bench models export clean
 help:        ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
 
@@ -22,11 +22,13 @@ setup: $(VENV)/.ready   ## create .venv with the pinned set
 demo: setup  ## train on embedded data and write runs/demo/report.html
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/xm-demo --output-dir runs/demo $(ARGS)
 real: setup  ## train on a real data set: make real DATA=../shared/data/ucm_captions
-	@test -n "$(DATA)" || { echo 'say which: make real DATA=path/to/ucm_captions'; exit 2; }
+	@test -n "$(DATA)" || { echo 'usage: make real DATA=path/to/ucm_captions'; exit 2; }
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/xm-real --data $(DATA) $(ARGS)
 
-test: setup test-export test-nbs test-py   ## everything CI runs
-test-export: setup  ## the package and README are what the notebooks say
+test: setup  ## everything CI runs: all parts, then the names of those that failed
+	@failed=; for part in test-export test-nbs test-py; do $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi; echo 'all parts passed'
+test-export: setup  ## the package, README and tables of contents are what the notebooks say
 	$(BIN)/python -m pytest -q tests/hygiene/test_export.py
 test-nbs: setup     ## run every notebook
 	$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
@@ -36,12 +38,14 @@ test-py: setup      ## pytest
 export: setup  ## write the package from the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-nbs: setup   ## re-execute one notebook in place: make nbs NB=nbs/03_config/00_config.ipynb
+nbs: setup   ## re-execute one notebook in place: make nbs NB=nbs/03_config/15_config.ipynb
 	$(BIN)/nbdev_export
 	cd $(dir $(NB)) && $(abspath $(BIN))/jupyter nbconvert --to notebook --execute --inplace $(notdir $(NB))
 	$(BIN)/nbdev_clean --fname $(NB)
 readme: setup  ## README.md from nbs/index.ipynb
 	$(BIN)/python -m xmodaler_nb.utils.docs readme
+contents: setup  ## the tables in the 99_* notebooks, from titles and questions
+	$(BIN)/python -m xmodaler_nb.utils.docs contents
 docs: setup    ## the site, as static pages in _docs/
 	$(BIN)/python -m xmodaler_nb.utils.docs site
 models: setup ## train every captioner on embedded data (about 15 minutes) and write nbs/01_tour/20_models.ipynb

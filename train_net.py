@@ -1,5 +1,5 @@
 "X-modaler's command line: python train_net.py --config-file FILE [--resume] [--eval-only] [--num-gpus N] [KEY VALUE …]"
 import sys
-from xmodaler_nb.commands.commands import train_main
+from xmodaler_nb.commands.train import train_main
 
 if __name__ == '__main__': sys.exit(train_main())

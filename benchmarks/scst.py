@@ -15,10 +15,11 @@ at 1 a model fresh from cross-entropy says too much at random, and its greedy ca
 import argparse, contextlib, json, logging, math, statistics, sys, time
 from pathlib import Path
 from xmodaler_nb.modeling import load_cfg_file
-from xmodaler_nb.own.real import write_real_dataset, real_options
+from xmodaler_nb.datasets.layout import Folder
+from xmodaler_nb.own.real import write_real_dataset
 from xmodaler_nb.own.scenes import make_scenes
 from xmodaler_nb.engine.build import build_engine
-from xmodaler_nb.commands.commands import caption_split, read_references, score_split
+from xmodaler_nb.evaluation.split import decode, read_references, score_split
 from xmodaler_nb.utils.env import seed_all_rng
 from xmodaler_nb.utils.events import truncate_jsonl
 
@@ -46,9 +47,8 @@ def data_options(data, out, folder, tiny):
         counts = dict(train=32, val=4, test=8) if tiny else None
         return make_scenes(out/('scenes-tiny' if tiny else 'scenes'), 'demo', counts=counts).cfg_overrides
     target_folder = out/f'{data}-data'
-    if not (target_folder/'captions_test.json').exists(): write_real_dataset(folder, target_folder)
-    vocab = len((target_folder/'vocabulary.txt').read_text().split('\n'))
-    return [*real_options(target_folder), 'MODEL.VOCAB_SIZE', vocab, 'MODEL.VISUAL_EMBED.IN_DIM', 384, 'DATALOADER.MAX_FEAT_NUM', 50]
+    if not (target_folder/'report.json').exists(): write_real_dataset(folder, target_folder)
+    return Folder(target_folder).cfg_overrides
 
 
 def train_and_score(cfg, seed, steps=None):
@@ -64,8 +64,8 @@ def train_and_score(cfg, seed, steps=None):
 
 def scores_of(trainer, split):
     refs, out = read_references(trainer.cfg.INFERENCE[f'{split.upper()}_ANNFILE']), {}
-    for name, beam in (('greedy', False), ('beam', True)):
-        captions = caption_split(trainer.model, getattr(trainer, f'{split}_data_loader'), beam)
+    for name in ('greedy', 'beam'):
+        captions = dict(decode(trainer.model, getattr(trainer, f'{split}_data_loader'), name))
         out[name] = score_split(captions, refs)[0]
         out[name]['length'] = statistics.mean(len(s.split()) for s in captions.values())
     return out

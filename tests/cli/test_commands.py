@@ -3,7 +3,10 @@ import json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from xmodaler_nb.datasets.layout import write_features, write_pickle, write_tiny, write_vocabulary
-from xmodaler_nb.commands.commands import caption_main, demo_main, real_main, train_main
+from xmodaler_nb.commands.caption import caption_main
+from xmodaler_nb.commands.demo import demo_main
+from xmodaler_nb.commands.real import real_main
+from xmodaler_nb.commands.train import train_main
 from xmodaler_nb.utils.safe_pickle import safe_load
 
 
@@ -43,6 +46,23 @@ def test_train_evaluate_resume(data, tmp_path, capsys):
     assert run(data, out, 'SOLVER.EPOCH', 3, flags=['--resume']) == 0                                  # one epoch more
     assert run(data, tmp_path/'eval', 'MODEL.WEIGHTS', out/'model_final', flags=['--eval-only']) == 0
     assert 'CIDEr' in capsys.readouterr().out
+
+
+def test_evaluation_opens_only_what_it_needs(data, tmp_path, capsys):
+    "`--eval-only` needs no training files, with a reward in the config neither; and the test split is optional."
+    out = tmp_path/'run'
+    assert run(data, out, 'SOLVER.EPOCH', 1) == 0
+    weights = ['MODEL.WEIGHTS', out/'model_final']
+    assert run(data, tmp_path/'before', *weights, flags=['--eval-only']) == 0
+    before = capsys.readouterr().out.splitlines()[-2:]
+    for f in data.glob('*train*'): f.unlink()
+    refused(capsys, run(data, tmp_path/'again'), 'train')                                              # a training does need them
+    assert run(data, tmp_path/'eval', *weights, flags=['--eval-only']) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == before
+    gone = ['SCORER.GT_PATH', tmp_path/'gone.pkl', 'SCORER.CIDER_CACHED', tmp_path/'gone.pkl']
+    assert run(data, tmp_path/'rl', *weights, *gone, config='image_caption/updown/updown_rl.yaml', flags=['--eval-only']) == 0
+    assert run(data, tmp_path/'val', *weights, 'DATASETS.TEST', '', flags=['--eval-only']) == 0
+    assert [l.split()[0] for l in capsys.readouterr().out.splitlines() if l.startswith(('val', 'test'))][-1] == 'val'
 
 
 def test_opts_flag(data, tmp_path):

@@ -48,3 +48,20 @@ def test_readme_is_the_index_notebook():
     if not index.exists(): pytest.skip('nbs/index.ipynb is not there')
     from xmodaler_nb.utils.docs import render_readme
     assert (ROOT/'README.md').read_text().strip() == render_readme(index).strip(), 'README.md is made from nbs/index.ipynb: run make readme'
+
+
+def test_contents_are_the_titles_and_questions():
+    "Every table between `<!-- contents -->` and `<!-- /contents -->`; each `99_*` notebook has one."
+    from xmodaler_nb.utils.docs import fill_contents, notebook_paths
+    paths = notebook_paths(ROOT/'nbs')
+    old = [p.relative_to(ROOT).as_posix() for p in paths if fill_contents(p, write=False)]
+    assert not old, f'old tables of contents, run make contents: {old}'
+    without = [p.name for p in paths if p.name.startswith('99_') and '<!-- contents -->' not in p.read_text(encoding='utf-8')]
+    assert not without
+
+
+def test_listed_notebooks_have_a_question():
+    from xmodaler_nb.utils.docs import listed_notebooks, notebook_heading, notebook_paths
+    tables = [p for p in notebook_paths(ROOT/'nbs') if p.name.startswith('99_')]
+    mute = [p.relative_to(ROOT).as_posix() for t in tables for p in listed_notebooks(t.parent) if not all(notebook_heading(p))]
+    assert not mute

@@ -1,5 +1,5 @@
 "The house: no import circle, and a notebook imports from smaller folder numbers only."
-import ast, json, re
+import ast, importlib, json, re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,3 +112,12 @@ def test_numbers_are_unique():
         numbers = [c.name[:2] for c in folder.iterdir() if re.match(r'\d\d_', c.name)]
         twice += [(str(folder.relative_to(ROOT)), n) for n in sorted(set(numbers)) if numbers.count(n) > 1]
     assert not twice
+
+
+def test_promised_names_exist():
+    "`from package import *` works: every name in an `__all__` is there."
+    missing = []
+    for module in import_graph():
+        loaded = importlib.import_module(module)
+        missing += [f'{module}.{n}' for n in getattr(loaded, '__all__', ()) if not hasattr(loaded, n)]
+    assert not missing

@@ -212,7 +212,7 @@ net = models.resnet18(num_classes=7)                 # own classes: the head doe
 torch.save(net.state_dict(), {str(tmp_path/'mine.pth')!r})
 pic = np.asarray(Image.open({str(photos/'pic0.png')!r}))
 mine = BackboneExtractor('torchvision/resnet18', 'grid', size=64, weights={str(tmp_path/'mine.pth')!r})
-x = mine.prepare(pic)[None]
+x = mine.preprocess(pic)[None]
 net.eval()
 with torch.no_grad(): want = net.layer4(net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x))))))))
 assert np.allclose(mine(pic)['features'], want[0].flatten(1).T, atol=1e-5)
@@ -256,7 +256,8 @@ def test_a_video_file(tmp_path):
 
 def test_from_twenty_pictures_to_a_caption(photos, tmp_path):
     "write → train a few steps → one line about a new picture, also from a saved folder and from a console command."
-    from xmodaler_nb.commands.commands import caption_main, run_training
+    from xmodaler_nb.commands.caption import caption_main
+    from xmodaler_nb.commands.experiment import run_training
     written = CaptionData.from_folder(photos).write(tmp_path/'data', backbone='patches', size=56, min_count=1, val=0.1, test=0.1, layout='store')
     cfg = load_cfg_file('demo.yaml', [*written.cfg_overrides, 'OUTPUT_DIR', str(tmp_path/'run'), 'SOLVER.EPOCH', 24, 'DATALOADER.TRAIN_BATCH_SIZE', 8, 'DATALOADER.SEQ_PER_SAMPLE', 2, 'DATASETS.VAL', '', 'SOLVER.CHECKPOINT_PERIOD', 24, 'SOLVER.EVAL_PERIOD', 24,
                                       'MODEL.DECODER_DIM', 48, 'MODEL.TOKEN_EMBED.DIM', 32, 'MODEL.VISUAL_EMBED.OUT_DIM', 48, 'MODEL.UPDOWN.ATT_EMBED_SIZE', 32, 'SOLVER.BASE_LR', 0.02])

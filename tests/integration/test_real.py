@@ -4,7 +4,7 @@ import pytest
 from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets import build_xmodaler_train_loader
 from xmodaler_nb.datasets.check import check_datasets
-from xmodaler_nb.own.real import write_real_dataset, read_split, real_options, split_ascii_words
+from xmodaler_nb.own.real import write_real_dataset, read_split, split_ascii_words
 from xmodaler_nb.functional import decode_sequence, load_vocab, read_lines
 
 
@@ -21,9 +21,9 @@ def test_words(real_data, name, min_count):
 def test_prepare(real_data, tmp_path):
     "Prepared, all of it fits the config and the model, and rows spell what was said."
     folder = real_data('ucm_captions')
-    report = write_real_dataset(folder, tmp_path)
-    assert report == dict(vocab_size=321, width=384, train=1680, val=210, test=210)
-    cfg = load_cfg_file('real/ucm.yaml', [*real_options(tmp_path), 'DATALOADER.NUM_WORKERS', 0, 'SEED', 0])
+    data = write_real_dataset(folder, tmp_path)
+    assert data.report == dict(prefix='mscoco', counts=dict(train=1680, val=210, test=210), vocab_size=321, rows=50, width=384)
+    cfg = load_cfg_file('real/ucm.yaml', [*data.cfg_overrides, 'DATALOADER.NUM_WORKERS', 0, 'SEED', 0])
     train, val, test = check_datasets(cfg, sample=50)
     assert (train.rows, train.regions, train.widths, train.warnings) == (8400, (50, 50), {'ATT_FEATS': 384}, [])
     said, vocab = read_split(folder, 'train')[3], load_vocab(tmp_path/'vocabulary.txt')

@@ -20,9 +20,9 @@ SMALL = ['MODEL.DEVICE', 'cpu', 'MODEL.WEIGHTS', '', 'MODEL.DECODER_DIM', 16, 'M
 BERT = ['MODEL.BERT.HIDDEN_SIZE', 16, 'MODEL.BERT.INTERMEDIATE_SIZE', 32, 'MODEL.BERT.NUM_ATTENTION_HEADS', 2, 'MODEL.BERT.NUM_HIDDEN_LAYERS', 1, 'MODEL.BERT.NUM_GENERATION_LAYERS', 1, 'MODEL.ENCODER_DIM', 16]
 BILINEAR = ['MODEL.BILINEAR.DIM', 16, 'MODEL.BILINEAR.HEAD', 2, 'MODEL.BILINEAR.ENCODE.ATT_MID_DIM', [8, 4, 8], 'MODEL.BILINEAR.DECODE.ATT_MID_DIM', [8, 4, 8], 'MODEL.BILINEAR.ENCODE.LAYERS', 1]
 MESHED = [x for k in ('ENCODER', 'DECODER') for x in (f'MODEL.MESHEDMEORY.{k}.DIM_MODEL', 16, f'MODEL.MESHEDMEORY.{k}.DIM_FEEDFORWARD', 32, f'MODEL.MESHEDMEORY.{k}.NUM_LAYER', 1, f'MODEL.MESHEDMEORY.{k}.NUM_ATT_HEAD', 2)]
-CONFIGS = {'updown/updown': ([], {}), 'attention/attention': ([], {}), 'transformer/transformer': (BERT, {}), 'xlan/xlan': (BILINEAR, {}), 'meshed_memory/meshed_memory': (MESHED, {}),
-           'gcn/gcn': (['MODEL.VISUAL_EMBED.NAME', 'VisualBaseEmbedding', 'MODEL.GCN.IN_DIM', 16, 'MODEL.GCN.OUT_DIM', 16], dict(variant='regions36', relation=True)),
-           'lstm-A/lstm-A': (['DATALOADER.FEATS_FOLDER', ''], dict(attribute=True, gv_feat=True))}
+CONFIGS = {'updown/updown': ([], ()), 'attention/attention': ([], ()), 'transformer/transformer': (BERT, ()), 'xlan/xlan': (BILINEAR, ()), 'meshed_memory/meshed_memory': (MESHED, ()),
+           'gcn/gcn': (['MODEL.VISUAL_EMBED.NAME', 'VisualBaseEmbedding', 'MODEL.GCN.IN_DIM', 16, 'MODEL.GCN.OUT_DIM', 16], ('regions36', 'relation')),
+           'lstm-A/lstm-A': (['DATALOADER.FEATS_FOLDER', ''], ('attribute', 'gv_feat'))}
 
 
 @pytest.fixture(scope='module')
@@ -30,10 +30,10 @@ def scenes(tmp_path_factory):
     return make_scenes(tmp_path_factory.mktemp('rl')/'scenes', counts=dict(train=8, val=2, test=2), variants=('regions36',))
 
 
-def trainer(scenes, folder, config='updown/updown', *opts, **data):
+def trainer(scenes, folder, config='updown/updown', *opts, parts=()):
     folder.mkdir(exist_ok=True)
     seed_all_rng(3)
-    cfg = load_cfg_file(f'image_caption/{config}_rl.yaml', [*scenes.overrides(**data), *SMALL, 'OUTPUT_DIR', str(folder), *opts])
+    cfg = load_cfg_file(f'image_caption/{config}_rl.yaml', [*scenes.select(*parts).cfg_overrides, *SMALL, 'OUTPUT_DIR', str(folder), *opts])
     return build_engine(cfg)
 
 
@@ -50,9 +50,9 @@ def events(folder):
 
 @pytest.mark.parametrize('config', CONFIGS)
 def test_published_configs_run(scenes, tmp_path, config):
-    opts, data = CONFIGS[config]
+    opts, parts = CONFIGS[config]
     more = ['MODEL.VISUAL_EMBED.OUT_DIM', scenes.extractor().dim] if 'lstm' in config else []
-    t = run(trainer(scenes, tmp_path, config, *opts, *more, 'RL.SAMPLE_MODE', 'eval', **data))
+    t = run(trainer(scenes, tmp_path, config, *opts, *more, 'RL.SAMPLE_MODE', 'eval', parts=parts))
     log = events(tmp_path)[-1]
     assert {f'rl/{k}' for k in ('reward', 'baseline', 'advantage', 'advantage_std', 'entropy', 'length', 'distinct')} | {'Cider', 'total_loss'} <= set(log)
     assert t.method.captions['sampled'].shape == (8, t.cfg.MODEL.MAX_SEQ_LEN) and (tmp_path/'model_final').exists()

@@ -11,7 +11,7 @@ from xmodaler_nb.own.scenes.grammar import TEMPLATES
 from xmodaler_nb.own.scenes.write import sample_splits
 
 COUNTS = dict(train=30, val=5, test=20)
-# Of `sample_splits(COUNTS, seed=0)`: if this changes, raise `datasets.scenes.write.VERSION` too.
+# Of `sample_splits(COUNTS, seed=0)`: if this changes, raise `own.scenes.write.VERSION` too.
 PICTURES = 'ca057a35822d56a2ac3245e512818284cebf8a0e7471f48e369a52f905098074'
 CLIPS = 'a379aac08d2a853213420243cfa64c228ae8feb39d714ebf06f8b2592733d16e'
 
@@ -47,12 +47,12 @@ def batches(data, config, opts):
 
 def test_read_by_the_image_data_set(tmp_path):
     data = make_scenes(tmp_path/'s', counts=COUNTS, variants=('regions36',))
-    train, test = batches(data, 'image_caption/updown/updown.yaml', data.overrides(gv_feat=True))
+    train, test = batches(data, 'image_caption/updown/updown.yaml', data.select('gv_feat').cfg_overrides)
     assert train[kfg.ATT_FEATS].shape[2] == data.extractor().dim and train[kfg.G_TOKENS_IDS].shape == (20, 17)
     i = int(test[kfg.IDS][0])
     n = len(data.features(i)['features'])
     np.testing.assert_array_equal(test[kfg.ATT_FEATS][0,:n].numpy(), data.features(i)['features'])
-    train, _ = batches(data, 'image_caption/gcn/gcn.yaml', data.overrides('regions36', relation=True))
+    train, _ = batches(data, 'image_caption/gcn/gcn.yaml', data.select('regions36', 'relation').cfg_overrides)
     assert train[kfg.RELATION].shape[1:] == (36, 36) and train[kfg.ATT_FEATS].shape[1] == 36
 
 def test_read_by_the_video_data_set(tmp_path):

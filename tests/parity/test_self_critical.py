@@ -46,7 +46,7 @@ def in_precision(x, dtype):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-@pytest.mark.parametrize('dtype,most', [(torch.float64, 1e-12), (torch.float32, 2e-6)], ids=['double', 'single'])
+@pytest.mark.parametrize('dtype,most', [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=['double', 'single'])
 def test_both_modes_have_one_gradient(name, dtype, most):
     "Without dropout, `eval` mode (one encoding, one pass) and `upstream` mode (graph of the draw) have one gradient; in single precision sums in another order round otherwise."
     g, found = Golden(name), {}

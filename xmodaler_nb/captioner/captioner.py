@@ -18,6 +18,7 @@ from ..config import CfgNode, kfg
 from ..datasets.collate import collate
 from ..datasets.images.mscoco import region_fields
 from ..datasets.pictures import load_picture
+from ..evaluation.split import decode_batches
 from ..functional import load_vocab, read_np
 from ..modeling import build_model, load_cfg_file
 from ..modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
@@ -131,10 +132,10 @@ def build_strategy(self:Captioner,
 @patch
 def _decode(self:Captioner, items, strategy, sample, nbest, trace):
     "Decode one batch: per item a list of (ids, log_probs, hypothesis or None)."
-    batch = collate(items).to(self.device)
+    batch = collate(items)
     if sample: batch[kfg.DECODE_BY_SAMPLE] = True
     if nbest > 1: batch[kfg.OUT_SIZE] = nbest
-    with torch.no_grad(): out = strategy(batch, False, self.model, trace=trace)
+    out, = decode_batches(self.model, [batch], strategy, output_sents=False, trace=trace)
     ids, lps = out[kfg.G_SENTS_IDS], out[kfg.G_LOGP]
     if ids.dim() == 2: ids, lps = ids[:,None], lps[:,None]                     # (b, 1, t)
     batch_trace = out.get(kfg.TRACE) if trace else None

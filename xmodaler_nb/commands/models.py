@@ -20,7 +20,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from ..modeling import load_cfg_file
-from .commands import caption_split, command, read_references, run_training, score_split
+from .command import command
+from .experiment import run_training
+from ..evaluation.split import decode, read_references, score_split
 
 # %% ../../nbs/18_commands/50_models.ipynb #e3a16484
 COMMON_OPTS = ['MODEL.DEVICE', 'cpu', 'SEED', 7, 'ENGINE.NAME', 'DefaultTrainer', 'ENGINE.PROGRESS', False, 'DATALOADER.NUM_WORKERS', 0, 'DATALOADER.TEST_BATCH_SIZE', 100, 'DATASETS.VAL', '', 'MODEL.WEIGHTS', '',
@@ -85,13 +87,13 @@ ZOO |= {
 COUNTS = dict(pictures=dict(train=1500, val=20, test=200), clips=dict(train=1000, val=20, test=200))
 TINY = dict(pictures=dict(train=50, val=5, test=10), clips=dict(train=20, val=5, test=10))
 FEATURES = {   # what to add to the config, given a `ScenesData`
-    'regions':    lambda d: d.overrides(),
-    'attributes': lambda d: [*d.overrides(attribute=True, gv_feat=True), 'DATALOADER.FEATS_FOLDER', ''],
-    'relations':  lambda d: d.overrides('regions36', relation=True),
-    'clip':       lambda d: d.overrides('clip'),
-    'boxes':      lambda d: d.overrides('boxes'),
-    'clips':      lambda d: d.overrides(),
-    'pixels':     lambda d: [*d.overrides(), 'DATASETS.TRAIN', 'MSCoCoImageDataset', 'DATASETS.TEST', 'MSCoCoImageDataset', 'DATALOADER.FEATS_FOLDER', str(d.folder/'images'), 'MODEL.BACKBONE.NAME', 'ConvGrid',
+    'regions':    lambda d: d.cfg_overrides,
+    'attributes': lambda d: [*d.select('attribute', 'gv_feat').cfg_overrides, 'DATALOADER.FEATS_FOLDER', ''],
+    'relations':  lambda d: d.select('regions36', 'relation').cfg_overrides,
+    'clip':       lambda d: d.select('clip').cfg_overrides,
+    'boxes':      lambda d: d.select('boxes').cfg_overrides,
+    'clips':      lambda d: d.cfg_overrides,
+    'pixels':     lambda d: [*d.cfg_overrides, 'DATASETS.TRAIN', 'MSCoCoImageDataset', 'DATASETS.TEST', 'MSCoCoImageDataset', 'DATALOADER.FEATS_FOLDER', str(d.folder/'images'), 'MODEL.BACKBONE.NAME', 'ConvGrid',
                              'MODEL.BACKBONE.FREEZE', False, 'MODEL.BACKBONE.IMAGE_SIZE', 64, 'MODEL.VISUAL_EMBED.IN_DIM', 64]}
 
 def zoo_data(
@@ -136,7 +138,7 @@ def train_one(
     with open(os.devnull, 'w') as devnull, contextlib.redirect_stdout(devnull): trainer, seconds = run_training(zoo_config(name, data, run, tiny))
     cpu = time.process_time() - cpu_start
     start, refs = time.perf_counter(), read_references(trainer.cfg.INFERENCE.TEST_ANNFILE)
-    scores = score_split(caption_split(trainer.model, trainer.test_data_loader, beam=True), refs)[0]
+    scores = score_split(dict(decode(trainer.model, trainer.test_data_loader, 'beam')), refs)[0]
     row = dict(model=name, yaml=ZOO[name].yaml, parameters=sum(p.numel() for p in trainer.model.parameters()), steps=trainer.max_iter, seconds=round(seconds, 1), cpu_seconds=round(cpu, 1), decoding=round(time.perf_counter() - start, 1),
                CIDEr=scores['CIDEr'], CIDEr_D=scores['CIDEr_D'], BLEU_4=scores['Bleu_4'], distinct=scores['distinct_captions'], baseline=score_split(dict.fromkeys(refs, most_frequent(data)), refs)[0]['CIDEr'])
     (run/'row.json').write_text(json.dumps(row, indent=1))

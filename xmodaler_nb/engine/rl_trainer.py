@@ -22,7 +22,7 @@ class RLTrainer(DefaultTrainer):
     def __init__(self,
         cfg,   # config tree; `SCORER` says what a caption is worth
     ):
-        self.scorer = self.build_scorer(cfg)
+        self.scorer = None          # built with the method, if there is a training set
         super().__init__(cfg)
 
 @patch(cls_method=True)
@@ -37,7 +37,9 @@ def build_losses(cls:RLTrainer, cfg) -> list:
 
 @patch
 def build_method(self:RLTrainer, cfg):
-    "How a batch becomes losses."
+    "How a batch becomes losses; without a training set no reward is needed, and its files stay closed."
+    if self.main_loader is None: return DefaultTrainer.build_method(self, cfg)
+    self.scorer = self.build_scorer(cfg)
     d, mode = cfg.DECODE_STRATEGY, cfg.RL.SAMPLE_MODE
     if d.TOP_K > 0 or d.TOP_P < 1:
         name = type(self).__name__
@@ -45,7 +47,7 @@ def build_method(self:RLTrainer, cfg):
                          " samples of the whole distribution: leave them at 0 and 1")
     if d.TEMPERATURE != 1 and mode == 'upstream':
         raise ValueError(f"DECODE_STRATEGY.TEMPERATURE is {d.TEMPERATURE} and RL.SAMPLE_MODE 'upstream', where the"
-                         " gradient would be that of another distribution than the one drawn from: set RL.SAMPLE_MODE to 'eval'")
+                         " gradient is that of another distribution than the one sampled from: set RL.SAMPLE_MODE to 'eval'")
     return self.method_class(self.scorer, cfg.RL.SAMPLE_MODE, cfg.RL.CHECK, cfg.RL.MIN_REWARD)
 
 # %% ../../nbs/14_engine/63_rl_trainer.ipynb #d2366e03

@@ -22,5 +22,7 @@ from .testing import flatten_results_dict, print_csv_format, verify_results
 import xmodaler_nb.evaluation.metrics as metrics
 
 # %% ../../nbs/09_evaluation/99_evaluation.ipynb #7d6a6ca9
-_all_ = ['EVALUATION_REGISTRY', 'build_evaluation', 'EvalResult', 'evaluate', 'score_tokens', 'DocumentFrequency', 'bootstrap', 'compare', 'ngram_credit', 'distinct_n', 'diversity', 'novelty', 'self_cider', 'vocabulary_use', 'COCOEvaler', 'COCOPrinter',
-         'References', 'flatten_results_dict', 'print_csv_format', 'verify_results', 'metrics']
+_all_ = ['EVALUATION_REGISTRY', 'build_evaluation', 'EvalResult', 'evaluate', 'score_tokens', 'DocumentFrequency',
+         'bootstrap', 'compare', 'ngram_credit', 'distinct_n', 'diversity', 'novelty', 'self_cider', 'vocabulary_use',
+         'COCOEvaler', 'COCOPrinter', 'References', 'flatten_results_dict', 'print_csv_format', 'verify_results',
+         'metrics']

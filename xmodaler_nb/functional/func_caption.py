@@ -24,7 +24,9 @@ def decode_sequence(
     for row in _id_lists(seq):
         words = row[:row.index(0)] if 0 in row else row
         unknown = [w for w in words if not 0 <= w < len(vocab)]
-        if unknown: raise ValueError(f"word id {unknown[0]} is outside the vocabulary of {len(vocab)} entries (ids 0 to {len(vocab)-1}); "
+        if unknown:
+            raise ValueError(f"word id {unknown[0]} is outside the vocabulary of {len(vocab)} entries (ids 0 to "
+                             f"{len(vocab)-1}); "
                                  "is this the vocabulary the model was trained with?")
         out.append(' '.join(vocab[w] for w in words))
     return out
@@ -40,6 +42,8 @@ def decode_sequence_bert(
     for row in _id_lists(seq):
         ids = row[:row.index(sep_token_id)] if sep_token_id in row else row
         unknown = [i for i in ids if i not in tokenizer.ids_to_tokens]
-        if unknown: raise ValueError(f"piece id {unknown[0]} is not in the tokenizer's vocabulary of {len(tokenizer.ids_to_tokens)} pieces")
+        if unknown:
+            raise ValueError(f"piece id {unknown[0]} is not in the tokenizer's vocabulary of "
+                             f"{len(tokenizer.ids_to_tokens)} pieces")
         out.append(tokenizer.convert_tokens_to_string([tokenizer.ids_to_tokens[i] for i in ids]))
     return out

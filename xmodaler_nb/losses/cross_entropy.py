@@ -47,4 +47,5 @@ class CrossEntropy(nn.Module):
     ) -> dict:        # {name: scalar}, one entry per kind of logits
         "Surprise per word."
         return {f'CrossEntropy Loss({kind})': token_cross_entropy(outputs_dict[logits], outputs_dict[targets])
-                for kind, logits, targets in (('G', kfg.G_LOGITS, kfg.G_TARGET_IDS), ('U', kfg.U_LOGITS, kfg.U_TARGET_IDS)) if logits in outputs_dict}
+                for kind, logits, targets in (('G', kfg.G_LOGITS, kfg.G_TARGET_IDS),
+                                              ('U', kfg.U_LOGITS, kfg.U_TARGET_IDS)) if logits in outputs_dict}

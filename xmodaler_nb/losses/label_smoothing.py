@@ -64,4 +64,5 @@ class LabelSmoothing(nn.Module):
     ) -> dict:        # {name: scalar}
         "Divergence per word."
         return {f'LabelSmoothing({kind}) loss': self.Forward(outputs_dict[logits], outputs_dict[targets])
-                for kind, logits, targets in (('G', kfg.G_LOGITS, kfg.G_TARGET_IDS), ('U', kfg.U_LOGITS, kfg.U_TARGET_IDS)) if logits in outputs_dict}
+                for kind, logits, targets in (('G', kfg.G_LOGITS, kfg.G_TARGET_IDS),
+                                              ('U', kfg.U_LOGITS, kfg.U_TARGET_IDS)) if logits in outputs_dict}

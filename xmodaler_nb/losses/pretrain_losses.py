@@ -72,7 +72,8 @@ def _region_losses(self:PretrainLosses, batch):
 @patch
 def _word_losses(self:PretrainLosses, batch):
     "Losses of hidden words (U) and next words (G)."
-    names = {'Masked Language Modeling': (kfg.U_LOGITS, kfg.U_TARGET_IDS), 'Masked Sentence Generation': (kfg.G_LOGITS, kfg.G_TARGET_IDS)}
+    names = {'Masked Language Modeling': (kfg.U_LOGITS, kfg.U_TARGET_IDS),
+             'Masked Sentence Generation': (kfg.G_LOGITS, kfg.G_TARGET_IDS)}
     return {name: self.xe_loss(batch[logits], batch[targets].masked_fill(batch[targets] < 0, -1))
             for name, (logits, targets) in names.items() if logits in batch and (batch[targets] >= 0).any()}
 
@@ -82,7 +83,8 @@ def _pair_losses(self:PretrainLosses, batch):
     out = {}
     if kfg.OUTPUT in batch: out['BatchTriplet Loss'] = self.triplet(batch)['BatchTriplet Loss'] / len(batch[kfg.IDS])
     if kfg.ITM_LOGITS in batch:
-        out['Image Text Matching'] = F.cross_entropy(batch[kfg.ITM_LOGITS].reshape(-1, 2), batch[kfg.ITM_NEG_LABEL].flatten())
+        out['Image Text Matching'] = F.cross_entropy(batch[kfg.ITM_LOGITS].reshape(-1, 2),
+                                                     batch[kfg.ITM_NEG_LABEL].flatten())
     return out
 
 # %% ../../nbs/08_losses/16_pretrain_losses.ipynb #6b945298
@@ -91,5 +93,6 @@ def forward(self:PretrainLosses,
     batched_inputs, # the model's output dict, see the table above
 ) -> dict:          # {name: scalar}; {'No Loss in this Iteration': 0} when nothing was hidden
     "Every loss that the batch carries."
-    losses = {**self._pair_losses(batched_inputs), **self._region_losses(batched_inputs), **self._word_losses(batched_inputs)}
+    losses = {**self._pair_losses(batched_inputs), **self._region_losses(batched_inputs),
+              **self._word_losses(batched_inputs)}
     return losses or {'No Loss in this Iteration': torch.zeros(())}

@@ -54,7 +54,8 @@ class SemComphderLoss(nn.Module):
     ) -> dict:   # arguments of `__init__`
         "Keys to arguments."
         c = cfg.MODEL.COSNET
-        return {'filter_weight': c.FILTER_WEIGHT, 'reconstruct_weight': c.RECONSTRUCT_WEIGHT, 'slot_size': c.SLOT_SIZE, 'num_classes': c.NUM_CLASSES}
+        return {'filter_weight': c.FILTER_WEIGHT, 'reconstruct_weight': c.RECONSTRUCT_WEIGHT,
+                'slot_size': c.SLOT_SIZE, 'num_classes': c.NUM_CLASSES}
 
     @classmethod
     def add_config(cls,
@@ -71,4 +72,5 @@ class SemComphderLoss(nn.Module):
                                    weight=self.class_weight.to(pred), ignore_index=-1)
         missing = pred[:,:s].sigmoid().amax(1)      # (b, C+1): a word is named when any slot names it
         return {'filter_loss': self.filter_weight*filtered,
-                'reconstruct_loss': self.reconstruct_weight*asymmetric_loss(missing, outputs_dict[kfg.SEMANTICS_MISS_LABELS])}
+                'reconstruct_loss': self.reconstruct_weight*asymmetric_loss(missing,
+                    outputs_dict[kfg.SEMANTICS_MISS_LABELS])}

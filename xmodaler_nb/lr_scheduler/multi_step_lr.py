@@ -34,5 +34,6 @@ class MultiStepLR(lr_scheduler.MultiStepLR):
         "Keys to arguments."
         s = cfg.LR_SCHEDULER
         if 'MILESTONES' not in s or not s.MILESTONES:
-            raise KeyError("LR_SCHEDULER.NAME is 'MultiStepLR' but LR_SCHEDULER.MILESTONES (a list of iterations) is missing or empty")
+            raise KeyError("LR_SCHEDULER.NAME is 'MultiStepLR' but LR_SCHEDULER.MILESTONES (a list of iterations) "
+                           "is missing or empty")
         return {'optimizer': optimizer, 'milestones': list(s.MILESTONES), 'gamma': s.GAMMA}

@@ -24,8 +24,10 @@ class NoamLR(LRScheduler):
         warmup,         # w, iterations of climbing, at least 1
         last_epoch=-1,  # iteration to resume after; -1 = from the start
     ):
-        if model_size <= 0: raise ValueError(f"LR_SCHEDULER.MODEL_SIZE={model_size}: NoamLR needs the model's width, a positive number")
-        if warmup <= 0: raise ValueError(f"LR_SCHEDULER.WARMUP={warmup}: NoamLR needs at least one iteration of warm-up")
+        if model_size <= 0:
+            raise ValueError(f"LR_SCHEDULER.MODEL_SIZE={model_size}: NoamLR needs the model's width, a positive number")
+        if warmup <= 0:
+            raise ValueError(f"LR_SCHEDULER.WARMUP={warmup}: NoamLR needs at least one iteration of warm-up")
         self.model_size, self.factor, self.warmup = model_size, factor, warmup
         super().__init__(optimizer, last_epoch)
 

@@ -77,7 +77,8 @@ class WarmupLinear(LambdaLR):
     ) -> dict:          # arguments of `__init__`
         "Keys to arguments."
         s = cfg.LR_SCHEDULER
-        return {'optimizer': optimizer, 'min_lr': s.MIN_LR, 'warmup_steps': s.WARMUP*data_size, 't_total': cfg.SOLVER.EPOCH*data_size}
+        return {'optimizer': optimizer, 'min_lr': s.MIN_LR, 'warmup_steps': s.WARMUP*data_size,
+                't_total': cfg.SOLVER.EPOCH*data_size}
 
 # %% ../../nbs/12_lr_scheduler/14_warmup_lr.ipynb #00a11bad
 @LR_SCHEDULER_REGISTRY.register()
@@ -111,7 +112,8 @@ class WarmupCosine(LambdaLR):
     ) -> dict:          # arguments of `__init__`
         "Keys to arguments."
         s = cfg.LR_SCHEDULER
-        return {'optimizer': optimizer, 'min_lr': s.MIN_LR, 'warmup_steps': s.WARMUP*data_size, 't_total': cfg.SOLVER.EPOCH*data_size}
+        return {'optimizer': optimizer, 'min_lr': s.MIN_LR, 'warmup_steps': s.WARMUP*data_size,
+                't_total': cfg.SOLVER.EPOCH*data_size}
 
 # %% ../../nbs/12_lr_scheduler/14_warmup_lr.ipynb #6df19fd1
 @LR_SCHEDULER_REGISTRY.register()
@@ -143,7 +145,8 @@ class WarmupCosineWithHardRestarts(LambdaLR):
         data_size:int,  # iterations per epoch
     ) -> dict:          # arguments of `__init__`
         "Keys to arguments."
-        return {'optimizer': optimizer, 'warmup_steps': cfg.LR_SCHEDULER.WARMUP*data_size, 't_total': cfg.SOLVER.EPOCH*data_size}
+        return {'optimizer': optimizer, 'warmup_steps': cfg.LR_SCHEDULER.WARMUP*data_size,
+                't_total': cfg.SOLVER.EPOCH*data_size}
 
 # %% ../../nbs/12_lr_scheduler/14_warmup_lr.ipynb #c3a6837c
 @LR_SCHEDULER_REGISTRY.register()
@@ -175,7 +178,8 @@ class WarmupMultiStepLR(LRScheduler):
     ) -> dict:          # arguments of `__init__`
         "Keys to arguments."
         s = cfg.LR_SCHEDULER
-        return {'optimizer': optimizer, 'milestones': [e*data_size for e in s.STEPS], 'gamma': s.GAMMA, 'warmup_factor': s.WARMUP_FACTOR,
+        return {'optimizer': optimizer, 'milestones': [e*data_size for e in s.STEPS], 'gamma': s.GAMMA,
+                'warmup_factor': s.WARMUP_FACTOR,
                 'warmup_iters': s.WARMUP*data_size, 'warmup_method': s.WARMUP_METHOD}
 
 # %% ../../nbs/12_lr_scheduler/14_warmup_lr.ipynb #38fd706e

@@ -19,7 +19,8 @@ from ..datasets.collate import collate
 from .decode_strategy.state import DictState
 
 # %% ../../nbs/07_modeling/92_export.ipynb #09617099
-INPUT_KEYS = (kfg.ATT_FEATS, kfg.ATT_MASKS, kfg.ATT_FEATS_LOC, kfg.GLOBAL_FEATS, kfg.RELATION, kfg.ATTRIBUTE, kfg.SEMANTICS_IDS, kfg.SEMANTICS_MASK, kfg.G_TOKENS_TYPE)
+INPUT_KEYS = (kfg.ATT_FEATS, kfg.ATT_MASKS, kfg.ATT_FEATS_LOC, kfg.GLOBAL_FEATS, kfg.RELATION, kfg.ATTRIBUTE,
+              kfg.SEMANTICS_IDS, kfg.SEMANTICS_MASK, kfg.G_TOKENS_TYPE)
 
 def flatten(
     batch:dict,  # values are tensors or lists of tensors
@@ -52,7 +53,8 @@ class EncoderPart(nn.Module):
         empty_widths=None, # name → width of histories that the model starts at its first word; here they start empty
     ):
         super().__init__()
-        self.model, self.keys, self.empty_widths = model, (*model.decoder.state_keys, *model.decoder_memory_keys()), empty_widths or {}
+        self.model, self.keys, self.empty_widths = model, (*model.decoder.state_keys,
+                                                           *model.decoder_memory_keys()), empty_widths or {}
 
     def forward(self,
         inputs:dict, # name → tensor, one row per picture
@@ -60,8 +62,10 @@ class EncoderPart(nn.Module):
         "Masks, embedding, encoder, and what the decoder prepares."
         b = self.model.encode(Batch(inputs))
         feats, b = inputs[kfg.ATT_FEATS], b.merge(self.model.decoder.preprocess(b))
-        b = b.merge({k: [b[k][-1]] for k in self.model.decoder_memory_keys() if isinstance(b.get(k), (list, tuple))})   # of several layers, decoders look at the last
-        return {**flatten(b, self.keys), **{k: feats.new_zeros(feats.size(0), 0, d) for k, d in self.empty_widths.items()}}
+        # of several layers, decoders look at the last
+        b = b.merge({k: [b[k][-1]] for k in self.model.decoder_memory_keys() if isinstance(b.get(k), (list, tuple))})
+        return {**flatten(b, self.keys), **{k: feats.new_zeros(feats.size(0), 0, d) for k,
+                                            d in self.empty_widths.items()}}
 
 def make_encoder_part(
     model,       # a meta-architecture
@@ -102,7 +106,8 @@ def example_batch(
     if items is None:
         v, n, g = cfg.MODEL.VISUAL_EMBED, 5, torch.Generator().manual_seed(0)
         grid = v.NAME == 'VisualGridEmbedding'
-        make_item = lambda: {kfg.IDS: '0', kfg.ATT_FEATS: torch.randn(cfg.DATALOADER.MAX_FEAT_NUM - 1 if grid else n, v.IN_DIM, generator=g), kfg.G_TOKENS_TYPE: torch.ones(cfg.MODEL.MAX_SEQ_LEN, dtype=torch.long),
+        make_item = lambda: {kfg.IDS: '0', kfg.ATT_FEATS: torch.randn(cfg.DATALOADER.MAX_FEAT_NUM - 1 if grid else n,
+            v.IN_DIM, generator=g), kfg.G_TOKENS_TYPE: torch.ones(cfg.MODEL.MAX_SEQ_LEN, dtype=torch.long),
                        **({kfg.GLOBAL_FEATS: torch.randn(1, v.G_IN_DIM, generator=g)} if grid else {})}
         items = [make_item() for _ in range(3)]
     return collate([*items, *items, *items][:max(3, len(items))])
@@ -122,9 +127,12 @@ def trace_parts(
     with torch.no_grad():
         encoder, step = make_encoder_part(model, inputs), StepPart(model)
         state, tokens = encoder(inputs), torch.arange(1, 1 + len(batch[kfg.ATT_FEATS]))
-        for t in range(3): state = {**state, **step(tokens, torch.zeros(t), state)[1]}         # a history of three words
+        # a history of three words
+        for t in range(3): state = {**state, **step(tokens, torch.zeros(t), state)[1]}
         return (torch.export.export(encoder, (inputs,), dynamic_shapes=(dynamic_sizes(inputs),), strict=False),
-                torch.export.export(step, (tokens, torch.zeros(3), state), dynamic_shapes=({0: torch.export.Dim.AUTO}, {0: torch.export.Dim.AUTO}, dynamic_sizes(state)), strict=False))
+                torch.export.export(step, (tokens, torch.zeros(3), state),
+                                    dynamic_shapes=({0: torch.export.Dim.AUTO}, {0: torch.export.Dim.AUTO},
+                                                    dynamic_sizes(state)), strict=False))
 
 # %% ../../nbs/07_modeling/92_export.ipynb #9e2c16c7
 def export_model(
@@ -142,8 +150,10 @@ def export_model(
     inputs = flatten(batch, INPUT_KEYS)
     with torch.no_grad(): state = make_encoder_part(model, inputs)(inputs)
     new = list(flatten(unflatten(state), model.decoder.state_keys))
-    meta = dict(format='xmodaler_nb.export/1', inputs=list(inputs), state=list(state), new_state=new, state_keys=list(model.decoder.state_keys), memory_keys=list(model.decoder_memory_keys()),
-                max_seq_len=cfg.MODEL.MAX_SEQ_LEN, vocab_size=cfg.MODEL.VOCAB_SIZE, vocab=list(vocab or []), torch=torch.__version__)
+    meta = dict(format='xmodaler_nb.export/1', inputs=list(inputs), state=list(state), new_state=new,
+                state_keys=list(model.decoder.state_keys), memory_keys=list(model.decoder_memory_keys()),
+                max_seq_len=cfg.MODEL.MAX_SEQ_LEN, vocab_size=cfg.MODEL.VOCAB_SIZE, vocab=list(vocab or []),
+                torch=torch.__version__)
     for name, program in (('encoder', encoder), ('step', step)):
         torch.export.save(program, folder/f'{name}.pt2')
         if onnx: _save_onnx(program, folder/f'{name}.onnx')
@@ -163,24 +173,30 @@ class ExportedModel:
         runtime:str='torch',   # 'torch' or 'onnx'
     ):
         folder = Path(folder)
-        if not (folder/'export.json').is_file(): raise FileNotFoundError(f"{folder}: no export.json; write the folder with export_model")
+        if not (folder/'export.json').is_file():
+            raise FileNotFoundError(f"{folder}: no export.json; write the folder with export_model")
         if runtime not in ('torch', 'onnx'): raise ValueError(f"runtime is {runtime!r}, but must be 'torch' or 'onnx'")
         self.meta = json.loads((folder/'export.json').read_text(encoding='utf-8'))
-        self.decoder = SimpleNamespace(state_keys=tuple(self.meta['state_keys']), memory_keys=tuple(self.meta['memory_keys']), shares_images=False)
+        self.decoder = SimpleNamespace(state_keys=tuple(self.meta['state_keys']),
+                                       memory_keys=tuple(self.meta['memory_keys']), shares_images=False)
         load = _load_torch if runtime == 'torch' else self._load_onnx
         self.encoder, self.stepper = load(folder/'encoder'), load(folder/'step')
 
     def _load_onnx(self, path):
         "A graph as a function, in ONNX Runtime."
         from xmodaler_nb.utils.env import import_optional
-        session = import_optional('onnxruntime', 'export').InferenceSession(str(path.with_suffix('.onnx')), providers=['CPUExecutionProvider'])
+        session = import_optional('onnxruntime', 'export').InferenceSession(str(path.with_suffix('.onnx')),
+            providers=['CPUExecutionProvider'])
         names, encoder = [i.name for i in session.get_inputs()], path.name == 'encoder'
         order = self.meta['inputs'] if encoder else ['tokens', 'clock', *self.meta['state']]
-        key_by_input = {('inputs_' if encoder else '' if k in ('tokens', 'clock') else 'state_') + k.lower().replace('.', '_'): k for k in order}
+        key_by_input = {('inputs_' if encoder else '' if k in ('tokens',
+            'clock') else 'state_') + k.lower().replace('.', '_'): k for k in order}
         def run(*args):
             graph_inputs = args[0] if encoder else {'tokens': args[0], 'clock': args[1], **args[2]}
-            out = [torch.from_numpy(o) for o in session.run(None, {n: graph_inputs[key_by_input[n]].numpy() for n in names})]
-            return dict(zip(self.meta['state'], out)) if encoder else (out[0], dict(zip(self.meta['new_state'], out[1:])))
+            out = [torch.from_numpy(o) for o in session.run(None,
+                                                            {n: graph_inputs[key_by_input[n]].numpy() for n in names})]
+            return dict(zip(self.meta['state'], out)) if encoder else (out[0],
+                dict(zip(self.meta['new_state'], out[1:])))
         return run
 
     def init_state(self,
@@ -188,7 +204,9 @@ class ExportedModel:
     ) -> DictState:    # before the first word
         "Encode a batch."
         missing = [k for k in self.meta['inputs'] if k not in batch]
-        if missing: raise ValueError(f"the exported encoder reads {', '.join(self.meta['inputs'])}; the batch lacks {', '.join(missing)}")
+        if missing:
+            raise ValueError(f"the exported encoder reads {', '.join(self.meta['inputs'])}; the batch lacks "
+                             f"{', '.join(missing)}")
         with torch.no_grad(): state = self.encoder({k: batch[k] for k in self.meta['inputs']})
         return DictState.from_batch(Batch(batch).merge(unflatten(state)), self.decoder)
 
@@ -198,7 +216,8 @@ class ExportedModel:
     ) -> tuple:        # logits (rows, v), and the state one word further
         "One word further."
         flat = flatten(state.batch, (*self.decoder.state_keys, *self.decoder.memory_keys))
-        with torch.no_grad(): logits, new = self.stepper(tokens, torch.zeros(state.t), {k: flat[k] for k in self.meta['state']})
+        with torch.no_grad():
+            logits, new = self.stepper(tokens, torch.zeros(state.t), {k: flat[k] for k in self.meta['state']})
         return logits, state.advance(state.batch.merge(unflatten(new)))
 
     def words(self,

@@ -37,4 +37,5 @@ class AdamW(MergedStep, torch.optim.AdamW):
     ) -> dict:  # arguments of `__init__`
         "Keys to arguments."
         s = cfg.SOLVER
-        return {'params': params, 'lr': s.BASE_LR, 'betas': s.BETAS, 'eps': s.EPS, 'weight_decay': s.WEIGHT_DECAY, 'amsgrad': s.AMSGRAD}
+        return {'params': params, 'lr': s.BASE_LR, 'betas': s.BETAS, 'eps': s.EPS, 'weight_decay': s.WEIGHT_DECAY,
+                'amsgrad': s.AMSGRAD}

@@ -47,7 +47,8 @@ class BertAdam(MergedStep, torch.optim.Optimizer):
         for name, b in (('b1', b1), ('b2', b2)):
             if not 0 <= b < 1: raise ValueError(f"{name}={b}: must be in [0, 1)")
         if eps < 0: raise ValueError(f"eps={eps}: must not be negative")
-        super().__init__(params, dict(lr=lr, b1=b1, b2=b2, e=eps, weight_decay=weight_decay, max_grad_norm=max_grad_norm))
+        super().__init__(params, dict(lr=lr, b1=b1, b2=b2, e=eps, weight_decay=weight_decay,
+                                      max_grad_norm=max_grad_norm))
 
     @classmethod
     def from_config(cls,
@@ -65,14 +66,16 @@ def _update_group(opt, group):
     ps = [p for p in group['params'] if p.grad is not None]
     if not ps: return
     grads = [p.grad for p in ps]
-    if any(g.is_sparse for g in grads): raise RuntimeError("BertAdam needs dense gradients: build the embedding with sparse=False")
+    if any(g.is_sparse for g in grads):
+        raise RuntimeError("BertAdam needs dense gradients: build the embedding with sparse=False")
     if group['max_grad_norm'] > 0: clip_each(grads, group['max_grad_norm'])
     for p in ps:
         if not opt.state[p]: opt.state[p].update(next_m=torch.zeros_like(p), next_v=torch.zeros_like(p))
     fused = True if _can_fuse(ps) else None
     steps = [torch.tensor(_LARGE_STEP)]*len(ps)
     adamw(ps, grads, [opt.state[p]['next_m'] for p in ps], [opt.state[p]['next_v'] for p in ps], [], steps,
-          fused=fused, amsgrad=False, beta1=group['b1'], beta2=group['b2'], lr=group['lr'], weight_decay=group['weight_decay'],
+          fused=fused, amsgrad=False, beta1=group['b1'], beta2=group['b2'], lr=group['lr'],
+          weight_decay=group['weight_decay'],
           eps=group['e'], maximize=False)
 
 # %% ../../nbs/11_optim/27_bertadam.ipynb #5c487c2a

@@ -50,7 +50,8 @@ def build_clipper(
     s = cfg.SOLVER
     if s.GRAD_CLIP <= 0: return None
     if s.GRAD_CLIP_TYPE not in CLIPPERS:
-        raise KeyError(f"SOLVER.GRAD_CLIP_TYPE is '{s.GRAD_CLIP_TYPE}'; it must be one of {', '.join(map(repr, CLIPPERS))} while GRAD_CLIP > 0")
+        raise KeyError(f"SOLVER.GRAD_CLIP_TYPE is '{s.GRAD_CLIP_TYPE}'; it must be one of "
+                       f"{', '.join(map(repr, CLIPPERS))} while GRAD_CLIP > 0")
     return CLIPPERS[s.GRAD_CLIP_TYPE](s)
 
 # %% ../../nbs/11_optim/10_build.ipynb #cc84a4e7

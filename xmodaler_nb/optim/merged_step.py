@@ -29,7 +29,8 @@ def merge_groups(
 # %% ../../nbs/11_optim/00_merged_step.ipynb #edbd4e42
 def _can_fuse(params):
     "Dense floating-point CPU tensors only."
-    return all(p.device.type == 'cpu' and p.is_floating_point() and not (p.grad is not None and p.grad.is_sparse) for p in params)
+    return all(p.device.type == 'cpu' and p.is_floating_point() and not (p.grad is not None and p.grad.is_sparse)
+               for p in params)
 
 def _unwrapped_step(step):
     "`step` without torch's wrapper that fires the step hooks: the outer `step` fires them already."

@@ -48,7 +48,8 @@ class COSNetDecoder(Decoder):
         "Project regions and semantic words for all layers, and start the histories."
         project = lambda x, maps: F.linear(x, torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps]))
         v, o = batched_inputs[kfg.ATT_FEATS], batched_inputs[kfg.SEMANTICS_FEATS]
-        return {kfg.P_ATT_FEATS: project(v, [l.attn.v_attn for l in self.g_layers]), kfg.P_SEMANTICS_FEATS: project(o, [l.attn.o_attn for l in self.g_layers]),
+        return {kfg.P_ATT_FEATS: project(v, [l.attn.v_attn for l in self.g_layers]),
+                kfg.P_SEMANTICS_FEATS: project(o, [l.attn.o_attn for l in self.g_layers]),
                 kfg.HISTORY_STATES: [v.new_zeros(v.size(0), 0, 2*v.size(-1)) for _ in self.g_layers]}
 
 # %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #70ec2b58
@@ -69,6 +70,8 @@ def forward(self:COSNetDecoder,
         if stepping: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
         history.append(kv)
         skip = random.uniform(0, 1) < self.layer_drop*(i + 1)/n and self.training
-        if not skip: x, *weights = layer.forward_cached(x, kv, regions[i], words[i], masks, probs=i == n - 1 and stepping and b.get(kfg.RECORD, False))
+        if not skip:
+            x, *weights = layer.forward_cached(x, kv, regions[i], words[i], masks,
+                                               probs=i == n - 1 and stepping and b.get(kfg.RECORD, False))
     if not stepping: return {kfg.G_HIDDEN_STATES: x}
     return {kfg.G_HIDDEN_STATES: x, kfg.HISTORY_STATES: history, **attention_fields(*weights)}

@@ -43,9 +43,13 @@ class DecoupleBertDecoder(Decoder):
     def from_config(cls, cfg):
         "Layers and chances from `MODEL.BERT`."
         b = cfg.MODEL.BERT
-        return dict(num_understanding_layers=b.NUM_UNDERSTANDING_LAYERS, num_generation_layers=b.NUM_GENERATION_LAYERS, u_layer_drop=b.U_LAYER_DROP, g_layer_drop=b.G_LAYER_DROP,
-                    bert_understanding_layers=nn.ModuleList([BertUnderstandingLayer(cfg) for _ in range(b.NUM_UNDERSTANDING_LAYERS)]),
-                    bert_generation_layers=nn.ModuleList([BertGenerationLayer(cfg) for _ in range(b.NUM_GENERATION_LAYERS)]))
+        return dict(num_understanding_layers=b.NUM_UNDERSTANDING_LAYERS,
+                    num_generation_layers=b.NUM_GENERATION_LAYERS, u_layer_drop=b.U_LAYER_DROP,
+                    g_layer_drop=b.G_LAYER_DROP,
+                    bert_understanding_layers=nn.ModuleList([BertUnderstandingLayer(cfg)
+                                                             for _ in range(b.NUM_UNDERSTANDING_LAYERS)]),
+                    bert_generation_layers=nn.ModuleList([BertGenerationLayer(cfg)
+                                                          for _ in range(b.NUM_GENERATION_LAYERS)]))
 
 # %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #a6028ab6
 def last_state(
@@ -64,14 +68,16 @@ def preprocess(self:DecoupleBertDecoder,
     "Project the regions, if nothing will change them, and start the histories."
     if not self.num_generation_layers or self.num_understanding_layers: return {}
     v = last_state(batched_inputs[kfg.ATT_FEATS])
-    return {kfg.P_ATT_FEATS: self._project(v), kfg.HISTORY_STATES: [v.new_zeros(v.size(0), 0, 2*v.size(-1)) for _ in self.g_layers]}
+    return {kfg.P_ATT_FEATS: self._project(v),
+            kfg.HISTORY_STATES: [v.new_zeros(v.size(0), 0, 2*v.size(-1)) for _ in self.g_layers]}
 
 # %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #8dc4fd22
 @patch
 def _understand(self:DecoupleBertDecoder, b, u, v):
     "Lists over layers: words and regions."
     s = rows_per_image(u.size(0), v.size(0))
-    v, v_mask, us, vs = repeat_rows(v, s), repeat_rows(b[kfg.EXT_ATT_MASKS], u.size(0)//b[kfg.EXT_ATT_MASKS].size(0)), [], []
+    v, v_mask, us, vs = repeat_rows(v, s), repeat_rows(b[kfg.EXT_ATT_MASKS],
+                                                       u.size(0)//b[kfg.EXT_ATT_MASKS].size(0)), [], []
     for layer in self.u_layers:
         if not drop_layer(self.u_layer_drop, self.training): v, u = layer(v, v_mask, u, b[kfg.EXT_U_TOKENS_MASKS])
         us.append(u); vs.append(v)
@@ -88,7 +94,8 @@ def _generate(self:DecoupleBertDecoder, b, g, regions):
     for i, (layer, v_kv) in enumerate(zip(self.g_layers, regions.chunk(len(self.g_layers), -1))):
         kv = layer.self_attn.self.keys_values(g)
         if stepping and kfg.HISTORY_STATES in b: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
-        g, *weights = layer.forward_cached(g, kv, text_mask, v_kv, v_mask, probs=stepping and b.get(kfg.RECORD, False) and i == len(self.g_layers) - 1)
+        g, *weights = layer.forward_cached(g, kv, text_mask, v_kv, v_mask,
+                                           probs=stepping and b.get(kfg.RECORD, False) and i == len(self.g_layers) - 1)
         states.append(g); new_history.append(kv)
     if not stepping: return {kfg.G_HIDDEN_STATES: states}
     return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: new_history, **attention_fields(*weights)}
@@ -110,6 +117,7 @@ def forward(self:DecoupleBertDecoder,
         v = out[kfg.ATT_FEATS][-1]
     if g is not None and self.num_generation_layers:
         regions = b[kfg.P_ATT_FEATS] if kfg.P_ATT_FEATS in b and not out else self._project(v)
-        masks = {kfg.EXT_ATT_MASKS: repeat_rows(b[kfg.EXT_ATT_MASKS], v.size(0)//b[kfg.EXT_ATT_MASKS].size(0))} if out else {}
+        masks = {kfg.EXT_ATT_MASKS: repeat_rows(b[kfg.EXT_ATT_MASKS],
+                                                v.size(0)//b[kfg.EXT_ATT_MASKS].size(0))} if out else {}
         out.update(self._generate({**b, **masks}, g, regions))
     return out

@@ -58,7 +58,8 @@ class MeshedDecoderLayer(nn.Module):
         "One layer, from prepared keys and values."
         s, w = self.self_att.ask(x, *kv, text_mask, probs)
         (b, t, d), (i, L) = s.shape, levels[0].shape[:2]
-        q = s.view(i, 1, -1, d).expand(-1, L, -1, -1).flatten(0, 1)                              # (i·L, b/i·t, d): every level hears all questions of its image
+        # (i·L, b/i·t, d): every level hears all questions of its image
+        q = s.view(i, 1, -1, d).expand(-1, L, -1, -1).flatten(0, 1)
         mask = None if v_mask is None else v_mask[:,None].expand(-1, L, -1, -1, -1).flatten(0, 1)
         e, p = self.enc_att.ask(q, *(y.flatten(0, 1) for y in levels), mask, probs)
         e = [y.reshape(b, t, d) for y in e.view(i, L, -1, d).unbind(1)]
@@ -83,28 +84,33 @@ class MeshedDecoder(Decoder):
     ):
         super().__init__()
         self.d_model, self.num_layer = d_model, num_layer
-        self.layers = nn.ModuleList([MeshedDecoderLayer(d_model=d_model, num_att_head=num_att_head, d_ff=d_ff, dropout=dropout, enc_layer_num=enc_layer_num)
+        self.layers = nn.ModuleList([MeshedDecoderLayer(d_model=d_model, num_att_head=num_att_head, d_ff=d_ff,
+                                                        dropout=dropout, enc_layer_num=enc_layer_num)
                                      for _ in range(num_layer)])
 
     @classmethod
     def from_config(cls, cfg):
         "Arguments from `MODEL.MESHEDMEORY` (X-modaler's spelling)."
         m, d = cfg.MODEL.MESHEDMEORY, cfg.MODEL.MESHEDMEORY.DECODER
-        return dict(d_model=d.DIM_MODEL, num_layer=d.NUM_LAYER, num_att_head=d.NUM_ATT_HEAD, d_ff=d.DIM_FEEDFORWARD, dropout=d.DROPOUT,
+        return dict(d_model=d.DIM_MODEL, num_layer=d.NUM_LAYER, num_att_head=d.NUM_ATT_HEAD, d_ff=d.DIM_FEEDFORWARD,
+                    dropout=d.DROPOUT,
                     padding_idx=-1, enc_layer_num=m.ENCODER.NUM_LAYER)
 
     @classmethod
     def add_config(cls, cfg):
         "The keys this decoder owns."
         if 'MESHEDMEORY' not in cfg.MODEL: cfg.MODEL.MESHEDMEORY = CN()
-        cfg.MODEL.MESHEDMEORY.DECODER = CN({'DIM_MODEL':512, 'NUM_LAYER':3, 'DROPOUT':0.1, 'NUM_ATT_HEAD':8, 'DIM_FEEDFORWARD':2048})
+        cfg.MODEL.MESHEDMEORY.DECODER = CN({'DIM_MODEL':512, 'NUM_LAYER':3, 'DROPOUT':0.1, 'NUM_ATT_HEAD':8,
+                                            'DIM_FEEDFORWARD':2048})
 
     def preprocess(self,
         batched_inputs:dict, # the encoded batch: ATT_FEATS (i, L, n, d)
     ) -> dict:               # P_ATT_FEATS (i, L, n, layers·2·d), empty HISTORY_STATES with i rows
         "Project the regions of all levels for all layers, and start the histories."
-        feats, maps = batched_inputs[kfg.ATT_FEATS], [m for l in self.layers for m in (l.enc_att.attention.fc_k, l.enc_att.attention.fc_v)]
-        return {kfg.P_ATT_FEATS: F.linear(feats, torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps])),
+        feats, maps = batched_inputs[kfg.ATT_FEATS], [m for l in self.layers for m in (l.enc_att.attention.fc_k,
+            l.enc_att.attention.fc_v)]
+        return {kfg.P_ATT_FEATS: F.linear(feats, torch.cat([m.weight for m in maps]),
+                                          torch.cat([m.bias for m in maps])),
                 kfg.HISTORY_STATES: [feats.new_zeros(feats.size(0), 0, 2*self.d_model) for _ in self.layers]}
 
 # %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #aad0fa5b

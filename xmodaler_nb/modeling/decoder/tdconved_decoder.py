@@ -42,21 +42,25 @@ class TDConvEDDecoder(Decoder):
         self.wt_gv_embed = linear(2*hidden_size, hidden_size)
         self.p_att_feats = linear(hidden_size, att_embed_size)
         self.dropout = nn.Dropout(conv_dropout)
-        self.layers = nn.ModuleList([ShiftedConvLayer(hidden_size, hidden_size, k, 1, 'zeros', conv_dropout, use_norm) for k in kernel_sizes])
-        self.att = SoftAttention(hidden_size=hidden_size, att_embed_size=att_embed_size, att_embed_dropout=att_embed_dropout, use_norm=use_norm)
+        self.layers = nn.ModuleList([ShiftedConvLayer(hidden_size, hidden_size, k, 1, 'zeros', conv_dropout,
+                                                      use_norm) for k in kernel_sizes])
+        self.att = SoftAttention(hidden_size=hidden_size, att_embed_size=att_embed_size,
+                                 att_embed_dropout=att_embed_dropout, use_norm=use_norm)
 
     @classmethod
     def from_config(cls, cfg):
         "Arguments from `MODEL.TDCONVED.DECODER`."
         d = cfg.MODEL.TDCONVED.DECODER
-        return dict(num_hidden_layers=d.NUM_HIDDEN_LAYERS, hidden_size=d.HIDDEN_SIZE, kernel_sizes=d.KERNEL_SIZES, conv_dropout=d.DROPOUT,
+        return dict(num_hidden_layers=d.NUM_HIDDEN_LAYERS, hidden_size=d.HIDDEN_SIZE, kernel_sizes=d.KERNEL_SIZES,
+                    conv_dropout=d.DROPOUT,
                     att_embed_size=d.ATT_EMBED_SIZE, att_embed_dropout=d.ATT_EMBED_DROPOUT, use_norm=d.USE_NORM)
 
     @classmethod
     def add_config(cls, cfg):
         "The keys this decoder owns."
         if 'TDCONVED' not in cfg.MODEL: cfg.MODEL.TDCONVED = CN()
-        cfg.MODEL.TDCONVED.DECODER = CN({'NUM_HIDDEN_LAYERS': 2, 'HIDDEN_SIZE': 512, 'KERNEL_SIZES': [3, 3], 'DROPOUT': 0.5, 'ATT_EMBED_SIZE': 256,
+        cfg.MODEL.TDCONVED.DECODER = CN({'NUM_HIDDEN_LAYERS': 2, 'HIDDEN_SIZE': 512, 'KERNEL_SIZES': [3, 3],
+                                         'DROPOUT': 0.5, 'ATT_EMBED_SIZE': 256,
                                          'ATT_EMBED_DROPOUT': 0.5, 'USE_NORM': True})
 
 # %% ../../../nbs/07_modeling/30_decoder/85_tdconved_decoder.ipynb #7725f4e1
@@ -66,7 +70,8 @@ def _init_decoding_buffer(self:TDConvEDDecoder,
 ) -> dict:          # HISTORY_STATES: one (batch_size, κ-1, d) per layer
     "The past before the first word."
     like = self.gv_feat_embed.bias
-    return {kfg.HISTORY_STATES: [like.new_zeros(batch_size, layer.kernel_size - 1, self.hidden_size) for layer in self.layers]}
+    return {kfg.HISTORY_STATES: [like.new_zeros(batch_size, layer.kernel_size - 1,
+                                                self.hidden_size) for layer in self.layers]}
 
 @patch
 def _clear_decoding_buffer(self:TDConvEDDecoder):
@@ -79,7 +84,8 @@ def preprocess(self:TDConvEDDecoder,
     "Project the frames and their mean."
     feats, masks = batched_inputs[kfg.ATT_FEATS], batched_inputs.get(kfg.ATT_MASKS)
     g = masked_mean(feats, None if masks is None else masks.reshape(feats.shape[:2]))
-    return {kfg.P_ATT_FEATS: self.dropout(self.p_att_feats(feats)), kfg.GLOBAL_FEATS: self.dropout(self.gv_feat_embed(g)),
+    return {kfg.P_ATT_FEATS: self.dropout(self.p_att_feats(feats)),
+            kfg.GLOBAL_FEATS: self.dropout(self.gv_feat_embed(g)),
             **self._init_decoding_buffer(feats.size(0))}
 
 # %% ../../../nbs/07_modeling/30_decoder/85_tdconved_decoder.ipynb #bd4bdf06

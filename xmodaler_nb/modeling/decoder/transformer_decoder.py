@@ -35,7 +35,8 @@ class TransformerDecoder(Decoder):
     def from_config(cls, cfg):
         "Layers from `MODEL.BERT`."
         n = cfg.MODEL.BERT.NUM_GENERATION_LAYERS
-        return dict(num_generation_layers=n, bert_generation_layers=nn.ModuleList([BertGenerationLayer(cfg) for _ in range(n)]))
+        return dict(num_generation_layers=n,
+                    bert_generation_layers=nn.ModuleList([BertGenerationLayer(cfg) for _ in range(n)]))
 
 # %% ../../../nbs/07_modeling/30_decoder/60_transformer_decoder.ipynb #b0e7a5e4
 def project_regions(
@@ -61,7 +62,8 @@ def attention_fields(
     words,   # (b, h, t, t') over words
 ) -> dict:   # ATT_WEIGHTS (b, n), WORD_ATT_WEIGHTS (b, t'): means over the heads
     "What a trace wants to know about the last word."
-    return {} if regions is None else {kfg.ATT_WEIGHTS: regions.mean(1)[:,-1], kfg.WORD_ATT_WEIGHTS: words.mean(1)[:,-1]}
+    return {} if regions is None else {kfg.ATT_WEIGHTS: regions.mean(1)[:,-1],
+                                       kfg.WORD_ATT_WEIGHTS: words.mean(1)[:,-1]}
 
 @patch
 def forward(self:TransformerDecoder,

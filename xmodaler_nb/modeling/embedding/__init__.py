@@ -9,16 +9,14 @@ __all__ = ['build_embeddings', 'EMBEDDING_REGISTRY', 'POSITION_ENC_REGISTRY', 'b
 
 # %% ../../../nbs/07_modeling/10_embedding/99_embedding.ipynb #3a62939d
 from .build import build_embeddings, EMBEDDING_REGISTRY
-from xmodaler_nb.modeling.embedding.position_embedding import (SinusoidEncoding, NNEmbeddingEncoding, build_position_encoding,
-    POSITION_ENC_REGISTRY)
+from xmodaler_nb.modeling.embedding.position_embedding import (SinusoidEncoding, NNEmbeddingEncoding,
+    build_position_encoding, POSITION_ENC_REGISTRY)
 from .token_embed import TokenBaseEmbedding
 from .visual_embed import VisualBaseEmbedding, VisualIdentityEmbedding
 from .visual_grid_embed import VisualGridEmbedding
+from .visual_embed_conv import TDConvEDVisualBaseEmbedding
 
 # %% ../../../nbs/07_modeling/10_embedding/99_embedding.ipynb #54be6cbb
-_all_ = ['build_embeddings', 'EMBEDDING_REGISTRY', 'POSITION_ENC_REGISTRY', 'build_position_encoding', 'SinusoidEncoding', 'NNEmbeddingEncoding',
-         'TokenBaseEmbedding', 'VisualBaseEmbedding', 'VisualIdentityEmbedding', 'VisualGridEmbedding']
-
-# %% ../../../nbs/07_modeling/10_embedding/99_embedding.ipynb #45efea3a
-from .visual_embed_conv import TDConvEDVisualBaseEmbedding
-_all_ = ['TDConvEDVisualBaseEmbedding']
+_all_ = ['build_embeddings', 'EMBEDDING_REGISTRY', 'POSITION_ENC_REGISTRY', 'build_position_encoding',
+         'SinusoidEncoding', 'NNEmbeddingEncoding', 'TokenBaseEmbedding', 'VisualBaseEmbedding',
+         'VisualIdentityEmbedding', 'VisualGridEmbedding', 'TDConvEDVisualBaseEmbedding']

@@ -20,7 +20,9 @@ def _select_positions(table, x):
     if one: first, last = x, x + 1
     elif x.is_floating_point(): first, last = 0, x.size(1)
     else: return table[x]
-    if last > table.size(0): raise ValueError(f"position {last-1} is beyond the table of {table.size(0)} positions (TOKEN_EMBED.POSITION_MAX_LEN)")
+    if last > table.size(0):
+        raise ValueError(f"position {last-1} is beyond the table of {table.size(0)} positions "
+                         f"(TOKEN_EMBED.POSITION_MAX_LEN)")
     return table[first:last] if one else table[None,first:last]
 
 # %% ../../../nbs/07_modeling/10_embedding/10_position_embedding.ipynb #8c2eec33

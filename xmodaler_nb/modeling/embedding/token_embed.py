@@ -48,7 +48,8 @@ class TokenBaseEmbedding(nn.Module):
     ):
         super().__init__()
         self.embeddings = nn.Embedding(vocab_size, dim)
-        for name in ('embeddings_act', 'embeddings_norm', 'embeddings_dropout', 'embeddings_pos', 'embeddings_token_type'):
+        for name in ('embeddings_act', 'embeddings_norm', 'embeddings_dropout', 'embeddings_pos',
+                     'embeddings_token_type'):
             setattr(self, name, kwargs.pop(name, None))
         if kwargs: raise TypeError(f"TokenBaseEmbedding got unknown arguments {', '.join(kwargs)}")
 
@@ -58,7 +59,8 @@ class TokenBaseEmbedding(nn.Module):
         node = cfg.MODEL.TOKEN_EMBED
         types = nn.Embedding(node.TYPE_VOCAB_SIZE, node.DIM) if node.TYPE_VOCAB_SIZE > 0 else None
         return dict(dim=node.DIM, vocab_size=cfg.MODEL.VOCAB_SIZE, **embed_options(node, node.DIM, 'TOKEN_EMBED'),
-                    embeddings_pos=build_position_encoding(cfg, node.DIM, node.POSITION_MAX_LEN), embeddings_token_type=types)
+                    embeddings_pos=build_position_encoding(cfg, node.DIM, node.POSITION_MAX_LEN),
+                    embeddings_token_type=types)
 
     def forward(self,
         batched_inputs:dict, # the batch
@@ -77,8 +79,11 @@ class TokenBaseEmbedding(nn.Module):
     ) -> Tensor:                    # (b, t, dim) or (b, dim)
         "Embed one id tensor."
         x = self.embeddings(input_ids)
-        if self.embeddings_pos is not None: x = x + self.embeddings_pos(x if time_step is None else time_step if isinstance(time_step, torch.SymInt) else int(time_step))
+        if self.embeddings_pos is not None:
+            x = x + self.embeddings_pos(x if time_step is None else time_step if isinstance(time_step,
+                torch.SymInt) else int(time_step))
         if self.embeddings_token_type is not None and token_type_ids is not None:
-            kind = token_type_ids if time_step is None else repeat_rows(token_type_ids[:,time_step], input_ids.size(0)//token_type_ids.size(0))
+            kind = token_type_ids if time_step is None else repeat_rows(token_type_ids[:,time_step],
+                input_ids.size(0)//token_type_ids.size(0))
             x = x + self.embeddings_token_type(kind)
         return apply_modules(x, self.embeddings_act, self.embeddings_norm, self.embeddings_dropout)

@@ -35,7 +35,8 @@ class VisualBaseEmbedding(nn.Module):
         "Arguments from `MODEL.VISUAL_EMBED`."
         node = cfg.MODEL.VISUAL_EMBED
         boxes = nn.Linear(BOX_SIZE, node.OUT_DIM) if node.LOCATION_SIZE > 0 else None
-        return dict(in_dim=node.IN_DIM, out_dim=node.OUT_DIM, **embed_options(node, node.OUT_DIM, 'VISUAL_EMBED'), embeddings_pos=boxes)
+        return dict(in_dim=node.IN_DIM, out_dim=node.OUT_DIM, **embed_options(node, node.OUT_DIM, 'VISUAL_EMBED'),
+                    embeddings_pos=boxes)
 
     def linear(self,
         batched_inputs:dict, # the batch
@@ -43,7 +44,8 @@ class VisualBaseEmbedding(nn.Module):
         "The linear part, before activation, norm and dropout."
         feats, boxes = batched_inputs[kfg.ATT_FEATS], batched_inputs.get(kfg.ATT_FEATS_LOC)
         if feats.size(-1) != self.embeddings.in_features:
-            raise ValueError(f"ATT_FEATS are {feats.size(-1)} wide, but the visual embedding expects {self.embeddings.in_features} (MODEL.VISUAL_EMBED.IN_DIM)")
+            raise ValueError(f"ATT_FEATS are {feats.size(-1)} wide, but the visual embedding expects "
+                             f"{self.embeddings.in_features} (MODEL.VISUAL_EMBED.IN_DIM)")
         x = self.embeddings(feats)
         return x if self.embeddings_pos is None or boxes is None else x + self.embeddings_pos(boxes)
 
@@ -51,7 +53,8 @@ class VisualBaseEmbedding(nn.Module):
         batched_inputs:dict, # the batch
     ) -> dict:               # ATT_FEATS (b, n, out_dim)
         "Embed the regions."
-        return {kfg.ATT_FEATS: apply_modules(self.linear(batched_inputs), self.embeddings_act, self.embeddings_norm, self.embeddings_dropout)}
+        return {kfg.ATT_FEATS: apply_modules(self.linear(batched_inputs), self.embeddings_act, self.embeddings_norm,
+                                             self.embeddings_dropout)}
 
 # %% ../../../nbs/07_modeling/10_embedding/30_visual_embed.ipynb #56e8e6b0
 @EMBEDDING_REGISTRY.register()

@@ -27,7 +27,8 @@ class VisualGridEmbedding(nn.Module):
         self.out_dim = out_dim
         self.embeddings = nn.Linear(in_dim, out_dim)
         self.g_embeddings = nn.Linear(g_in_dim, out_dim) if g_in_dim > 0 else None
-        for name in ('embeddings_act', 'embeddings_norm', 'embeddings_dropout', 'embeddings_pos'): setattr(self, name, kwargs.pop(name, None))
+        for name in ('embeddings_act', 'embeddings_norm', 'embeddings_dropout', 'embeddings_pos'):
+            setattr(self, name, kwargs.pop(name, None))
         if kwargs: raise TypeError(f"VisualGridEmbedding got unknown arguments {', '.join(kwargs)}")
 
     @classmethod
@@ -35,7 +36,8 @@ class VisualGridEmbedding(nn.Module):
         "Arguments from `MODEL.VISUAL_EMBED`; places from `DATALOADER.MAX_FEAT_NUM`."
         node = cfg.MODEL.VISUAL_EMBED
         pos = nn.Parameter(nn.init.trunc_normal_(torch.zeros(1, cfg.DATALOADER.MAX_FEAT_NUM, node.OUT_DIM), std=0.02))
-        return dict(in_dim=node.IN_DIM, g_in_dim=node.G_IN_DIM, out_dim=node.OUT_DIM, **embed_options(node, node.OUT_DIM, 'VISUAL_EMBED'), embeddings_pos=pos)
+        return dict(in_dim=node.IN_DIM, g_in_dim=node.G_IN_DIM, out_dim=node.OUT_DIM,
+                    **embed_options(node, node.OUT_DIM, 'VISUAL_EMBED'), embeddings_pos=pos)
 
     def forward(self,
         batched_inputs:dict, # the batch
@@ -47,6 +49,7 @@ class VisualGridEmbedding(nn.Module):
             x = torch.cat([self.g_embeddings(g), x], 1)
         if self.embeddings_pos is not None:
             if x.size(1) != self.embeddings_pos.size(1):
-                raise ValueError(f"{x.size(1)} grid places (global vector included), but positions for {self.embeddings_pos.size(1)} (DATALOADER.MAX_FEAT_NUM)")
+                raise ValueError(f"{x.size(1)} grid places (global vector included), but positions for "
+                                 f"{self.embeddings_pos.size(1)} (DATALOADER.MAX_FEAT_NUM)")
             x = x + self.embeddings_pos
         return {kfg.ATT_FEATS: apply_modules(x, self.embeddings_act, self.embeddings_norm, self.embeddings_dropout)}

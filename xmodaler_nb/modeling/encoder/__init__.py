@@ -16,19 +16,11 @@ from .transformer_encoder import TransformerEncoder
 from .memory_augmented_encoder import MemoryAugmentedEncoder
 from .gtransformer_encoder import GTransformerEncoder
 from .cosnet_encoder import COSNetEncoder
+from .lowrank_bilinear_encoder import LowRankBilinearEncoder
+from .tdconved_encoder import TDConvEDEncoder
+from .two_stream_bert_encoder import TwoStreamBertEncoder
 
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #dadb2b86
 _all_ = ['build_encoder', 'add_encoder_config', 'ENCODER_REGISTRY', 'Encoder', 'UpDownEncoder', 'GCNEncoder',
-         'TransformerEncoder', 'MemoryAugmentedEncoder', 'GTransformerEncoder', 'COSNetEncoder']
-
-# %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #537ae2de
-from .lowrank_bilinear_encoder import LowRankBilinearEncoder
-_all_ = ['LowRankBilinearEncoder']
-
-# %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #c997ca95
-from .tdconved_encoder import TDConvEDEncoder
-_all_ = ['TDConvEDEncoder']
-
-# %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #72b2ffe9
-from .two_stream_bert_encoder import TwoStreamBertEncoder
-_all_ = ['TwoStreamBertEncoder']
+         'TransformerEncoder', 'MemoryAugmentedEncoder', 'GTransformerEncoder', 'COSNetEncoder',
+         'LowRankBilinearEncoder', 'TDConvEDEncoder', 'TwoStreamBertEncoder']

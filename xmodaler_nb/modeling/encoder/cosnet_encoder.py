@@ -16,7 +16,8 @@ from .encoder import Encoder
 from .gtransformer_encoder import encode_grid, global_mask
 
 # %% ../../../nbs/07_modeling/20_encoder/80_cosnet_encoder.ipynb #f8c568c0
-MASKED, DROPOUT_RATE = -10000., 0.1   # X-modaler's constants: score of a padded word, dropout on words, slots and the word head
+# X-modaler's constants: score of a padded word, dropout on words, slots and the word head
+MASKED, DROPOUT_RATE = -10000., 0.1
 
 @ENCODER_REGISTRY.register()
 class COSNetEncoder(Encoder):
@@ -48,14 +49,17 @@ class COSNetEncoder(Encoder):
         "Arguments from `MODEL.BERT` and `MODEL.COSNET`."
         b, c = cfg.MODEL.BERT, cfg.MODEL.COSNET
         return dict(bert_layers=nn.ModuleList([BertLayer(cfg) for _ in range(b.NUM_HIDDEN_LAYERS)]),
-                    semcomphder_layers=nn.ModuleList([BertGenerationLayer(cfg) for _ in range(c.NUM_SEMCOMPHDER_LAYERS)]),
-                    hidden_size=b.HIDDEN_SIZE, num_hidden_layers=b.NUM_HIDDEN_LAYERS, num_semcomphder_layers=c.NUM_SEMCOMPHDER_LAYERS,
+                    semcomphder_layers=nn.ModuleList([BertGenerationLayer(cfg)
+                                                      for _ in range(c.NUM_SEMCOMPHDER_LAYERS)]),
+                    hidden_size=b.HIDDEN_SIZE, num_hidden_layers=b.NUM_HIDDEN_LAYERS,
+                    num_semcomphder_layers=c.NUM_SEMCOMPHDER_LAYERS,
                     slot_size=c.SLOT_SIZE, num_classes=c.NUM_CLASSES, max_pos=c.MAX_POS)
 
     @classmethod
     def add_config(cls, cfg):
         "The keys this encoder, its data set and its loss own."
-        cfg.MODEL.COSNET = CN({'NUM_SEMCOMPHDER_LAYERS':3, 'SLOT_SIZE':6, 'NUM_CLASSES':906, 'MAX_POS':26, 'FILTER_WEIGHT':1.0, 'RECONSTRUCT_WEIGHT':0.1})
+        cfg.MODEL.COSNET = CN({'NUM_SEMCOMPHDER_LAYERS':3, 'SLOT_SIZE':6, 'NUM_CLASSES':906, 'MAX_POS':26,
+                               'FILTER_WEIGHT':1.0, 'RECONSTRUCT_WEIGHT':0.1})
 
 # %% ../../../nbs/07_modeling/20_encoder/80_cosnet_encoder.ipynb #e08cbfb0
 @patch
@@ -89,5 +93,6 @@ def forward(self:COSNetEncoder,
     u, u_mask = self.words_and_slots(b[kfg.SEMANTICS_IDS], b[kfg.SEMANTICS_MASK])
     for layer in self.decoder_enc_layers: u = layer(u, v, u_mask, v_mask)
     feats, positions = self.rank(u)
-    return {kfg.ATT_FEATS: v, kfg.EXT_ATT_MASKS: v_mask, kfg.SEMANTICS_PRED: self.semantics_pred(u), kfg.SEMANTICS_FEATS: feats,
+    return {kfg.ATT_FEATS: v, kfg.EXT_ATT_MASKS: v_mask, kfg.SEMANTICS_PRED: self.semantics_pred(u),
+            kfg.SEMANTICS_FEATS: feats,
             kfg.EXT_SEMANTICS_MASKS: u_mask, kfg.SEMANTICS_POS_PRED: positions}

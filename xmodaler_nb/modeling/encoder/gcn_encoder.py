@@ -25,11 +25,15 @@ class GCNEncoder(Encoder):
         dropout:float,    # on the result, in [0,1)
     ):
         super().__init__()
-        if in_dim != out_dim: raise ValueError(f"GCNEncoder adds its result to the regions: MODEL.GCN.OUT_DIM {out_dim} must equal MODEL.GCN.IN_DIM {in_dim}")
+        if in_dim != out_dim:
+            raise ValueError(f"GCNEncoder adds its result to the regions: MODEL.GCN.OUT_DIM {out_dim} must equal "
+                             f"MODEL.GCN.IN_DIM {in_dim}")
         self.gate_bias = nn.Parameter(torch.zeros(relation_num, 1))
         self.bias = nn.Parameter(torch.zeros(relation_num, out_dim))
-        self.gcn_loop, self.gcn_sub, self.gcn_obj = nn.Linear(in_dim, out_dim), nn.Linear(in_dim, out_dim, bias=False), nn.Linear(in_dim, out_dim, bias=False)
-        self.gcn_loop_gate, self.gcn_sub_gate, self.gcn_obj_gate = nn.Linear(in_dim, 1), nn.Linear(in_dim, 1, bias=False), nn.Linear(in_dim, 1, bias=False)
+        self.gcn_loop, self.gcn_sub, self.gcn_obj = nn.Linear(in_dim, out_dim), nn.Linear(in_dim, out_dim,
+            bias=False), nn.Linear(in_dim, out_dim, bias=False)
+        self.gcn_loop_gate, self.gcn_sub_gate, self.gcn_obj_gate = nn.Linear(in_dim, 1), nn.Linear(in_dim, 1,
+            bias=False), nn.Linear(in_dim, 1, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     @classmethod
@@ -51,7 +55,8 @@ def messages(self:GCNEncoder,
     relation:Tensor, # (b, n, n) int64, class of each gate's edge
 ) -> Tensor:         # (b, n, d)
     "Gated sum of neighbours and label biases."
-    per_label = gates.new_zeros(*gates.shape[:2], self.bias.size(0)).scatter_add(-1, relation, gates)   # (b, n, relations)
+    # (b, n, relations)
+    per_label = gates.new_zeros(*gates.shape[:2], self.bias.size(0)).scatter_add(-1, relation, gates)
     return gates @ feats + per_label @ self.bias
 
 @patch
@@ -63,8 +68,10 @@ def forward(self:GCNEncoder,
     if mode != 'v': return {}
     v, relation = batched_inputs[kfg.ATT_FEATS], batched_inputs[kfg.RELATION].long()
     edge, beta = (relation > 0).to(v.dtype), self.gate_bias[relation][...,0]                            # (b, n, n)
-    to_subject = edge*torch.sigmoid(self.gcn_sub_gate(v).transpose(1, 2) + beta)                        # [i, j]: from j to i
-    to_object = edge*torch.sigmoid(self.gcn_obj_gate(v) + beta)                                         # [i, j]: from i to j
+    # [i, j]: from j to i
+    to_subject = edge*torch.sigmoid(self.gcn_sub_gate(v).transpose(1, 2) + beta)
+    # [i, j]: from i to j
+    to_object = edge*torch.sigmoid(self.gcn_obj_gate(v) + beta)
     self_loop = self.gcn_loop(v)*torch.sigmoid(self.gcn_loop_gate(v))
     out = self_loop + self.messages(to_subject, self.gcn_sub(v), relation)
     out = out + self.messages(to_object.transpose(1, 2), self.gcn_obj(v), relation.transpose(1, 2)) + v

@@ -45,13 +45,15 @@ class GTransformerEncoder(Encoder):
     ):
         super().__init__()
         self.num_hidden_layers, self.layers = num_hidden_layers, bert_layers
-        self.gvfeat_embed = nn.Sequential(nn.Linear((num_hidden_layers + 1)*hidden_size, hidden_size), nn.LayerNorm(hidden_size))
+        self.gvfeat_embed = nn.Sequential(nn.Linear((num_hidden_layers + 1)*hidden_size, hidden_size),
+                                          nn.LayerNorm(hidden_size))
 
     @classmethod
     def from_config(cls, cfg):
         "Layers from `MODEL.BERT`."
         n = cfg.MODEL.BERT.NUM_HIDDEN_LAYERS
-        return dict(num_hidden_layers=n, bert_layers=nn.ModuleList([BertLayer(cfg) for _ in range(n)]), hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE)
+        return dict(num_hidden_layers=n, bert_layers=nn.ModuleList([BertLayer(cfg) for _ in range(n)]),
+                    hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE)
 
     @classmethod
     def add_config(cls, cfg):
@@ -65,4 +67,5 @@ class GTransformerEncoder(Encoder):
         "Encode grid and global token."
         if mode == 't': return {}
         mask = global_mask(batched_inputs[kfg.EXT_ATT_MASKS])
-        return {kfg.ATT_FEATS: encode_grid(self.layers, self.gvfeat_embed, batched_inputs[kfg.ATT_FEATS], mask), kfg.EXT_ATT_MASKS: mask}
+        return {kfg.ATT_FEATS: encode_grid(self.layers, self.gvfeat_embed, batched_inputs[kfg.ATT_FEATS], mask),
+                kfg.EXT_ATT_MASKS: mask}

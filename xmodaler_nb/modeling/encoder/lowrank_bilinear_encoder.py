@@ -21,7 +21,8 @@ from ..layers.lowrank_bilinear_layers import LowRankBilinearLayer
 def bilinear_config() -> CN: # the `MODEL.BILINEAR` section without DECODE
     "The keys of X-linear attention at the paper's values."
     return CN({'DIM': 1024, 'HEAD': 8, 'BIFEAT_EMB_ACT': 'relu', 'ACT': 'celu', 'ELU_ALPHA': 1.3,
-               'ENCODE': {'ATT_MID_DIM': [128, 64, 128], 'ATT_MID_DROPOUT': 0.1, 'DROPOUT': 0.5, 'BIFEAT_EMB_DROPOUT': 0.3, 'LAYERS': 4}})
+               'ENCODE': {'ATT_MID_DIM': [128, 64, 128], 'ATT_MID_DROPOUT': 0.1, 'DROPOUT': 0.5,
+                          'BIFEAT_EMB_DROPOUT': 0.3, 'LAYERS': 4}})
 
 # %% ../../../nbs/07_modeling/20_encoder/60_lowrank_bilinear_encoder.ipynb #ddd306a8
 @ENCODER_REGISTRY.register()
@@ -41,9 +42,12 @@ class LowRankBilinearEncoder(Encoder):
         elu_alpha:float,          # of elu and celu
     ):
         super().__init__()
-        layer = lambda: LowRankBilinearLayer(embed_dim=embed_dim, att_heads=att_heads, att_mid_dim=att_mid_dim, att_mid_drop=att_mid_drop,
+        layer = lambda: LowRankBilinearLayer(embed_dim=embed_dim, att_heads=att_heads, att_mid_dim=att_mid_dim,
+                                             att_mid_drop=att_mid_drop,
                                              dropout=dropout, act_type=act_type, elu_alpha=elu_alpha)
-        region_map = lambda: nn.Sequential(nn.Linear(2*embed_dim, embed_dim), act_module(emb_act_type, elu_alpha, 'MODEL.BILINEAR.BIFEAT_EMB_ACT'), nn.Dropout(bifeat_emb_dropout))
+        region_map = lambda: nn.Sequential(nn.Linear(2*embed_dim, embed_dim),
+                                           act_module(emb_act_type, elu_alpha, 'MODEL.BILINEAR.BIFEAT_EMB_ACT'),
+                                           nn.Dropout(bifeat_emb_dropout))
         self.layers = nn.ModuleList([layer() for _ in range(layer_num)])
         self.bifeat_emb = nn.ModuleList([region_map() for _ in range(layer_num)])
         self.layer_norms = nn.ModuleList([nn.LayerNorm(embed_dim) for _ in range(layer_num)])
@@ -54,8 +58,10 @@ class LowRankBilinearEncoder(Encoder):
     def from_config(cls, cfg):
         "Arguments from `MODEL.BILINEAR`."
         b, e = cfg.MODEL.BILINEAR, cfg.MODEL.BILINEAR.ENCODE
-        return dict(embed_dim=b.DIM, att_heads=b.HEAD, att_mid_dim=e.ATT_MID_DIM, att_mid_drop=e.ATT_MID_DROPOUT, dropout=e.DROPOUT,
-                    bifeat_emb_dropout=e.BIFEAT_EMB_DROPOUT, layer_num=e.LAYERS, emb_act_type=b.BIFEAT_EMB_ACT, act_type=b.ACT, elu_alpha=b.ELU_ALPHA)
+        return dict(embed_dim=b.DIM, att_heads=b.HEAD, att_mid_dim=e.ATT_MID_DIM, att_mid_drop=e.ATT_MID_DROPOUT,
+                    dropout=e.DROPOUT,
+                    bifeat_emb_dropout=e.BIFEAT_EMB_DROPOUT, layer_num=e.LAYERS, emb_act_type=b.BIFEAT_EMB_ACT,
+                    act_type=b.ACT, elu_alpha=b.ELU_ALPHA)
 
     @classmethod
     def add_config(cls, cfg):

@@ -30,7 +30,8 @@ class MemoryAugmentedLayer(nn.Module):
     ):
         super().__init__()
         d = d_model//num_att_head
-        self.mhatt = MultiHeadAttentionMemory(d_model=d_model, d_k=d, d_v=d, num_head=num_att_head, dropout=dropout, num_memory=num_att_memory)
+        self.mhatt = MultiHeadAttentionMemory(d_model=d_model, d_k=d, d_v=d, num_head=num_att_head, dropout=dropout,
+                                              num_memory=num_att_memory)
         self.pwff = PositionWiseFeedForward(d_model=d_model, d_ff=d_ff, dropout=dropout)
 
     def forward(self,
@@ -57,21 +58,24 @@ class MemoryAugmentedEncoder(Encoder):
     ):
         super().__init__()
         self.d_model = d_model
-        self.layers = nn.ModuleList([MemoryAugmentedLayer(d_model=d_model, num_att_head=num_att_head, num_att_memory=num_att_memory, d_ff=d_ff, dropout=dropout)
+        self.layers = nn.ModuleList([MemoryAugmentedLayer(d_model=d_model, num_att_head=num_att_head,
+                                                          num_att_memory=num_att_memory, d_ff=d_ff, dropout=dropout)
                                      for _ in range(num_layer)])
 
     @classmethod
     def from_config(cls, cfg):
         "Arguments from `MODEL.MESHEDMEORY.ENCODER` (X-modaler's spelling)."
         e = cfg.MODEL.MESHEDMEORY.ENCODER
-        return dict(input_dim=cfg.MODEL.VISUAL_EMBED.OUT_DIM, d_model=e.DIM_MODEL, num_layer=e.NUM_LAYER, num_att_head=e.NUM_ATT_HEAD,
+        return dict(input_dim=cfg.MODEL.VISUAL_EMBED.OUT_DIM, d_model=e.DIM_MODEL, num_layer=e.NUM_LAYER,
+                    num_att_head=e.NUM_ATT_HEAD,
                     num_att_memory=e.NUM_ATT_MEMORY, d_ff=e.DIM_FEEDFORWARD, dropout=e.DROPOUT, padding_idx=0)
 
     @classmethod
     def add_config(cls, cfg):
         "The keys this encoder owns."
         if 'MESHEDMEORY' not in cfg.MODEL: cfg.MODEL.MESHEDMEORY = CN()
-        cfg.MODEL.MESHEDMEORY.ENCODER = CN({'DIM_MODEL':512, 'NUM_LAYER':3, 'DROPOUT':0.1, 'NUM_ATT_HEAD':8, 'NUM_ATT_MEMORY':40, 'DIM_FEEDFORWARD':2048})
+        cfg.MODEL.MESHEDMEORY.ENCODER = CN({'DIM_MODEL':512, 'NUM_LAYER':3, 'DROPOUT':0.1, 'NUM_ATT_HEAD':8,
+                                            'NUM_ATT_MEMORY':40, 'DIM_FEEDFORWARD':2048})
 
     def forward(self,
         batched_inputs:dict, # the batch
@@ -100,4 +104,5 @@ class MeshedMemoryVisualEmbedding(VisualBaseEmbedding):
         batched_inputs:dict, # the batch
     ) -> dict:               # ATT_FEATS (b, n, out_dim)
         "Embed the regions."
-        return {kfg.ATT_FEATS: apply_modules(self.linear(batched_inputs), self.embeddings_act, self.embeddings_dropout, self.embeddings_norm)}
+        return {kfg.ATT_FEATS: apply_modules(self.linear(batched_inputs), self.embeddings_act,
+                                             self.embeddings_dropout, self.embeddings_norm)}

@@ -31,22 +31,27 @@ class TDConvEDEncoder(Encoder):
         use_norm:bool,         # weight normalisation
     ):
         super().__init__()
-        self.layers = nn.ModuleList([TemporalDeformableLayer(hidden_size, hidden_size, k, 1, padding_mode, offset_act, min_idx, max_idx, clamp_idx, dropout, use_norm)
+        self.layers = nn.ModuleList([TemporalDeformableLayer(hidden_size, hidden_size, k, 1, padding_mode, offset_act,
+                                                             min_idx, max_idx, clamp_idx, dropout, use_norm)
                                      for k in kernel_sizes])
 
     @classmethod
     def from_config(cls, cfg):
         "Arguments from `MODEL.TDCONVED.ENCODER`."
         e = cfg.MODEL.TDCONVED.ENCODER
-        return dict(num_hidden_layers=e.NUM_HIDDEN_LAYERS, hidden_size=e.HIDDEN_SIZE, kernel_sizes=e.KERNEL_SIZES, padding_mode=e.PADDING_MODE, offset_act=e.OFFSET_ACT,
-                    min_idx=e.OFFSET_MIN, max_idx=e.OFFSET_MAX, clamp_idx=e.CLAMP_OFFSET, dropout=e.DROPOUT, use_norm=e.USE_NORM)
+        return dict(num_hidden_layers=e.NUM_HIDDEN_LAYERS, hidden_size=e.HIDDEN_SIZE, kernel_sizes=e.KERNEL_SIZES,
+                    padding_mode=e.PADDING_MODE, offset_act=e.OFFSET_ACT,
+                    min_idx=e.OFFSET_MIN, max_idx=e.OFFSET_MAX, clamp_idx=e.CLAMP_OFFSET, dropout=e.DROPOUT,
+                    use_norm=e.USE_NORM)
 
     @classmethod
     def add_config(cls, cfg):
         "The keys this encoder owns."
         if 'TDCONVED' not in cfg.MODEL: cfg.MODEL.TDCONVED = CN()
-        cfg.MODEL.TDCONVED.ENCODER = CN({'NUM_HIDDEN_LAYERS': 2, 'HIDDEN_SIZE': 512, 'KERNEL_SIZES': [3, 3], 'PADDING_MODE': 'border', 'OFFSET_ACT': 'tanh',
-                                         'OFFSET_MIN': -1.0, 'OFFSET_MAX': 1.0, 'CLAMP_OFFSET': True, 'DROPOUT': 0.5, 'USE_NORM': True})
+        cfg.MODEL.TDCONVED.ENCODER = CN({'NUM_HIDDEN_LAYERS': 2, 'HIDDEN_SIZE': 512, 'KERNEL_SIZES': [3, 3],
+                                         'PADDING_MODE': 'border', 'OFFSET_ACT': 'tanh',
+                                         'OFFSET_MIN': -1.0, 'OFFSET_MAX': 1.0, 'CLAMP_OFFSET': True, 'DROPOUT': 0.5,
+                                         'USE_NORM': True})
 
     def forward(self,
         batched_inputs:dict, # the batch

@@ -46,7 +46,8 @@ class TwoStreamBertEncoder(Encoder):
         "Layers and chances from `MODEL.BERT`."
         b = cfg.MODEL.BERT
         stack = lambda n: nn.ModuleList([BertLayer(cfg) for _ in range(n)])
-        return dict(num_hidden_layers=b.NUM_HIDDEN_LAYERS, v_num_hidden_layers=b.V_NUM_HIDDEN_LAYERS, layer_drop=b.LAYER_DROP, v_layer_drop=b.V_LAYER_DROP,
+        return dict(num_hidden_layers=b.NUM_HIDDEN_LAYERS, v_num_hidden_layers=b.V_NUM_HIDDEN_LAYERS,
+                    layer_drop=b.LAYER_DROP, v_layer_drop=b.V_LAYER_DROP,
                     bert_layers=stack(b.NUM_HIDDEN_LAYERS), v_bert_layers=stack(b.V_NUM_HIDDEN_LAYERS))
 
 # %% ../../../nbs/07_modeling/20_encoder/90_two_stream_bert_encoder.ipynb #4bf89334
@@ -85,10 +86,15 @@ def forward(self:TwoStreamBertEncoder,
 ) -> dict:               # ATT_FEATS, or U_TOKEN_EMBED and/or G_TOKEN_EMBED: lists of (b, ·, d), one per layer
     "Encode one of the streams."
     b, out = batched_inputs, {}
-    if mode is None or mode == 'v': out[kfg.ATT_FEATS] = self._run_layers(self.v_layers, self.v_layer_drop, b[kfg.ATT_FEATS], b[kfg.EXT_ATT_MASKS])
+    if mode is None or mode == 'v':
+        out[kfg.ATT_FEATS] = self._run_layers(self.v_layers, self.v_layer_drop, b[kfg.ATT_FEATS], b[kfg.EXT_ATT_MASKS])
     if mode == 't':
-        if kfg.U_TOKEN_EMBED in b: out[kfg.U_TOKEN_EMBED] = self._run_layers(self.layers, self.layer_drop, b[kfg.U_TOKEN_EMBED], b[kfg.EXT_U_TOKENS_MASKS])
+        if kfg.U_TOKEN_EMBED in b:
+            out[kfg.U_TOKEN_EMBED] = self._run_layers(self.layers, self.layer_drop, b[kfg.U_TOKEN_EMBED],
+                                                      b[kfg.EXT_U_TOKENS_MASKS])
         if kfg.G_TOKEN_EMBED in b:
             if kfg.TIME_STEP in b: out.update(self._step(b))
-            else: out[kfg.G_TOKEN_EMBED] = self._run_layers(self.layers, self.layer_drop, b[kfg.G_TOKEN_EMBED], b[kfg.EXT_G_TOKENS_MASKS])
+            else:
+                out[kfg.G_TOKEN_EMBED] = self._run_layers(self.layers, self.layer_drop, b[kfg.G_TOKEN_EMBED],
+                                                          b[kfg.EXT_G_TOKENS_MASKS])
     return out

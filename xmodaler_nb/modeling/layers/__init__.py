@@ -14,21 +14,22 @@ __all__ = ['get_act_layer', 'get_activation', 'BaseAttention', 'UnrolledLSTM', '
 from .create_act import get_act_layer, get_activation
 from .base_attention import BaseAttention
 from .unrolled_lstm import UnrolledLSTM
-from .bert import (BertSelfAttention, BertSelfOutput, BertAttention, BertIntermediate, BertOutput, BertXAttention,
-    BertCrossAttention, BertLayer, BertUnderstandingLayer, BertGenerationLayer, BertPooler, BertPredictionHeadTransform)
+from .bert import (BertSelfAttention, BertSelfOutput, BertAttention, BertIntermediate,
+    BertOutput, BertXAttention, BertCrossAttention, BertLayer, BertUnderstandingLayer, BertGenerationLayer,
+    BertPooler, BertPredictionHeadTransform)
 from .multihead_attention import MultiHeadAttention, MultiHeadAttentionMemory
 from .positionwise_feedforward import PositionWiseFeedForward
 from .cosnet_layer import COSNetDecBlock, COSJointAttention
-
-# %% ../../../nbs/07_modeling/00_layers/99_layers.ipynb #8b524634
-_all_ = ['get_act_layer', 'get_activation', 'BaseAttention', 'UnrolledLSTM', 'BertSelfAttention', 'BertSelfOutput', 'BertAttention',
-         'BertIntermediate', 'BertOutput', 'BertXAttention', 'BertCrossAttention', 'BertLayer', 'BertUnderstandingLayer', 'BertGenerationLayer', 'BertPooler',
-         'BertPredictionHeadTransform', 'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward', 'COSNetDecBlock',
-         'COSJointAttention']
-
-# %% ../../../nbs/07_modeling/00_layers/99_layers.ipynb #bb217f0c
 from .scattention import SCAttention
 from .lowrank_bilinear_layers import LowRankBilinearAttention, LowRankBilinearLayer
 from .weight_norm import NormedConv1d, NormedLinear
-from .tdconved_layers import ShiftedConvLayer, SoftAttention, TemporalDeformableBlock, TemporalDeformableLayer
-_all_ = ['SCAttention', 'LowRankBilinearAttention', 'LowRankBilinearLayer', 'NormedConv1d', 'NormedLinear', 'ShiftedConvLayer', 'SoftAttention', 'TemporalDeformableBlock', 'TemporalDeformableLayer']
+from xmodaler_nb.modeling.layers.tdconved_layers import (ShiftedConvLayer, SoftAttention, TemporalDeformableBlock,
+    TemporalDeformableLayer)
+
+# %% ../../../nbs/07_modeling/00_layers/99_layers.ipynb #8b524634
+_all_ = ['get_act_layer', 'get_activation', 'BaseAttention', 'UnrolledLSTM', 'BertSelfAttention', 'BertSelfOutput',
+         'BertAttention', 'BertIntermediate', 'BertOutput', 'BertXAttention', 'BertCrossAttention', 'BertLayer',
+         'BertUnderstandingLayer', 'BertGenerationLayer', 'BertPooler', 'BertPredictionHeadTransform',
+         'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward', 'COSNetDecBlock',
+         'COSJointAttention', 'SCAttention', 'LowRankBilinearAttention', 'LowRankBilinearLayer', 'NormedConv1d',
+         'NormedLinear', 'ShiftedConvLayer', 'SoftAttention', 'TemporalDeformableBlock', 'TemporalDeformableLayer']

@@ -31,9 +31,12 @@ class BaseAttention(nn.Module):
     ) -> Tensor:                 # (b, n), unnormalised
         "How much each region answers the state, before the softmax (eq. above)."
         h = by_image(self.w_h(hidden_states), p_att_feats.size(0))      # (i, s, att_embed_size)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or h.device.type != 'cpu': return self._score_block(h, p_att_feats).flatten(0, 1)
-        images = max(1, CHUNK_ELEMENTS//(h.size(1)*p_att_feats[0].numel()))      # nothing is kept, so a few images at a time stay in the processor's cache
-        return torch.cat([self._score_block(*few) for few in zip(h.split(images), p_att_feats.split(images))]).flatten(0, 1)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or h.device.type != 'cpu':
+            return self._score_block(h, p_att_feats).flatten(0, 1)
+        # nothing is kept, so a few images at a time stay in the processor's cache
+        images = max(1, CHUNK_ELEMENTS//(h.size(1)*p_att_feats[0].numel()))
+        return torch.cat([self._score_block(*few) for few in zip(h.split(images),
+                                                                 p_att_feats.split(images))]).flatten(0, 1)
 
     def _score_block(self, h, p):
         "Scores (i, s, n) of states (i, s, att_embed_size)."
@@ -48,7 +51,8 @@ class BaseAttention(nn.Module):
         "The attention weights α."
         s = self.scores(hidden_states, p_att_feats)
         if att_masks is not None:
-            s = s + (att_masks if att_masks.size(0) == s.size(0) else att_masks.repeat_interleave(s.size(0)//att_masks.size(0), 0))
+            s = s + (att_masks if att_masks.size(0) == s.size(0)
+                     else att_masks.repeat_interleave(s.size(0)//att_masks.size(0), 0))
         return s.softmax(-1)
 
     def forward(self,

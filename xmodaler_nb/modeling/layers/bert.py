@@ -43,7 +43,8 @@ def attend(
 ) -> tuple:           # (b, t, d), and the weights (b, h, t, n) or None
     "Multi-head attention."
     images, (b, t) = k.size(0), q.shape[:2]
-    if b != images: q = by_image(q, images).flatten(1, 2)                                   # (i, s·t, d): rows of an image ask together
+    # (i, s·t, d): rows of an image ask together
+    if b != images: q = by_image(q, images).flatten(1, 2)
     q, k, v = (split_heads(x, heads) for x in (q, k, v))
     if not probs: return merge_heads(F.scaled_dot_product_attention(q, k, v, mask, dropout)).reshape(b, t, -1), None
     scores = q @ k.transpose(-1, -2)/math.sqrt(q.size(-1))
@@ -62,7 +63,8 @@ class BertSelfAttention(nn.Module):
     ):
         super().__init__()
         if hidden_size % num_attention_heads:
-            raise ValueError(f"MODEL.BERT.HIDDEN_SIZE {hidden_size} is not a multiple of MODEL.BERT.NUM_ATTENTION_HEADS {num_attention_heads}")
+            raise ValueError(f"MODEL.BERT.HIDDEN_SIZE {hidden_size} is not a multiple of "
+                             f"MODEL.BERT.NUM_ATTENTION_HEADS {num_attention_heads}")
         self.num_attention_heads = num_attention_heads
         self.query, self.key, self.value = (Linear(hidden_size, hidden_size) for _ in range(3))
         self.dropout = nn.Dropout(attention_probs_dropout_prob)
@@ -71,7 +73,8 @@ class BertSelfAttention(nn.Module):
     def from_config(cls, cfg):
         "Arguments from `MODEL.BERT`."
         b = cfg.MODEL.BERT
-        return dict(hidden_size=b.HIDDEN_SIZE, num_attention_heads=b.NUM_ATTENTION_HEADS, attention_probs_dropout_prob=b.ATTENTION_PROBS_DROPOUT_PROB)
+        return dict(hidden_size=b.HIDDEN_SIZE, num_attention_heads=b.NUM_ATTENTION_HEADS,
+                    attention_probs_dropout_prob=b.ATTENTION_PROBS_DROPOUT_PROB)
 
     def transpose_for_scores(self,
         x:Tensor, # (b, t, d)
@@ -93,7 +96,8 @@ class BertSelfAttention(nn.Module):
     ) -> tuple:           # (b, t, d), weights or None
         "Attend to prepared keys and values."
         k, v = kv.chunk(2, -1)
-        return attend(self.query(x), k, v, mask, self.num_attention_heads, self.dropout.p if self.training else 0., probs)
+        return attend(self.query(x), k, v, mask, self.num_attention_heads, self.dropout.p if self.training else 0.,
+                      probs)
 
     def forward(self,
         hidden_states:Tensor,   # (b, t, d)
@@ -139,7 +143,8 @@ class BertSelfOutput(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         "Arguments from `MODEL.BERT`."
-        return dict(hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE, layer_norm_eps=EPS, hidden_dropout_prob=cfg.MODEL.BERT.HIDDEN_DROPOUT_PROB)
+        return dict(hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE, layer_norm_eps=EPS,
+                    hidden_dropout_prob=cfg.MODEL.BERT.HIDDEN_DROPOUT_PROB)
 
     def forward(self,
         hidden_states:Tensor, # (b, t, d) attention's answer
@@ -167,7 +172,8 @@ class BertIntermediate(nn.Module):
     def from_config(cls, cfg):
         "Arguments from `MODEL.BERT`."
         b = cfg.MODEL.BERT
-        return dict(hidden_size=b.HIDDEN_SIZE, hidden_act=b.HIDDEN_ACT, intermediate_size=b.INTERMEDIATE_SIZE, intermediate_drop=b.INTERMEDIATE_DROP)
+        return dict(hidden_size=b.HIDDEN_SIZE, hidden_act=b.HIDDEN_ACT, intermediate_size=b.INTERMEDIATE_SIZE,
+                    intermediate_drop=b.INTERMEDIATE_DROP)
 
     def forward(self,
         hidden_states:Tensor, # (b, t, d)
@@ -193,7 +199,8 @@ class BertOutput(nn.Module):
     def from_config(cls, cfg):
         "Arguments from `MODEL.BERT`."
         b = cfg.MODEL.BERT
-        return dict(hidden_size=b.HIDDEN_SIZE, intermediate_size=b.INTERMEDIATE_SIZE, layer_norm_eps=EPS, ffn_dropout_prob=b.FFN_DROPOUT_PROB)
+        return dict(hidden_size=b.HIDDEN_SIZE, intermediate_size=b.INTERMEDIATE_SIZE, layer_norm_eps=EPS,
+                    ffn_dropout_prob=b.FFN_DROPOUT_PROB)
 
     def forward(self,
         hidden_states:Tensor, # (b, t, intermediate_size)
@@ -280,7 +287,8 @@ class BertLayer(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         "Build the three parts."
-        return dict(bert_attention=BertAttention(cfg), bert_intermediate=BertIntermediate(cfg), bert_output=BertOutput(cfg))
+        return dict(bert_attention=BertAttention(cfg), bert_intermediate=BertIntermediate(cfg),
+                    bert_output=BertOutput(cfg))
 
     def forward(self,
         hidden_states:Tensor, # (b, t, d)
@@ -355,7 +363,8 @@ class BertUnderstandingLayer(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         "Build the five parts."
-        return dict(bert_attention=BertAttention(cfg), v_bert_intermediate=BertIntermediate(cfg), v_bert_output=BertOutput(cfg),
+        return dict(bert_attention=BertAttention(cfg), v_bert_intermediate=BertIntermediate(cfg),
+                    v_bert_output=BertOutput(cfg),
                     t_bert_intermediate=BertIntermediate(cfg), t_bert_output=BertOutput(cfg))
 
     def forward(self,
@@ -404,7 +413,8 @@ class BertPredictionHeadTransform(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
 
     @classmethod
-    def from_config(cls, cfg): return dict(hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE, hidden_act=cfg.MODEL.BERT.HIDDEN_ACT, layer_norm_eps=EPS)
+    def from_config(cls, cfg):
+        return dict(hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE, hidden_act=cfg.MODEL.BERT.HIDDEN_ACT, layer_norm_eps=EPS)
 
     def forward(self,
         hidden_states:Tensor, # (…, d)

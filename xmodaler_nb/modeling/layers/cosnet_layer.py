@@ -26,7 +26,8 @@ class COSJointAttention(nn.Module):
         d = hidden_size
         self.num_attention_heads = num_attention_heads
         self.query, self.key, self.value, self.c_proj = (nn.Linear(d, d) for _ in range(4))
-        self.LayerNorm, self.dropout, self.att_dropout = nn.LayerNorm(d, eps=layer_norm_eps), nn.Dropout(hidden_dropout_prob), nn.Dropout(attention_probs_dropout_prob)
+        self.LayerNorm, self.dropout, self.att_dropout = nn.LayerNorm(d,
+            eps=layer_norm_eps), nn.Dropout(hidden_dropout_prob), nn.Dropout(attention_probs_dropout_prob)
         self.v_attn, self.o_attn = nn.Linear(d, 2*d), nn.Linear(d, 2*d)
         self.vo_proj, self.gate_attn = nn.Linear(2*d, d), nn.Linear(2*d, d)
 
@@ -34,7 +35,8 @@ class COSJointAttention(nn.Module):
     def from_config(cls, cfg):
         "Arguments from `MODEL.BERT`."
         b = cfg.MODEL.BERT
-        return dict(hidden_size=b.HIDDEN_SIZE, num_attention_heads=b.NUM_ATTENTION_HEADS, attention_probs_dropout_prob=b.ATTENTION_PROBS_DROPOUT_PROB,
+        return dict(hidden_size=b.HIDDEN_SIZE, num_attention_heads=b.NUM_ATTENTION_HEADS,
+                    attention_probs_dropout_prob=b.ATTENTION_PROBS_DROPOUT_PROB,
                     layer_norm_eps=EPS, hidden_dropout_prob=b.HIDDEN_DROPOUT_PROB)
 
     def keys_values(self, x): return torch.cat([self.key(x), self.value(x)], -1)   # of words, (b, t, 2·d)
@@ -67,7 +69,8 @@ class COSJointAttention(nn.Module):
     def forward(self, lang_feats, v_feats, o_feats, lang_mask, v_mask, o_mask, history_states=None):
         "From features; `history_states` are all word inputs so far, ending with `lang_feats`."
         words = lang_feats if history_states is None else history_states
-        return self.ask(lang_feats, self.keys_values(words), self.v_attn(v_feats), self.o_attn(o_feats), (lang_mask, v_mask, o_mask))[0]
+        return self.ask(lang_feats, self.keys_values(words), self.v_attn(v_feats), self.o_attn(o_feats),
+                        (lang_mask, v_mask, o_mask))[0]
 
 # %% ../../../nbs/07_modeling/00_layers/80_cosnet_layer.ipynb #70445ca5
 class COSNetDecBlock(nn.Module):
@@ -84,7 +87,8 @@ class COSNetDecBlock(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         "Build the three parts."
-        return dict(attention=COSJointAttention(cfg), bert_intermediate=BertIntermediate(cfg), bert_output=BertOutput(cfg))
+        return dict(attention=COSJointAttention(cfg), bert_intermediate=BertIntermediate(cfg),
+                    bert_output=BertOutput(cfg))
 
     def forward(self,
         lang_feats:Tensor,     # (b, t, d) words

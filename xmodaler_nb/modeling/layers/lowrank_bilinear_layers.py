@@ -17,7 +17,8 @@ from .scattention import SCAttention
 # %% ../../../nbs/07_modeling/00_layers/45_lowrank_bilinear_layers.ipynb #e9111680
 def _projection(embed_dim, heads, act_type, elu_alpha):
     act = act_module(act_type, elu_alpha, 'MODEL.BILINEAR.ACT')
-    if act is None: raise ValueError("MODEL.BILINEAR.ACT is 'none', but the attention needs an activation (celu in the paper)")
+    if act is None:
+        raise ValueError("MODEL.BILINEAR.ACT is 'none', but the attention needs an activation (celu in the paper)")
     return nn.Sequential(Linear(embed_dim, embed_dim), act, nn.GroupNorm(heads, embed_dim))
 
 # %% ../../../nbs/07_modeling/00_layers/45_lowrank_bilinear_layers.ipynb #a19c1509
@@ -92,7 +93,8 @@ class LowRankBilinearLayer(nn.Module):
         elu_alpha:float,    # of elu and celu
     ):
         super().__init__()
-        self.encoder_attn = LowRank(embed_dim=embed_dim, att_heads=att_heads, att_mid_dim=att_mid_dim, att_mid_drop=att_mid_drop, act_type=act_type, elu_alpha=elu_alpha)
+        self.encoder_attn = LowRank(embed_dim=embed_dim, att_heads=att_heads, att_mid_dim=att_mid_dim,
+                                    att_mid_drop=att_mid_drop, act_type=act_type, elu_alpha=elu_alpha)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
 
     def attend(self, x, key, mask, value1, value2, precompute=False):
@@ -133,7 +135,8 @@ class LowRankBilinearAttention(nn.Module):
         elu_alpha:float,    # of elu and celu
     ):
         super().__init__()
-        layer = lambda: LowRankBilinearLayer(embed_dim=embed_dim, att_heads=att_heads, att_mid_dim=att_mid_dim, att_mid_drop=att_mid_drop,
+        layer = lambda: LowRankBilinearLayer(embed_dim=embed_dim, att_heads=att_heads, att_mid_dim=att_mid_dim,
+                                             att_mid_drop=att_mid_drop,
                                              dropout=dropout, act_type=act_type, elu_alpha=elu_alpha)
         self.layers = nn.ModuleList([layer() for _ in range(layer_num)])
         self.proj = Linear(embed_dim*(layer_num + 1), embed_dim)

@@ -55,7 +55,8 @@ class ScaledDotProductAttention(nn.Module):
         q = self.fc_q(queries)
         if b != images: q = by_image(q, images).flatten(1, 2)
         q, k, v = (split_heads(x, self.num_head) for x in (q, k, v))
-        if weights is None and not probs: out, p = F.scaled_dot_product_attention(q, k, v, None if mask is None else ~mask), None
+        if weights is None and not probs:
+            out, p = F.scaled_dot_product_attention(q, k, v, None if mask is None else ~mask), None
         else:
             s = q @ k.transpose(-1, -2)/math.sqrt(self.d_k)
             if weights is not None: s = s*weights
@@ -84,12 +85,14 @@ class ScaledDotProductAttentionMemory(ScaledDotProductAttention):
         "Projected positions, then the slots."
         k, v = super().keys_values(keys, values)
         slots = lambda m, scale: (m*scale).expand(k.size(0), -1, -1)
-        return (torch.cat([k, slots(self.m_k, math.sqrt(self.d_k))], 1), torch.cat([v, slots(self.m_v, math.sqrt(self.num_memory))], 1))
+        return (torch.cat([k, slots(self.m_k, math.sqrt(self.d_k))], 1),
+                torch.cat([v, slots(self.m_v, math.sqrt(self.num_memory))], 1))
 
     def ask(self, queries, k, v, mask=None, weights=None, probs=False):
         "Slots are always visible, and take no factors."
         if mask is not None: mask = torch.cat([mask, mask.new_zeros(*mask.shape[:-1], self.num_memory)], -1)
-        if weights is not None: weights = torch.cat([weights, weights.new_ones(*weights.shape[:-1], self.num_memory)], -1)
+        if weights is not None: weights = torch.cat([weights, weights.new_ones(*weights.shape[:-1], self.num_memory)],
+                                                    -1)
         return super().ask(queries, k, v, mask, weights, probs)
 
 # %% ../../../nbs/07_modeling/00_layers/30_multihead_attention.ipynb #a2b0f27c
@@ -132,7 +135,8 @@ class MultiHeadAttentionMemory(MultiHeadAttention):
         num_memory:int,                                             # number of slots
     ):
         super().__init__(d_model=d_model, d_k=d_k, d_v=d_v, num_head=num_head, dropout=dropout)
-        self.attention = ScaledDotProductAttentionMemory(d_model=d_model, d_k=d_k, d_v=d_v, num_head=num_head, num_memory=num_memory)
+        self.attention = ScaledDotProductAttentionMemory(d_model=d_model, d_k=d_k, d_v=d_v, num_head=num_head,
+                                                         num_memory=num_memory)
 
     def forward(self,
         queries:Tensor,         # (b, t, d_model)

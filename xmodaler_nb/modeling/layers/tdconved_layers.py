@@ -82,9 +82,12 @@ class TemporalDeformableBlock(nn.Module):
         use_norm:bool,     # weight normalisation
     ):
         super().__init__()
-        if kernel_size % 2 == 0 or stride != 1: raise ValueError(f"a deformable convolution over frames needs an odd kernel and stride 1, got kernel_size={kernel_size}, stride={stride}")
+        if kernel_size % 2 == 0 or stride != 1:
+            raise ValueError(f"a deformable convolution over frames needs an odd kernel and stride 1, got "
+                             f"kernel_size={kernel_size}, stride={stride}")
         conv = NormedConv1d if use_norm else nn.Conv1d
-        self.kernel_size, self.padding_mode, self.offset_act = kernel_size, padding_mode, act_module(offset_act, key='MODEL.TDCONVED.ENCODER.OFFSET_ACT')
+        self.kernel_size, self.padding_mode, self.offset_act = kernel_size, padding_mode, act_module(offset_act,
+            key='MODEL.TDCONVED.ENCODER.OFFSET_ACT')
         self.min_idx, self.max_idx, self.clamp_idx = min_idx, max_idx, clamp_idx
         self.offset_conv = conv(in_channels, kernel_size, kernel_size, padding=kernel_size//2)
         self.conv = conv(in_channels, 2*out_channels, kernel_size)
@@ -123,7 +126,8 @@ class TemporalDeformableLayer(nn.Module):
         use_norm:bool,    # weight normalisation
     ):
         super().__init__()
-        self.conv = TemporalDeformableBlock(in_channels, out_channels, kernel_size, stride, padding_mode, offset_act, min_idx, max_idx, clamp_idx, use_norm)
+        self.conv = TemporalDeformableBlock(in_channels, out_channels, kernel_size, stride, padding_mode, offset_act,
+                                            min_idx, max_idx, clamp_idx, use_norm)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self,
@@ -145,9 +149,12 @@ class ShiftedConvLayer(nn.Module):
         use_norm:bool,    # weight normalisation
     ):
         super().__init__()
-        if stride != 1 or padding_mode != 'zeros': raise ValueError(f"a shifted convolution needs stride 1 and zero padding, got stride={stride}, padding_mode='{padding_mode}'")
+        if stride != 1 or padding_mode != 'zeros':
+            raise ValueError(f"a shifted convolution needs stride 1 and zero padding, got stride={stride}, "
+                             f"padding_mode='{padding_mode}'")
         self.kernel_size, self.dropout = kernel_size, nn.Dropout(dropout)
-        self.conv = (NormedConv1d if use_norm else nn.Conv1d)(in_channels, 2*out_channels, kernel_size, padding=kernel_size - 1)
+        self.conv = (NormedConv1d if use_norm else nn.Conv1d)(in_channels, 2*out_channels, kernel_size,
+                                                              padding=kernel_size - 1)
 
     def forward_windows(self,
         inputs:Tensor, # (b, κ-1+t, d): what came before, then the words to be computed
@@ -172,7 +179,9 @@ class SoftAttention(BaseAttention):
         use_norm:bool,           # weight normalisation
     ):
         super().__init__(hidden_size=hidden_size, att_embed_size=att_embed_size, att_embed_dropout=att_embed_dropout)
-        if use_norm: self.w_h, self.w_alpha = NormedLinear(hidden_size, att_embed_size, bias=False), NormedLinear(att_embed_size, 1, bias=False)
+        if use_norm:
+            self.w_h, self.w_alpha = NormedLinear(hidden_size, att_embed_size,
+                                                  bias=False), NormedLinear(att_embed_size, 1, bias=False)
 
     def forward(self,
         hidden_states:Tensor,       # (b, hidden_size)

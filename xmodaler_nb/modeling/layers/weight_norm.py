@@ -40,7 +40,8 @@ class NormedLinear(_Normed):
     ) -> Tensor:  # (…, out_features)
         "Apply the map."
         return F.linear(x, self.weight, self.bias)
-    def extra_repr(self): return f'in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}'
+    def extra_repr(self):
+        return f'in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}'
 
 class NormedConv1d(_Normed):
     "A convolution over time with normalised weights; starts as `nn.Conv1d` would."

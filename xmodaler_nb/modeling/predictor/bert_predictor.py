@@ -33,7 +33,8 @@ class BertPredictionHead(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         "Arguments from `MODEL.BERT` and `MODEL.VOCAB_SIZE`."
-        return dict(hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE, vocab_size=cfg.MODEL.VOCAB_SIZE, transform=BertPredictionHeadTransform(cfg))
+        return dict(hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE, vocab_size=cfg.MODEL.VOCAB_SIZE,
+                    transform=BertPredictionHeadTransform(cfg))
 
     @classmethod
     def add_config(cls,
@@ -46,4 +47,5 @@ class BertPredictionHead(nn.Module):
     ) -> dict:          # U_LOGITS and/or G_LOGITS (b, t, v)
         "Score the vocabulary at every position."
         return {logits: self.decoder(self.transform(last_state(batched_inputs[states])))
-                for states, logits in ((kfg.U_HIDDEN_STATES, kfg.U_LOGITS), (kfg.G_HIDDEN_STATES, kfg.G_LOGITS)) if states in batched_inputs}
+                for states, logits in ((kfg.U_HIDDEN_STATES, kfg.U_LOGITS),
+                                       (kfg.G_HIDDEN_STATES, kfg.G_LOGITS)) if states in batched_inputs}

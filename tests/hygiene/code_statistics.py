@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Numbers about the code of this library, like those of a review: how long, how wide, how nested.
 
-    python tests/hygiene/statistics.py            # the table
-    python tests/hygiene/statistics.py 07_        # the places that break a rule, in notebooks whose path contains 07_
+    python tests/hygiene/code_statistics.py            # the table
+    python tests/hygiene/code_statistics.py 07_        # the places that break a rule, in notebooks whose path contains 07_
 """
 import ast, io, json, re, sys, tokenize
 from pathlib import Path
