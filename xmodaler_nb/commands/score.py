@@ -24,13 +24,16 @@ def _parser():
     p.add_argument('--available', action='store_true', help='list the metrics and whether they can run here, then stop')
     p.add_argument('--metrics', nargs='+', default=list(ALL_METRICS), help='which ones')
     p.add_argument('--tokens', action='store_true', help='captions are tokens joined by blanks already')
-    p.add_argument('--partial', action='store_true', help='score the ids that both files have, instead of complaining about the others')
+    p.add_argument('--partial', action='store_true',
+                   help='score the ids that both files have, instead of complaining about the others')
     p.add_argument('--df', metavar='FILE', help="document frequencies for CIDEr_D (X-modaler's pickle)")
     p.add_argument('--confidence', type=int, default=0, metavar='N', help='95%% intervals from N bootstrap draws')
     p.add_argument('--diversity', action='store_true', help='also distinct n-grams, lengths, vocabulary')
-    p.add_argument('--train', metavar='FILE', help='captions of the training set, for novelty and vocabulary use (implies --diversity)')
+    p.add_argument('--train', metavar='FILE',
+                   help='captions of the training set, for novelty and vocabulary use (implies --diversity)')
     p.add_argument('--explain', metavar='ID', help='which n-gram of this caption earned what')
-    p.add_argument('--per-image', default='', metavar='FILE', help='also write the scores of every picture: .csv with captions, else JSON')
+    p.add_argument('--per-image', default='', metavar='FILE',
+                   help='also write the scores of every picture: .csv with captions, else JSON')
     p.add_argument('--json', action='store_true', help='print one JSON object')
     return p
 
@@ -51,7 +54,8 @@ def _score(args):
     result = evaluate(args.predictions, args.references, args.metrics, not args.tokens, not args.partial, args.df)
     numbers, lines = dict(result.corpus), []
     bounds = result.confidence(n=args.confidence) if args.confidence else {}
-    for k, v in result.corpus.items(): lines.append(f'{k:10} {v:.4f}'+(f'  ({bounds[k][0]:.4f} to {bounds[k][1]:.4f})' if bounds else ''))
+    for k, v in result.corpus.items():
+        lines.append(f'{k:10} {v:.4f}'+(f'  ({bounds[k][0]:.4f} to {bounds[k][1]:.4f})' if bounds else ''))
     lines += [f'{k:10} skipped: {why}' for k, why in result.skipped.items()]+result.notes
     for ids, what in ((result.missing, 'without a prediction'), (result.extra, 'without references')):
         if ids: lines.append(f"{len(ids)} ids {what}: {', '.join(map(str, ids[:5]))}{', …' if len(ids) > 5 else ''}")

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..config.constants import Batch, kfg
 from .methods import TrainingMethod
 from ..losses.reward_criterion import upto_eos
-from ..modeling.decode_strategy.greedy_decoder import GREEDY_FIRST, BY_CUMSUM, GreedyDecoder
+from ..modeling.decode_strategy.greedy_decoder import GreedyDecoder, SamplePlan, sampling
 from ..modeling.meta_arch.base_enc_dec import collapse_images, expand_images
 from ..utils.comm import unwrap_model
 
@@ -29,7 +29,7 @@ def images_of(
     batch:Batch, # a training batch, pictures repeated or not
 ) -> tuple:      # Batch without captions, n pictures; k, how many captions it had for each
     "The pictures alone, and how many captions to draw for each."
-    images, k = collapse_images(Batch(batch))
+    images, k = collapse_images(batch)
     n, ids = len(images[kfg.ATT_FEATS]), images[kfg.IDS]
     images = Batch({f: v for f, v in images.items() if f not in WORD_FIELDS})
     types = images.get(kfg.G_TOKENS_TYPE)
@@ -121,8 +121,9 @@ def sample_captions(self:SelfCritical,
     "Sample captions."
     strategy = unwrap_model(self.learn.model).greedy_decoder
     if kfg.SEMANTICS_IDS not in images: images = expand_images(images, k)
-    with dropping_finished(strategy), torch.no_grad() if self.sample_mode == 'eval' else nullcontext():
-        return self.learn.model(images.merge({kfg.DECODE_BY_SAMPLE: BY_CUMSUM}), use_beam_search=False)
+    gradients = torch.no_grad() if self.sample_mode == 'eval' else nullcontext()
+    with dropping_finished(strategy), sampling(strategy, SamplePlan(by_cumsum=True)), gradients:
+        return self.learn.model(images.merge({kfg.DECODE_BY_SAMPLE: True}), use_beam_search=False)
 
 # %% ../../nbs/14_engine/62_self_critical.ipynb #83750d84
 @patch
@@ -150,8 +151,9 @@ def sample_with_baseline(self:SelfCritical,
     k:int,   # captions per picture
 ) -> tuple:  # what `sample_captions` and `baseline` return
     "All rows of a picture in one batch, the greedy one first."
-    model = unwrap_model(self.learn.model)
-    with dropping_finished(model.greedy_decoder): out = self.learn.model(images.merge({kfg.DECODE_BY_SAMPLE: GREEDY_FIRST, kfg.OUT_SIZE: k + 1}), use_beam_search=False)
+    strategy = unwrap_model(self.learn.model).greedy_decoder
+    plan = SamplePlan(copies=k + 1, first_is_greedy=True, by_cumsum=True)
+    with dropping_finished(strategy), sampling(strategy, plan): out = self.learn.model(images, use_beam_search=False)
     ids, logp = (out[f].unflatten(0, (-1, k + 1)) for f in (kfg.G_SENTS_IDS, kfg.G_LOGP))
     return {kfg.G_SENTS_IDS: ids[:,1:].flatten(0, 1), kfg.G_LOGP: logp[:,1:].flatten(0, 1)}, ids[:,0]
 

@@ -14,7 +14,8 @@ def most_frequent_caption(
     train_captions, # list of texts, or {id: [texts]}
 ) -> str:           # ties go to the one that comes first in the alphabet
     "The sentence that people say most often."
-    texts = [t for ts in train_captions.values() for t in ts] if isinstance(train_captions, dict) else list(train_captions)
+    texts = [t for ts in train_captions.values() for t in ts] if isinstance(train_captions,
+                                                                            dict) else list(train_captions)
     if not texts: raise ValueError('no training captions to count')
     count = Counter(texts)
     return min(count, key=lambda t: (-count[t], t))
@@ -33,7 +34,9 @@ def consensus_caption(
 ) -> str:
     "The caption that shares most words with the others."
     bags = [Counter(c.split()) for c in captions]
-    def overlap(i): return sum(2*sum((bags[i] & b).values())/max(1, sum(bags[i].values())+sum(b.values())) for j, b in enumerate(bags) if j != i)
+    def overlap(i):
+        return sum(2*sum((bags[i] & b).values())/max(1, sum(bags[i].values())+sum(b.values()))
+                   for j, b in enumerate(bags) if j != i)
     return captions[max(range(len(captions)), key=lambda i: (overlap(i), -i))]
 
 def nearest_neighbour(

@@ -73,5 +73,6 @@ class Bleu:
             layout = lay_out(hyps, refs if isinstance(refs, References) else References(refs))
             ngram_counts = layout, count_ngrams(layout, self.n)
         parts = bleu_counts(ngram_counts[0], ngram_counts[1][:self.n])
-        def corpus(rows=slice(None)): return dict(zip(self.names, bleu_from_counts(*(p[rows].sum(0) for p in parts)).tolist()))
+        def corpus(rows=slice(None)):
+            return dict(zip(self.names, bleu_from_counts(*(p[rows].sum(0) for p in parts)).tolist()))
         return Scores(corpus(), dict(zip(self.names, bleu_from_counts(*parts).T)), corpus)

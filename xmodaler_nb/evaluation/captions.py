@@ -18,12 +18,14 @@ from .ngrams import References, count_ngrams, lay_out
 from ..tokenization.ptb import ptb_tokenize
 
 # %% ../../nbs/09_evaluation/70_captions.ipynb #c94240d6
-ID_COLUMNS, TEXT_COLUMNS = ('image_id', 'id', 'image', 'video_id', 'file_name'), ('caption', 'captions', 'text', 'references', 'sentence')
+ID_COLUMNS, TEXT_COLUMNS = ('image_id', 'id', 'image', 'video_id', 'file_name'), ('caption', 'captions', 'text',
+                                                                                  'references', 'sentence')
 
 def _column(names, wanted, what):
     "The first wanted column that exists."
     found = next((c for c in wanted if c in names), None)
-    if found is None: raise ValueError(f"no {what} column: looked for {', '.join(wanted)}, found {', '.join(map(str, names)) or 'nothing'}")
+    if found is None:
+        raise ValueError(f"no {what} column: looked for {', '.join(wanted)}, found {', '.join(map(str, names)) or 'nothing'}")
     return found
 
 def _read_data(data):
@@ -38,10 +40,12 @@ def _pairs(data):
         i, t = _column(list(data.columns), ID_COLUMNS, 'id'), _column(list(data.columns), TEXT_COLUMNS, 'caption')
         return list(zip(data[i], data[t]))
     if isinstance(data, Mapping):
-        if isinstance(data.get('annotations'), list): return _pairs(data['annotations'])+[(i['id'], []) for i in data.get('images', [])]
+        if isinstance(data.get('annotations'), list):
+            return _pairs(data['annotations'])+[(i['id'], []) for i in data.get('images', [])]
         return list(data.items())
     rows = list(data)
-    if rows and not isinstance(rows[0], Mapping): raise TypeError(f"expected {{id: caption}}, COCO json, or a data frame; got a {type(data).__name__} of {type(rows[0]).__name__}")
+    if rows and not isinstance(rows[0], Mapping):
+        raise TypeError(f"expected {{id: caption}}, COCO json, or a data frame; got a {type(data).__name__} of {type(rows[0]).__name__}")
     if not rows: return []
     i, t = _column(list(rows[0]), ID_COLUMNS, 'id'), _column(list(rows[0]), TEXT_COLUMNS, 'caption')
     return [(r[i], r[t]) for r in rows]
@@ -62,7 +66,8 @@ def _as_list(x):
     "A caption, several, or nothing, as a list of strings."
     if _is_missing(x): return []
     if isinstance(x, str): return [x]
-    if not isinstance(x, Iterable): raise TypeError(f"a caption must be a string or None, or several in a list; got {type(x).__name__}: {x!r}")
+    if not isinstance(x, Iterable):
+        raise TypeError(f"a caption must be a string or None, or several in a list; got {type(x).__name__}: {x!r}")
     return ['' if _is_missing(c) else c['caption'] if isinstance(c, Mapping) else c for c in x]
 
 def as_references(
@@ -78,12 +83,14 @@ def as_predictions(
 ) -> dict:  # id -> caption
     "Predictions as a dictionary; two captions for one id are an error."
     out, duplicates, data = {}, [], _read_data(data)
-    if isinstance(data, Mapping) and isinstance(data.get('annotations'), list): data = data['annotations']     # a list of images is no list of predictions
+    # a list of images is no list of predictions
+    if isinstance(data, Mapping) and isinstance(data.get('annotations'), list): data = data['annotations']
     for i, x in _pairs(data):
         captions = _as_list(x)
         if i in out or len(captions) > 1: duplicates.append(i)
         out[i] = captions[0] if captions else ''
-    if duplicates: raise ValueError(f"more than one prediction for {_format_ids(duplicates)}; one caption per id is scored")
+    if duplicates:
+        raise ValueError(f"more than one prediction for {_format_ids(duplicates)}; one caption per id is scored")
     return out
 
 def _format_ids(ids, n=5):
@@ -100,7 +107,8 @@ def align(
     "Match predictions with references."
     if predictions and not any(i in references for i in predictions):
         by_text = {str(i): i for i in references}
-        if any(str(i) in by_text for i in predictions): predictions = {by_text.get(str(i), i): c for i, c in predictions.items()}
+        if any(str(i) in by_text for i in predictions):
+            predictions = {by_text.get(str(i), i): c for i, c in predictions.items()}
     missing = [i for i in references if i not in predictions]
     extra = [i for i in predictions if i not in references]
     if strict and (missing or extra):
@@ -123,10 +131,12 @@ class EvalResult:
         metrics:dict=None, # metric -> the object that computed it
     ):
         self.ids, self.hyps, self.refs, self.scores, self.skipped = ids, hyps, refs, scores, skipped
-        self.missing, self.extra, self.notes, self.metrics = missing, extra, notes+[n for s in scores.values() for n in s.notes], metrics or {}
+        self.missing, self.extra, self.notes, self.metrics = missing, extra, notes+[n for s in scores.values()
+                                                                                    for n in s.notes], metrics or {}
         self.corpus = {k: v for s in scores.values() for k, v in s.corpus.items()}
         columns = {k: np.asarray(v).tolist() for s in scores.values() for k, v in s.image.items()}
-        self.per_image = {i: dict(zip(columns, row)) for i, row in zip(ids, zip(*columns.values()))} if columns else {i: {} for i in ids}
+        self.per_image = {i: dict(zip(columns, row))
+                          for i, row in zip(ids, zip(*columns.values()))} if columns else {i: {} for i in ids}
 
     def __repr__(self):
         lines = [f'{len(self.ids)} images']+[f'{k}: {v:.3f}' for k, v in self.corpus.items()]
@@ -139,7 +149,8 @@ def table(self:EvalResult,
 ):                       # data frame, one row per image, indexed by id
     "Per-image scores as a data frame."
     import pandas as pd
-    df = pd.DataFrame.from_records(list(self.per_image.values()), index=pd.Index(self.ids, name='image_id', tupleize_cols=False))
+    df = pd.DataFrame.from_records(list(self.per_image.values()),
+                                   index=pd.Index(self.ids, name='image_id', tupleize_cols=False))
     if captions: df.insert(0, 'caption', self.hyps)
     return df
 
@@ -179,11 +190,16 @@ def evaluate(
 ) -> EvalResult:          # `.corpus`, `.per_image`, `.skipped`, `.missing`, `.extra`
     "Score captions against references."
     names = [metrics] if isinstance(metrics, str) else list(metrics)
-    names, options = list(dict.fromkeys(map(metric_name, names))), {metric_name(k): v for k, v in (options or {}).items()}
-    if df is not None: options['CIDEr_D'] = {'df': df if isinstance(df, DocumentFrequency) else DocumentFrequency.from_file(df), **options.get('CIDEr_D', {})}
+    names, options = list(dict.fromkeys(map(metric_name, names))), {metric_name(k): v
+                                                                    for k, v in (options or {}).items()}
+    if df is not None:
+        options['CIDEr_D'] = {'df': df if isinstance(df, DocumentFrequency) else DocumentFrequency.from_file(df),
+                              **options.get('CIDEr_D', {})}
     refs = as_references(references)
     ids, preds, missing, extra = align(as_predictions(predictions), refs, strict)
-    if not ids: raise ValueError("no image to score: predictions and references have no id in common" if extra or missing else "no image to score: both sides are empty")
+    if not ids:
+        raise ValueError("no image to score: predictions and references have no id in common" if extra or missing
+                         else "no image to score: both sides are empty")
     without_refs = [i for i in ids if not refs[i]]
     notes = [f"no reference text for {_format_ids(without_refs)}: scored against an empty reference"] if without_refs else []
     raw = [_text(preds[i]) for i in ids], [list(map(_text, refs[i])) or [''] for i in ids]

@@ -55,7 +55,8 @@ class DocumentFrequency:
         table = {}
         for captions in refs:
             words = [c.split() for c in captions]
-            for g in {tuple(w[i:i+k]) for w in words for k in range(1, n+1) for i in range(len(w)-k+1)}: table[g] = table.get(g, 0)+1
+            for g in {tuple(w[i:i+k]) for w in words for k in range(1, n+1) for i in range(len(w)-k+1)}:
+                table[g] = table.get(g, 0)+1
         return cls(table, np.log(max(1, len(refs))))
 
     @classmethod
@@ -66,7 +67,8 @@ class DocumentFrequency:
         from xmodaler_nb.utils.safe_pickle import safe_load
         d = safe_load(path)
         missing = [k for k in ('document_frequency', 'ref_len') if not isinstance(d, dict) or k not in d]
-        if missing: raise ValueError(f"{path}: no key {missing[0]!r}; a CIDEr table holds 'document_frequency' and 'ref_len'")
+        if missing:
+            raise ValueError(f"{path}: no key {missing[0]!r}; a CIDEr table holds 'document_frequency' and 'ref_len'")
         return cls(d['document_frequency'], d['ref_len'])
 
 # %% ../../nbs/09_evaluation/30_cider.ipynb #bdf30052

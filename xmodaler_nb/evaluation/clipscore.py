@@ -18,9 +18,12 @@ def _unit(x):
     x = x.detach().double().cpu()
     return x/x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
-def _vectors(out): return out if isinstance(out, Tensor) else out.pooler_output      # newer transformers return an object
+# newer transformers return an object
+def _vectors(out): return out if isinstance(out, Tensor) else out.pooler_output
 
-def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu')) if isinstance(model, nn.Module) else torch.device('cpu')
+def _device(model):
+    return next((p.device for p in model.parameters()), torch.device('cpu')) if isinstance(model,
+                                                                                           nn.Module) else torch.device('cpu')
 
 @torch.no_grad()
 def text_vectors(
@@ -53,11 +56,14 @@ def image_vectors(
     out, device = [], _device(model)
     for i in range(0, len(pictures), batch):
         part = pictures[i:i+batch]
-        if all(isinstance(p, (np.ndarray, Tensor)) and p.ndim == 1 for p in part): out.append(_unit(torch.stack([torch.as_tensor(p) for p in part])))
+        if all(isinstance(p, (np.ndarray, Tensor)) and p.ndim == 1 for p in part):
+            out.append(_unit(torch.stack([torch.as_tensor(p) for p in part])))
         elif hasattr(model, 'get_image_features'):
             pixels = preprocess(images=part, return_tensors='pt')
             out.append(_unit(_vectors(model.get_image_features(**{k: v.to(device) for k, v in pixels.items()}))))
-        else: out.append(_unit(model.encode_image(torch.stack([preprocess(p) if preprocess else torch.as_tensor(p) for p in part]).to(device))))
+        else:
+            out.append(_unit(model.encode_image(torch.stack([preprocess(p) if preprocess else torch.as_tensor(p)
+                                                             for p in part]).to(device))))
     return torch.cat(out)
 
 # %% ../../nbs/09_evaluation/58_clipscore.ipynb #216944d4
@@ -87,13 +93,16 @@ class ClipScore:
     ) -> Scores:    # of `CLIPScore`, `RefCLIPScore`
         "Score raw captions."
         missing = [i for i in ids if i not in self.images]
-        if missing: raise MetricUnavailable(f'CLIPScore has no picture for {len(missing)} of {len(ids)} ids, the first is {missing[0]!r}')
+        if missing:
+            raise MetricUnavailable(f'CLIPScore has no picture for {len(missing)} of {len(ids)} ids, the first is {missing[0]!r}')
         texts = [self.prompt+t for t in chain(hyps, *refs)]
-        v, t = image_vectors(self.model, [self.images[i] for i in ids], self.preprocess), text_vectors(self.model, texts, self.tokenize)
+        v, t = image_vectors(self.model, [self.images[i] for i in ids], self.preprocess), text_vectors(self.model,
+                                                                                                       texts, self.tokenize)
         c, r = t[:len(hyps)], t[len(hyps):]
         owner = torch.arange(len(refs)).repeat_interleave(torch.tensor([len(x) for x in refs]))
         clip = self.weight*(v*c).sum(-1).clamp_min(0)
-        best = torch.zeros(len(hyps), dtype=torch.float64).scatter_reduce(0, owner, (c[owner]*r).sum(-1), 'amax').clamp_min(0)
+        best = torch.zeros(len(hyps), dtype=torch.float64).scatter_reduce(0, owner, (c[owner]*r).sum(-1),
+                                                                          'amax').clamp_min(0)
         both = torch.where(clip+best > 0, 2*clip*best/(clip+best).clamp_min(1e-12), 0.)
         image = dict(zip(self.names, (clip.numpy(), both.numpy())))
         return Scores({k: float(x.mean()) for k, x in image.items()}, image)

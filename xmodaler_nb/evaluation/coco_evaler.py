@@ -33,19 +33,23 @@ class COCOEvaler:
         flat = iter(ptb_tokenize([_text(r) for rs in refs.values() for r in rs]))
         self.refs = References([[next(flat) for _ in rs] or [''] for rs in refs.values()])
         self.skipped = {m: why for m in ALL_METRICS if (why := problem(m))}
-        self.metrics = {m: make_metric(m) for m in ALL_METRICS if m not in self.skipped}      # kept: METEOR remembers the references
+        # kept: METEOR remembers the references
+        self.metrics = {m: make_metric(m) for m in ALL_METRICS if m not in self.skipped}
         for m, why in self.skipped.items(): logging.getLogger(__name__).info('%s will not be computed: %s', m, why)
 
     def captions(self, results):
         "The caption of every annotated image; complains about missing, extra and doubled ids by name."
         by_id, duplicates = {}, []
         for r in results:
-            if self.key_id not in r or self.value not in r: raise ValueError(f"a result needs the keys {self.key_id!r} and {self.value!r}, got {sorted(map(str, r))}")
+            if self.key_id not in r or self.value not in r:
+                raise ValueError(f"a result needs the keys {self.key_id!r} and {self.value!r}, got {sorted(map(str, r))}")
             i = as_id(r[self.key_id])
             if i in by_id: duplicates.append(i)
             by_id[i] = _text(r[self.value])
         known = set(self.ids)
-        problems = {'no caption for': [i for i in self.ids if i not in by_id], f'not annotated in {self.annfile}:': [i for i in by_id if i not in known], 'more than one caption for': duplicates}
+        problems = {'no caption for': [i for i in self.ids if i not in by_id],
+                    f'not annotated in {self.annfile}:': [i for i in by_id if i not in known],
+                    'more than one caption for': duplicates}
         text = '; '.join(f'{k} {_format_ids(v)}' for k, v in problems.items() if v)
         if text: raise ValueError(text)
         return [by_id[i] for i in self.ids]
@@ -57,7 +61,8 @@ class COCOEvaler:
         "Score the results, and write them if there is a folder."
         captions = self.captions(results)
         if self.output_dir is not None: self.write(captions, epoch)
-        self.result = score_tokens(self.ids, ptb_tokenize(captions, next_caption='a dog'), self.refs, list(self.metrics), self.metrics)
+        self.result = score_tokens(self.ids, ptb_tokenize(captions, next_caption='a dog'), self.refs,
+                                   list(self.metrics), self.metrics)
         return dict(self.result.corpus)
 
     def write(self, captions, epoch):

@@ -43,10 +43,12 @@ def compare(
     seed:int=0,      # of the random numbers
 ) -> dict:           # {name: {'difference': a - b, 'low': …, 'high': …, 'a_better': share of draws}}
     "Is a better than b? Paired bootstrap."
-    if a.ids != b.ids: raise ValueError(f'the two results are not about the same pictures in the same order: {len(a.ids)} and {len(b.ids)} ids, {len(set(a.ids) & set(b.ids))} in common')
+    if a.ids != b.ids:
+        raise ValueError(f'the two results are not about the same pictures in the same order: {len(a.ids)} and {len(b.ids)} ids, {len(set(a.ids) & set(b.ids))} in common')
     x, y, out = bootstrap(a, n, seed), bootstrap(b, n, seed), {}
     for k in x.keys() & y.keys():
         d = x[k]-y[k]
         low, high = np.quantile(d, ((1-level)/2, (1+level)/2)).tolist()
-        out[k] = dict(difference=a.corpus[k]-b.corpus[k], low=low, high=high, a_better=float(((d > 0)+.5*(d == 0)).mean()))
+        out[k] = dict(difference=a.corpus[k]-b.corpus[k], low=low, high=high,
+                      a_better=float(((d > 0)+.5*(d == 0)).mean()))
     return {k: out[k] for k in a.corpus if k in out}

@@ -16,7 +16,8 @@ from .diversity import ngrams
 # %% ../../nbs/09_evaluation/73_credit.ipynb #d4a438d1
 def _weights(caption, df, n):
     "Per order: n-gram -> tf·idf; and the length of that vector."
-    vectors = [{g: tf*(df.ref_len-np.log(max(1., df.table.get(g, 0.)))) for g, tf in Counter(ngrams(caption, k)).items()} for k in range(1, n+1)]
+    vectors = [{g: tf*(df.ref_len-np.log(max(1., df.table.get(g, 0.))))
+                for g, tf in Counter(ngrams(caption, k)).items()} for k in range(1, n+1)]
     return vectors, [float(np.sqrt(sum(x*x for x in v.values()))) for v in vectors]
 
 def ngram_credit(
@@ -28,7 +29,8 @@ def ngram_credit(
 ) -> list:              # of dicts: ngram, count, correct (clipped, as BLEU counts), references (how many have it), CIDEr_D
     "What each n-gram of a caption brought in; the `CIDEr_D` column adds up to the caption's CIDEr-D."
     hyp_weights, norm = _weights(caption, df, n)
-    rows = {g: dict(ngram=' '.join(g), count=tf, correct=0, references=0, CIDEr_D=0.) for k in range(1, n+1) for g, tf in Counter(ngrams(caption, k)).items()}
+    rows = {g: dict(ngram=' '.join(g), count=tf, correct=0, references=0, CIDEr_D=0.) for k in range(1, n+1)
+            for g, tf in Counter(ngrams(caption, k)).items()}
     size = max(0, len(caption.split())-1)
     for ref in refs:
         ref_weights, ref_norm = _weights(ref, df, n)
@@ -39,7 +41,9 @@ def ngram_credit(
                 row, both = rows[g], norm[k]*ref_norm[k]
                 row['references'] += 1
                 row['correct'] = max(row['correct'], min(row['count'], counts[g]))
-                if both > 0: row['CIDEr_D'] += 10/n/len(refs)*penalty*min(hyp_weights[k][g], ref_weights[k][g])*ref_weights[k][g]/both
+                if both > 0:
+                    row['CIDEr_D'] += 10/n/len(refs)*penalty*min(hyp_weights[k][g],
+                                                                 ref_weights[k][g])*ref_weights[k][g]/both
     return sorted(rows.values(), key=lambda r: (-r['CIDEr_D'], -r['correct']))
 
 # %% ../../nbs/09_evaluation/73_credit.ipynb #f43bdd6a
@@ -49,7 +53,8 @@ def explain(self:EvalResult,
 ):             # data frame, one row per n-gram, sorted by what it earned
     "Which n-gram of the caption of one image earned what."
     import pandas as pd
-    if image_id not in self.ids: raise KeyError(f'no image {image_id!r} in this result; it has {len(self.ids)}, the first is {self.ids[0]!r}')
+    if image_id not in self.ids:
+        raise KeyError(f'no image {image_id!r} in this result; it has {len(self.ids)}, the first is {self.ids[0]!r}')
     k, metric = self.ids.index(image_id), self.metrics.get('CIDEr_D') or self.metrics.get('CIDEr')
     df = metric.df if metric is not None and metric.df is not None else self.reference_df()
     rows = ngram_credit(self.hyps[k], self.refs.texts[k], df, metric.sigma if metric is not None else 6.)

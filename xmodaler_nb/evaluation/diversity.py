@@ -34,7 +34,8 @@ def lengths(
 ) -> dict:          # mean, std, min, max in words; empty: share of captions without a word
     "How long captions are."
     n = np.array([len(c.split()) for c in captions] or [0])
-    return dict(mean=float(n.mean()), std=float(n.std()), min=int(n.min()), max=int(n.max()), empty=float((n == 0).mean()))
+    return dict(mean=float(n.mean()), std=float(n.std()), min=int(n.min()), max=int(n.max()),
+                empty=float((n == 0).mean()))
 
 def vocabulary_use(
     captions:list,   # tokenised
@@ -44,7 +45,8 @@ def vocabulary_use(
     used = {w for c in captions for w in c.split()}
     if vocabulary is None: return dict(words=len(used))
     vocabulary = set(vocabulary)
-    return dict(words=len(used), share=len(used & vocabulary)/len(vocabulary) if vocabulary else 0., new=len(used-vocabulary))
+    return dict(words=len(used), share=len(used & vocabulary)/len(vocabulary) if vocabulary else 0.,
+                new=len(used-vocabulary))
 
 def novelty(
     captions:list,  # tokenised
@@ -105,7 +107,8 @@ def diversity(
     out = {f'distinct_{n}': distinct_n(flat, n) for n in (1, 2, 3)}
     out |= {f'length_{k}': v for k, v in lengths(flat).items()}
     out['different'] = len(set(flat))/len(flat) if flat else 0.
-    out |= {f'vocabulary_{k}': v for k, v in vocabulary_use(flat, train and {w for c in train for w in c.split()}).items()}
+    out |= {f'vocabulary_{k}': v for k, v in vocabulary_use(flat,
+                                                            train and {w for c in train for w in c.split()}).items()}
     if train is not None: out['novelty'] = novelty(flat, train)
     if several: out['self_cider'] = self_cider(captions, df)[0]
     return out

@@ -62,7 +62,8 @@ def word_links(
     "Where a reference word could link to, exact first, then by stem, then by sense."
     at = hyp.positions
     if related_words.keys().isdisjoint(at): return ()
-    return [(0 if s else 2, i, 1 << i, s) for s, i in sorted((s, i) for w in related_words.keys() & at.keys() for s in related_words[w] for i in at[w])]
+    return [(0 if s else 2, i, 1 << i, s) for s, i in sorted((s, i) for w in related_words.keys() & at.keys()
+                                                             for s in related_words[w] for i in at[w])]
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #92fe8957
 def candidates(
@@ -110,7 +111,8 @@ def search(
     if len(fixed) == n: return list(fixed.items())
     used = 0
     for m in fixed.values(): used |= m[4]
-    paths, run, bit = [(0, -1, used, None)], None, 1 << n1      # order, end of the last link, words used, chain of links
+    # order, end of the last link, words used, chain of links
+    paths, run, bit = [(0, -1, used, None)], None, 1 << n1
     for cur, row in enumerate(links):
         m = fixed.get(cur)
         if m is None and touched & bit:
@@ -145,7 +147,8 @@ def _extend_run(run, cur, m):
 def _apply_run(paths, start, gain, end):
     "All paths behind a run."
     paths = _prune_paths(paths)
-    return [(o+gain if last == -1 or last == start else o+gain+_BREAK, end, used, chosen) for o, last, used, chosen in paths]
+    return [(o+gain if last == -1 or last == start else o+gain+_BREAK, end, used, chosen)
+            for o, last, used, chosen in paths]
 
 def _extend_paths(paths, cur, row, bit):
     "All paths one reference position further."
@@ -172,13 +175,15 @@ class Grams:
         longest:int=7,     # words per n-gram
     ):
         sentences = list(sentences)
-        data = np.frombuffer(' '.join(' '.join(s.words) for s in sentences if s.words).encode('utf-8', 'surrogatepass'), np.uint8)
+        data = np.frombuffer(' '.join(' '.join(s.words) for s in sentences if s.words).encode('utf-8',
+                                                                                              'surrogatepass'), np.uint8)
         lens = np.fromiter((len(s.words) for s in sentences), np.int32, len(sentences))
         end = np.append(np.flatnonzero(data == 32), len(data)) if len(data) else np.zeros(0, np.int64)
         start, hashed = np.append(0, end[:-1]+1) if len(data) else end, ByteHash()
         self.sent = np.repeat(np.arange(len(lens), dtype=np.int32), lens)               # of each word
         self.first, self.image = (np.cumsum(lens)-lens).astype(np.int32), image
-        left = np.repeat(np.cumsum(lens), lens)-np.arange(len(end))                    # words to the end of the sentence
+        # words to the end of the sentence
+        left = np.repeat(np.cumsum(lens), lens)-np.arange(len(end))
         words = [np.flatnonzero(left >= k).astype(np.int32) for k in range(1, longest+1)]
         self.hash = np.concatenate([hashed(data, start[w], end[w+k]) for k, w in enumerate(words)])
         self.word = np.concatenate(words)                                              # where it begins
@@ -213,7 +218,8 @@ def match_paraphrases(
     begin, stop = np.searchsorted(a, lk), np.searchsorted(a, lk, 'right')              # entries of each left place
     row = np.repeat(np.arange(len(lk)), stop-begin)
     entry = _ragged(begin, stop-begin)
-    right_keys = right.image[right.sent[rw]]*len(right.keys)+rk                             # (image, phrase) of each right place
+    # (image, phrase) of each right place
+    right_keys = right.image[right.sent[rw]]*len(right.keys)+rk
     order = np.argsort(right_keys, kind='stable')
     want = left.image[left.sent[lw[row]]]*len(right.keys)+b[entry]
     begin, stop = np.searchsorted(right_keys[order], want), np.searchsorted(right_keys[order], want, 'right')
@@ -250,7 +256,8 @@ def statistics(
     for j, (_, i, k, l, _, stage) in chosen:
         if i != next_i or j != next_j: s[20] += 1
         next_i, next_j, at = i+k, j+l, 4+4*stage
-        f1, f2 = (hyp.function[i], ref.function[j]) if k == l == 1 else (sum(hyp.function[i:next_i]), sum(ref.function[j:next_j]))
+        f1, f2 = (hyp.function[i], ref.function[j]) if k == l == 1 else (sum(hyp.function[i:next_i]),
+                                                                         sum(ref.function[j:next_j]))
         s[at] += k-f1
         s[at+1] += l-f2
         s[at+2] += f1
@@ -323,7 +330,8 @@ def notes(self:Meteor,
     out, texts = [], {*hyps, *refs}
     cut, foreign = len(self.cut & texts), sum(1 for t in texts if not t.isascii() and _FOREIGN(t))
     if cut: out.append(f'METEOR: {cut} captions of more than {self.longest} words were cut there')
-    if 20*foreign > len(texts): out.append(f'METEOR knows English only: in {foreign} of {len(texts)} captions it splits words of another script into letters')
+    if 20*foreign > len(texts):
+        out.append(f'METEOR knows English only: in {foreign} of {len(texts)} captions it splits words of another script into letters')
     return tuple(out)
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #800d79f1
@@ -344,15 +352,19 @@ def statistics(self:Meteor,
     hs = [self.sentence(h.replace('|||', '').replace('  ', ' '), self.hyps) for h in hyps]
     rs = self.references(refs)
     links, related = iter(self.phrases(hs, rs)), Related(chain.from_iterable(h.words for h in hs), self.tables)
-    return np.array([self.best(h, r, [next(links) for _ in r], related) for h, r in zip(hs, rs)], dtype=np.int64).reshape(len(hs), 23)
+    return np.array([self.best(h, r, [next(links) for _ in r], related) for h, r in zip(hs, rs)],
+                    dtype=np.int64).reshape(len(hs), 23)
 
 @patch
 def references(self:Meteor, refs):
     "Prepared references per image; the last ones are kept together with their n-grams."
     texts = list(map(list, refs))
     if self.reference_cache is None or self.reference_cache[0] != texts:
-        rs = [[self.sentence(p, self.refs) for r in row for p in (_split_bars(r) if '|||' in r else (r,))] for row in texts]
-        self.reference_cache = texts, rs, None if self.tables.index is None else Grams(chain.from_iterable(rs), np.repeat(np.arange(len(rs)), list(map(len, rs))))
+        rs = [[self.sentence(p, self.refs) for r in row for p in (_split_bars(r) if '|||' in r else (r,))]
+              for row in texts]
+        self.reference_cache = texts, rs, None if self.tables.index is None else Grams(chain.from_iterable(rs),
+                                                                                       np.repeat(np.arange(len(rs)),
+                                                                                                 list(map(len, rs))))
     return self.reference_cache[1]
 
 @patch

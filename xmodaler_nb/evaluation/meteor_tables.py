@@ -133,13 +133,15 @@ def meteor_problem(
 ) -> str|None:    # what is missing; None if nothing is
     "Why METEOR cannot run."
     folder = Path(folder) if folder else meteor_folder()
-    if folder is None: return "its synonym and paraphrase tables come with pycocoevalcap, which is not installed (pip install 'xmodaler_nb[coco]')"
+    if folder is None:
+        return "its synonym and paraphrase tables come with pycocoevalcap, which is not installed (pip install 'xmodaler_nb[coco]')"
     missing = [f for f in (JAR, PARAPHRASES) if not (folder/f).is_file()]
     return f"{', '.join(missing)} not found in the METEOR folder {folder.name!r} (pycocoevalcap's, or XMODALER_METEOR)" if missing else None
 
 def cache_folder() -> Path:
     "Where compiled indices are kept."
-    base = os.environ.get('XMODALER_CACHE') or os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'xmodaler_nb')
+    base = os.environ.get('XMODALER_CACHE') or os.path.join(os.environ.get('XDG_CACHE_HOME')
+                                                            or os.path.expanduser('~/.cache'), 'xmodaler_nb')
     return Path(base)
 
 # %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #d6435bf1
@@ -163,7 +165,8 @@ def load_index(
     st = source.stat()
     folder = (Path(cache) if cache else cache_folder())/f'meteor-1-{st.st_size}-{int(st.st_mtime)}'
     names = ('lhs', 'start', 'rhs')
-    if all((folder/f'{n}.npy').is_file() for n in names): return ParaphraseIndex(*(np.load(folder/f'{n}.npy', mmap_mode='r') for n in names))
+    if all((folder/f'{n}.npy').is_file() for n in names):
+        return ParaphraseIndex(*(np.load(folder/f'{n}.npy', mmap_mode='r') for n in names))
     bar = Bar(5_274_084, 'METEOR: compiling the paraphrase table (once)')
     with gzip.open(source) as f: index = build_index(f, progress=bar)
     try:
@@ -172,12 +175,16 @@ def load_index(
             part = Path(tmp)/'index'
             part.mkdir()
             for n in names: np.save(part/f'{n}.npy', getattr(index, n))
-            if not folder.exists(): os.replace(part, folder)          # all at once: another process may be doing the same
-    except OSError: return index                                      # no place to keep it, or another process was first: use it from memory
+            # all at once: another process may be doing the same
+            if not folder.exists(): os.replace(part, folder)
+    # no place to keep it, or another process was first: use it from memory
+    except OSError: return index
     return index
 
 # %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #9644ca5f
-_MORPH = [tuple(p.split('>')) for p in 's> ses>s xes>x zes>z ches>ch shes>sh men>man ies>y s> ies>y es>e es> ed>e ed> ing>e ing> er> est> er>e est>e'.split()]
+_MORPH = [tuple(p.split('>'))
+          for p in 's> ses>s xes>x zes>z ches>ch shes>sh men>man ies>y s> ies>y es>e es> ed>e ed> ing>e ing> er> '
+                   'est> er>e est>e'.split()]
 
 class MeteorTables:
     "Words as METEOR knows them."
@@ -197,7 +204,8 @@ class MeteorTables:
     def morph(self, word):
         "The base form by the first ending rule that leads to a known word; '' if none does."
         if word.endswith('ss') or len(word) <= 2: return word
-        return next((w for end, new in _MORPH if word.endswith(end) and (w := word[:-len(end)]+new) in self.synsets), '')
+        return next((w for end, new in _MORPH if word.endswith(end) and (w := word[:-len(end)]+new) in self.synsets),
+                    '')
 
     def senses(self, word):
         "Synsets of a word and of its base forms."
@@ -227,11 +235,14 @@ def load_tables(
     why = meteor_problem(folder)
     if why: raise FileNotFoundError(f"METEOR cannot run: {why}")
     with zipfile.ZipFile(folder/JAR) as z:
-        words, prefixes, exceptions, synsets = (z.read(n).decode() for n in ('function/english.words', 'nonbreaking/english.prefixes', 'synonym/english.exceptions', 'synonym/english.synsets'))
+        words, prefixes, exceptions, synsets = (z.read(n).decode()
+                                                for n in ('function/english.words', 'nonbreaking/english.prefixes',
+                                                          'synonym/english.exceptions', 'synonym/english.synsets'))
     bases = {}
     for base, forms in _pairs_of_lines(exceptions):
         for form in forms.split(): bases.setdefault(form, []).append(base)
     rows = [l.split() for l in prefixes.split('\n') if l.strip() and l[0] != '#']
     numeric = {r[0] for r in rows if r[1:2] == ['#NUMERIC_ONLY#']}
     senses = {w: s for w, s in _pairs_of_lines(synsets) if '_' not in w}
-    return MeteorTables(words.split(), senses, bases, {r[0] for r in rows}-numeric, numeric, load_index(folder/PARAPHRASES))
+    return MeteorTables(words.split(), senses, bases, {r[0] for r in rows}-numeric, numeric,
+                        load_index(folder/PARAPHRASES))

@@ -42,7 +42,8 @@ METRICS = dict(   # name -> (module, class, keyword arguments, what it gives)
     CLIPScore=('clipscore', 'ClipScore', {}, 'image–text similarity under a CLIP model that you hand in'))
 
 def _fold(name): return ''.join(c for c in str(name).lower() if c.isalnum())
-_ALIASES = {_fold(k): k for k in METRICS} | {'rouge': 'ROUGE_L', 'ciderdf': 'CIDEr_D', 'refclipscore': 'CLIPScore'} | {f'bleu{k}': 'BLEU' for k in (1, 2, 3, 4)}
+_ALIASES = {_fold(k): k for k in METRICS} | {'rouge': 'ROUGE_L', 'ciderdf': 'CIDEr_D',
+                                             'refclipscore': 'CLIPScore'} | {f'bleu{k}': 'BLEU' for k in (1, 2, 3, 4)}
 
 def metric_name(
     name:str,  # in any usual spelling
@@ -76,7 +77,8 @@ def problem(
 class Availability(list):
     "Rows of `available`, printed as a table."
     def __repr__(self):
-        rows = [('metric', 'runs', 'why not / what it gives')]+[(r['metric'], 'yes' if r['available'] else 'no', r['reason'] or r['gives']) for r in self]
+        rows = [('metric', 'runs', 'why not / what it gives')]+[(r['metric'], 'yes' if r['available'] else 'no',
+                                                                 r['reason'] or r['gives']) for r in self]
         w = [max(len(r[i]) for r in rows) for i in (0, 1)]
         return '\n'.join(f"{a:{w[0]}}  {b:{w[1]}}  {c}" for a, b, c in rows)
 

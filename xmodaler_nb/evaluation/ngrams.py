@@ -38,7 +38,8 @@ def word_numbers(
     candidate = owner[slot]
     known = (first == first[candidate]) & (second == second[candidate]) & (stop-start == (stop-start)[candidate]) & (stop-start <= 16)
     unresolved = np.flatnonzero((candidate == place) | ~known)
-    words = [data[a:b].decode('utf-8', 'surrogatepass') for a, b in zip(start[unresolved].tolist(), stop[unresolved].tolist())]
+    words = [data[a:b].decode('utf-8', 'surrogatepass')
+             for a, b in zip(start[unresolved].tolist(), stop[unresolved].tolist())]
     number = np.empty(len(place), np.int64)
     number[unresolved] = np.fromiter(map(vocab.__getitem__, words), np.int64, len(words))
     return number[np.where(known, candidate, place)]
@@ -48,8 +49,11 @@ def _as_integers(data):
     padded = np.frombuffer(data+bytes(16), np.uint8)
     stop = np.flatnonzero(padded[:len(data)] == 32)
     start = np.append(0, stop+1)[:-1]
-    at, size = np.ndarray(len(data)+8, '<u8', padded, strides=(1,)), stop-start       # at[i]: eight bytes from byte i on
-    return start, stop, at[start] & _MASKS[np.minimum(size, 8)], at[np.minimum(start+8, len(data))] & _MASKS[np.clip(size-8, 0, 8)]
+    # at[i]: eight bytes from byte i on
+    at, size = np.ndarray(len(data)+8, '<u8', padded, strides=(1,)), stop-start
+    return start, stop, at[start] & _MASKS[np.minimum(size, 8)], at[np.minimum(start+8,
+                                                                               len(data))] & _MASKS[np.clip(size-8, 0,
+                                                                                                            8)]
 
 # %% ../../nbs/09_evaluation/00_ngrams.ipynb #29ae88e4
 def encode(
@@ -58,7 +62,8 @@ def encode(
 ) -> tuple:          # (all word numbers in a row int64, words per sentence int64, per sentence: single blanks between words and nothing else?)
     "Sentences as numbers."
     text, n, end = ' \n '.join(sentences), len(sentences), vocab['\n']
-    if text.count('\n') >= n: text = ' \n '.join(s.replace('\n', '\t') for s in sentences)     # ours shall be the only line breaks
+    # ours shall be the only line breaks
+    if text.count('\n') >= n: text = ' \n '.join(s.replace('\n', '\t') for s in sentences)
     ids = word_numbers(text+' \n ' if n else '', vocab)
     ends = np.flatnonzero(ids == end)
     lens, odd = np.diff(ends, prepend=-1)-1, {k: w.split() for w, k in vocab.items() if w.split() != [w] and k != end}
@@ -72,8 +77,10 @@ def _split_pieces(ids, lens, ends, rows, odd, vocab):
     if len(rows):
         parts, sent = [[vocab[w] for w in odd[k]] for k in ids[rows].tolist()], np.searchsorted(ends, rows)
         size = np.fromiter(map(len, parts), np.int64, len(parts))
-        position = rows-sent-np.arange(len(rows))                 # what stood before: neither ends of sentences nor other odd pieces
-        words = np.insert(words, np.repeat(position, size), np.fromiter(chain.from_iterable(parts), np.int64, int(size.sum())))
+        # what stood before: neither ends of sentences nor other odd pieces
+        position = rows-sent-np.arange(len(rows))
+        words = np.insert(words, np.repeat(position, size),
+                          np.fromiter(chain.from_iterable(parts), np.int64, int(size.sum())))
         plain[sent] = False
         np.add.at(lens, sent, size-1)
     return words, lens, plain

@@ -51,13 +51,17 @@ def match_masks(
     n, out = len(hyp_lens), np.zeros(len(words), np.uint64)
     begin = np.append(0, np.cumsum(hyp_lens))
     bit = np.left_shift(np.uint64(1), (np.arange(len(hyp))-np.repeat(begin[:-1], hyp_lens)).astype(np.uint64))
-    own, want = np.repeat(np.arange(n), hyp_lens)*n_vocab+hyp, image*n_vocab+words     # a row of the table per image, a column per word
-    images_per_table = max(1, _TABLE//max(1, n_vocab))                                         # images that share a table: it should fit into the cache
+    # a row of the table per image, a column per word
+    own, want = np.repeat(np.arange(n), hyp_lens)*n_vocab+hyp, image*n_vocab+words
+    # images that share a table: it should fit into the cache
+    images_per_table = max(1, _TABLE//max(1, n_vocab))
     table, firsts = np.zeros(images_per_table*n_vocab, np.uint64), np.arange(0, n, images_per_table)
     lasts = np.minimum(firsts+images_per_table, n)
-    for i, h, g, a, b in zip(firsts.tolist(), begin[firsts].tolist(), begin[lasts].tolist(), np.searchsorted(image, firsts).tolist(), np.searchsorted(image, lasts).tolist()):
+    for i, h, g, a, b in zip(firsts.tolist(), begin[firsts].tolist(), begin[lasts].tolist(),
+                             np.searchsorted(image, firsts).tolist(), np.searchsorted(image, lasts).tolist()):
         at = own[h:g]-i*n_vocab
-        np.add.at(table, at, bit[h:g])                                                 # a bit per place, each there once: the sum is the mask
+        # a bit per place, each there once: the sum is the mask
+        np.add.at(table, at, bit[h:g])
         out[a:b] = table[want[a:b]-i*n_vocab]
         table[at] = 0
     return out

@@ -31,10 +31,12 @@ def spice_problem(
 ) -> str|None:       # what is missing; None if nothing is
     "Why SPICE cannot run."
     folder = Path(folder) if folder else spice_folder()
-    if folder is None: return "the program comes with pycocoevalcap, which is not installed (pip install 'xmodaler_nb[coco]')"
+    if folder is None:
+        return "the program comes with pycocoevalcap, which is not installed (pip install 'xmodaler_nb[coco]')"
     if shutil.which(java) is None: return f'no {java!r} program on this machine; SPICE is written in Java'
     missing = [f for f in (JAR, *MODELS) if not (folder/f).is_file()]
-    if missing: return f"{', '.join(missing)} not found in pycocoevalcap's folder {folder.name!r}; pycocoevalcap.spice.get_stanford_models downloads the models"
+    if missing:
+        return f"{', '.join(missing)} not found in pycocoevalcap's folder {folder.name!r}; pycocoevalcap.spice.get_stanford_models downloads the models"
     return None
 
 # %% ../../nbs/09_evaluation/56_spice.ipynb #4a9bb15c
@@ -59,7 +61,8 @@ class Spice:
         ngram_counts=None,  # not used
     ) -> Scores:       # of `SPICE`
         "Score tokenised captions."
-        rows = [dict(image_id=i, test=h, refs=list(r)) for i, (h, r) in enumerate(zip(hyps, getattr(refs, 'texts', refs)))]
+        rows = [dict(image_id=i, test=h, refs=list(r))
+                for i, (h, r) in enumerate(zip(hyps, getattr(refs, 'texts', refs)))]
         found = {r['image_id']: r['scores']['All']['f'] for r in self.run(rows)}
         image = np.array([found.get(i) for i in range(len(rows))], dtype=np.float64)
         image = np.nan_to_num(image)                  # no facts on either side: nothing agrees
@@ -70,7 +73,8 @@ class Spice:
         self.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as d:
             (Path(d)/'in.json').write_text(json.dumps(rows), encoding='utf-8')
-            cmd = [self.java, '-jar', f'-Xmx{self.memory}', JAR, f'{d}/in.json', '-cache', str(self.cache), '-out', f'{d}/out.json', '-subset', '-silent']
+            cmd = [self.java, '-jar', f'-Xmx{self.memory}', JAR, f'{d}/in.json', '-cache', str(self.cache), '-out',
+                   f'{d}/out.json', '-subset', '-silent']
             process = subprocess.run(cmd, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             if process.returncode or not (Path(d)/'out.json').is_file():
                 last = process.stderr.decode('utf-8', 'replace').strip().splitlines()[-1:] or ['no message']

@@ -10,7 +10,9 @@ import re
 from functools import lru_cache
 
 # %% ../../nbs/09_evaluation/40_stemmer.ipynb #5e6a859d
-_SPECIAL = dict(p.split(':') for p in 'skis:ski skies:sky dying:die lying:lie tying:tie idly:idl gently:gentl ugly:ugli early:earli only:onli singly:singl'.split())
+_SPECIAL = dict(p.split(':')
+                for p in 'skis:ski skies:sky dying:die lying:lie tying:tie idly:idl gently:gentl ugly:ugli '
+                         'early:earli only:onli singly:singl'.split())
 _SPECIAL |= {w: w for w in 'sky news howe atlas cosmos bias andes'.split()}
 _STOP_1A = set('inning outing canning herring earring proceed exceed succeed'.split())
 _V, _C = '[aeiouy]', '[^aeiouy]'
@@ -35,7 +37,8 @@ def _table(text):
     "'a,b→c' groups as {ending: replacement}."
     return {e: new for group in text.split() for ends, _, new in [group.partition('→')] for e in ends.split(',')}
 
-_STEP2 = _table('tional→tion enci→ence anci→ance abli→able entli→ent izer,ization→ize ational,ation,ator→ate alism,aliti,alli→al fulness,fulli→ful '
+_STEP2 = _table('tional→tion enci→ence anci→ance abli→able entli→ent izer,ization→ize ational,ation,ator→ate '
+                'alism,aliti,alli→al fulness,fulli→ful '
                 'ousli,ousness→ous iveness,iviti→ive biliti,bli→ble lessli→less ogi→og li→')
 _STEP3 = _table('tional→tion ational→ate alize→al icate,iciti,ical→ic ful,ness→ ative→')
 _STEP4 = _table('al,ance,ence,er,ic,able,ible,ant,ement,ment,ent,ism,ate,iti,ous,ive,ize→ ion→')

@@ -29,7 +29,8 @@ def print_csv_format(
     logger = logging.getLogger(__name__)
     tasks = results if all(isinstance(v, Mapping) for v in results.values()) else {'': results}
     for task, values in tasks.items():
-        pairs = [(k, v) for k, v in flatten_results_dict(values).items() if '-' not in k]     # 'AP-person' and the like are details
+        # 'AP-person' and the like are details
+        pairs = [(k, v) for k, v in flatten_results_dict(values).items() if '-' not in k]
         if task: logger.info('copypaste: Task: %s', task)
         logger.info('copypaste: %s', ','.join(k for k, _ in pairs))
         logger.info('copypaste: %s', ','.join(f'{v:.4f}' for _, v in pairs))
@@ -44,6 +45,7 @@ def verify_results(
     missed = []
     for task, metric, want, tolerance in expected:
         got = results.get(task, {}).get(metric)
-        if got is None or not np.isfinite(got) or abs(got-want) > tolerance: missed.append(f'{task}/{metric}: expected {want} ± {tolerance}, got {got}')
+        if got is None or not np.isfinite(got) or abs(got-want) > tolerance:
+            missed.append(f'{task}/{metric}: expected {want} ± {tolerance}, got {got}')
     if missed: raise ValueError('results are not as expected: '+'; '.join(missed))
     return True

@@ -28,7 +28,8 @@ def read_references(
     if isinstance(gt_path, dict): return gt_path
     from xmodaler_nb.utils.safe_pickle import safe_load
     gts = safe_load(gt_path)
-    if not isinstance(gts, dict): raise ValueError(f"{gt_path}: expected a dict of references by id, found {type(gts).__name__}")
+    if not isinstance(gts, dict):
+        raise ValueError(f"{gt_path}: expected a dict of references by id, found {type(gts).__name__}")
     return gts
 
 # %% ../../nbs/10_scorer/20_base_scorer.ipynb #59b8e4b7
@@ -43,7 +44,8 @@ class BaseScorer:
         gt_path:str,    # pickle with the references by image id; or a dict
         eos_id:int,     # end mark
     ):
-        if not len(types) == len(scorers) == len(weights): raise ValueError(f"{len(types)} types, {len(scorers)} scorers, {len(weights)} weights: one of each is needed per part")
+        if not len(types) == len(scorers) == len(weights):
+            raise ValueError(f"{len(types)} types, {len(scorers)} scorers, {len(weights)} weights: one of each is needed per part")
         self.types, self.scorers, self.weights, self.eos_id = types, scorers, weights, eos_id
         self.gt_path = gt_path if not isinstance(gt_path, dict) else 'the given references'
         self.gts = read_references(gt_path)
@@ -52,7 +54,8 @@ class BaseScorer:
     def from_config(cls, cfg):
         "Keys to arguments; the parts are built from the same config."
         types = [t for t in cfg.SCORER.TYPES if t]
-        return dict(types=types, scorers=[SCORER_REGISTRY.get(t)(cfg) for t in types], weights=list(cfg.SCORER.WEIGHTS)[:len(types)], gt_path=cfg.SCORER.GT_PATH, eos_id=cfg.SCORER.EOS_ID)
+        return dict(types=types, scorers=[SCORER_REGISTRY.get(t)(cfg) for t in types],
+                    weights=list(cfg.SCORER.WEIGHTS)[:len(types)], gt_path=cfg.SCORER.GT_PATH, eos_id=cfg.SCORER.EOS_ID)
 
     def get_sents(self,
         sent,       # (t,) word numbers

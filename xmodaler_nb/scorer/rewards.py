@@ -71,7 +71,8 @@ class _ReferenceTexts:
     def __call__(self, gts):
         if len(self.cache) > 500_000: self.cache.clear()
         for g in gts:
-            if id(g) not in self.cache: self.cache[id(g)] = (g, [join_words(r) for r in g])       # keeps the list, so that its id stays taken
+            # keeps the list, so that its id stays taken
+            if id(g) not in self.cache: self.cache[id(g)] = (g, [join_words(r) for r in g])
         return [self.cache[id(g)][1] for g in gts]
 
 @SCORER_REGISTRY.register()
