@@ -47,7 +47,8 @@ def build_method(self:RLTrainer, cfg):
                          " samples of the whole distribution: leave them at 0 and 1")
     if d.TEMPERATURE != 1 and mode == 'upstream':
         raise ValueError(f"DECODE_STRATEGY.TEMPERATURE is {d.TEMPERATURE} and RL.SAMPLE_MODE 'upstream', where the"
-                         " gradient is that of another distribution than the one sampled from: set RL.SAMPLE_MODE to 'eval'")
+                         " gradient is that of another distribution than the one sampled from: set RL.SAMPLE_MODE to"
+                         " 'eval'")
     return self.method_class(self.scorer, cfg.RL.SAMPLE_MODE, cfg.RL.CHECK, cfg.RL.MIN_REWARD)
 
 # %% ../../nbs/14_engine/63_rl_trainer.ipynb #d2366e03

@@ -94,7 +94,8 @@ class SelfCritical(TrainingMethod):
         if check not in ('warn', 'error', 'off'):
             raise ValueError(f"RL.CHECK is {check!r}, but must be 'warn', 'error' or 'off'")
         if scorer is None:
-            raise ValueError("SCORER.NAME is '': self-critical training needs a scorer, e.g. BaseScorer with SCORER.TYPES [Cider]")
+            raise ValueError("SCORER.NAME is '': self-critical training needs a scorer,"
+                             " e.g. BaseScorer with SCORER.TYPES [Cider]")
         self.scorer, self.sample_mode, self.check, self.min_reward = scorer, sample_mode, check, min_reward
         self.stats, self.checked, self.captions = {}, check == 'off', None
 
@@ -131,17 +132,18 @@ def sample_captions(self:SelfCritical,
 def baseline(self:SelfCritical,
     images,   # from `decoding_inputs`
 ) -> Tensor:  # (n, t) int64; None where the mean over the drawn captions serves
-    "What the model says without dice."
+    "The greedy captions."
     model = unwrap_model(self.learn.model)
-    with evaluating(model), dropping_finished(model.greedy_decoder): return model(images, use_beam_search=False)[kfg.G_SENTS_IDS]
+    with evaluating(model), dropping_finished(model.greedy_decoder):
+        return model(images, use_beam_search=False)[kfg.G_SENTS_IDS]
 
 @patch
 def shares_decoding(self:SelfCritical,
     images,   # from `decoding_inputs`
 ) -> bool:
-    "Whether one decoding can draw the captions and say the greedy one: without dropout, and where no subclass has its own way."
-    own = type(self)
-    plain = own.sample_captions is SelfCritical.sample_captions and own.baseline is SelfCritical.baseline and isinstance(unwrap_model(self.learn.model).greedy_decoder, GreedyDecoder)
+    "Can one decoding give the sampled captions and the greedy one? Only without dropout and overrides."
+    overridden = any(getattr(type(self), n) is not getattr(SelfCritical, n) for n in ('sample_captions', 'baseline'))
+    plain = not overridden and isinstance(unwrap_model(self.learn.model).greedy_decoder, GreedyDecoder)
     return plain and self.sample_mode == 'eval' and kfg.SEMANTICS_IDS not in images
 
 @patch
@@ -178,7 +180,8 @@ def losses(self:SelfCritical,
         images, k = self.decoding_inputs(batch)
         out, scores, baseline_scores = self.sample_and_score(images, k)
     device = out[kfg.G_SENTS_IDS].device
-    reward, baseline = (torch.as_tensor(s[kfg.REWARDS], dtype=torch.float32, device=device) for s in (scores, baseline_scores))
+    rewards = scores[kfg.REWARDS], baseline_scores[kfg.REWARDS]
+    reward, baseline = (torch.as_tensor(r, dtype=torch.float32, device=device) for r in rewards)
     if self.captions['greedy'] is None: baseline = reward.view(-1, k).mean(1).repeat_interleave(k)
     else: baseline = baseline.repeat_interleave(len(reward)//len(images[kfg.IDS]))
     out[kfg.REWARDS] = self.advantage(reward, baseline, k)
@@ -229,8 +232,10 @@ def record_stats(self:SelfCritical,
     ids, adv = out[kfg.G_SENTS_IDS], out[kfg.REWARDS]
     eos = unwrap_model(self.learn.model).greedy_decoder.eos_token_id
     valid = upto_eos(ids, eos)
-    stats = dict(reward=reward.mean(), baseline=baseline.mean(), advantage=adv.mean(), advantage_std=adv.std(correction=0),
-                 entropy=-(out[kfg.G_LOGP]*valid).sum()/valid.sum(), length=(valid & (ids != eos)).sum(1).float().mean(),
+    stats = dict(reward=reward.mean(), baseline=baseline.mean(),
+                 advantage=adv.mean(), advantage_std=adv.std(correction=0),
+                 entropy=-(out[kfg.G_LOGP]*valid).sum()/valid.sum(),
+                 length=(valid & (ids != eos)).sum(1).float().mean(),
                  distinct=len(torch.unique(ids*valid, dim=0))/len(ids))
     values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=ids.device) for v in stats.values()])
     self.stats = dict(zip(stats, values.tolist()))                       # one transfer from the device
@@ -255,9 +260,10 @@ def check_start(self:SelfCritical,
         logger.warning(text)
     elif s['reward'] < s['baseline']/2: logger.info(LOW_SAMPLES.format(**s))
 
-BAD_START = ("self-critical training sharpens what a model can do already, and this one cannot do it yet: {reason} (sampled"
-             " captions earn {reward:.3f}, {entropy:.2f} nats per word, {length:.1f} of at most {steps} words). Start from an XE"
-             " checkpoint: set MODEL.WEIGHTS to one that was trained with cross-entropy. (RL.CHECK: off silences this.)")
+BAD_START = ("self-critical training sharpens what a model can do already, and this one cannot do it yet: {reason}"
+             " (sampled captions earn {reward:.3f}, {entropy:.2f} nats per word, {length:.1f} of at most {steps}"
+             " words). Start from an XE checkpoint: set MODEL.WEIGHTS to one that was trained with cross-entropy."
+             " (RL.CHECK: off silences this.)")
 LOW_SAMPLES = ("sampled captions earn {reward:.2f}, greedy ones {baseline:.2f}: at a lower DECODE_STRATEGY.TEMPERATURE"
                " (0.5, with RL.SAMPLE_MODE eval) the model learns faster")
 
