@@ -28,7 +28,7 @@ def images_of(
     batch:Batch, # a training batch, pictures repeated or not
 ) -> tuple:      # Batch without captions, n pictures; k, how many captions it had for each
     "The pictures alone, and how many captions to draw for each."
-    images, k = collapse_images(Batch(batch))
+    images, k = collapse_images(batch)
     n, ids = len(images[kfg.ATT_FEATS]), images[kfg.IDS]
     images = Batch({f: v for f, v in images.items() if f not in WORD_FIELDS})
     types = images.get(kfg.G_TOKENS_TYPE)
