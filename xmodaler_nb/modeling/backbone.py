@@ -183,7 +183,7 @@ def _torchvision_network(
     except (ValueError, KeyError) as e: raise ValueError(f"backbone {name!r}: {e}") from None
     except OSError as e:
         raise OSError(f"backbone {name!r}: its weights could not be downloaded ({e}). Without internet, fetch the file "
-                      "elsewhere and name it, weights='FILE.pth'; weights=None is an untrained network") from None
+                      "elsewhere and name it, weights='FILE.pth'; weights=None: untrained") from None
 
 def load_backbone(
     name:str,          # 'patches', or 'torchvision/…' for a convolutional network
