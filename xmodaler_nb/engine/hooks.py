@@ -39,7 +39,9 @@ class CallbackHook(HookBase):
         after_train=None,   # function of the trainer
         before_step=None,   # function of the trainer
         after_step=None,    # function of the trainer
-    ): self._before_train, self._after_train, self._before_step, self._after_step = before_train, after_train, before_step, after_step
+    ):
+        self._before_train, self._after_train = before_train, after_train
+        self._before_step, self._after_step = before_step, after_step
 
     def before_train(self):
         if self._before_train: self._before_train(self.trainer)
@@ -72,15 +74,19 @@ class IterationTimer(HookBase):
     def after_train(self):
         if not self._n: return
         total = time.perf_counter() - self._begin
-        logger.info("%d steps in %s, %.4f s per step (%.0f%% waiting for data); everything else (evaluation, checkpoints, logs) took %s; %s", self._n,
-                    _format_seconds(self._spent), self._spent/self._n, 100*self._data/max(self._spent, 1e-9), _format_seconds(max(0, total-self._spent)), format_memory())
+        waiting, rest = 100*self._data/max(self._spent, 1e-9), max(0, total-self._spent)
+        logger.info("%d steps in %s, %.4f s per step (%.0f%% waiting for data)", self._n, _format_seconds(self._spent),
+                    self._spent/self._n, waiting)
+        rest = _format_seconds(rest)
+        logger.info("everything else (evaluation, checkpoints, logs) took %s; %s", rest, format_memory())
 
 def format_memory() -> str:
     "The most memory this process had so far, on the host and on the GPU."
     parts = []
     if sys.platform != 'win32':
-        import resource
-        parts.append(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform != 'darwin' else 2**30):.2f} GiB")
+        import resource                                         # not on Windows
+        unit = 2**30 if sys.platform == 'darwin' else 2**20     # bytes there, kilobytes elsewhere
+        parts.append(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/unit:.2f} GiB")
     if torch.cuda.is_available(): parts.append(f"{torch.cuda.max_memory_allocated()/2**30:.2f} GiB on the GPU")
     return ', '.join(parts)
 
@@ -98,10 +104,11 @@ class PeriodicWriter(HookBase):
 
     def after_step(self):
         self._last_iter = self.trainer.iter
-        if (self.trainer.iter+1) % self._period == 0 or self.trainer.iter >= self.trainer.max_iter-1: self._write_events()
+        last = self.trainer.iter >= self.trainer.max_iter-1
+        if last or (self.trainer.iter+1) % self._period == 0: self._write_events()
 
     def after_train(self):
-        "What is left, also when the training stops inside an epoch or fails; then close. It is about the last step that was finished."
+        "Write what is left, under the last finished step, and close; also after an error."
         if self._last_iter is not None: self.trainer.storage.iter = self._last_iter
         self._write_events()
         for w in self._writers: w.close()
@@ -128,7 +135,8 @@ class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
         max_iter:int=None,        # length of the training; taken from the trainer when it starts
         max_to_keep:int=None,     # periodic checkpoints to keep; None = all
         file_prefix:str='model',  # start of the names
-    ): PeriodicEpochCheckpointer.__init__(self, checkpointer, period, max_iter, max_to_keep, file_prefix)
+        every_iters:int=0,        # also every so many steps, counted from the first; 0 = no
+    ): PeriodicEpochCheckpointer.__init__(self, checkpointer, period, max_iter, max_to_keep, file_prefix, every_iters)
 
     def before_train(self): self.max_iter, self._final = self.trainer.max_iter, None
 
@@ -139,7 +147,7 @@ class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
         if it >= self.max_iter-1: self._final = it
 
     def after_train(self):
-        "A training that was stopped early has a final checkpoint as well; so has one that was killed just before writing it."
+        "Save the final checkpoint of a training that was stopped early, or killed just before writing it."
         t = self.trainer
         if t.iter < t.max_iter or self._final == t.iter-1: return
         if t.start_iter >= t.max_iter and comm.all_gather(self._final_on_disk())[0] == t.iter-1: return
@@ -147,8 +155,9 @@ class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
         self.prune()
 
     def _final_on_disk(self):
-        "Iteration of the final checkpoint that is there; None without one."
-        try: return read_meta(Path(self.checkpointer.save_dir)/f'{self.file_prefix}_final').get('iteration')
+        "Iteration of the final checkpoint in the folder; None without one."
+        final = Path(self.checkpointer.save_dir)/f'{self.file_prefix}_final'
+        try: return read_meta(final).get('iteration')
         except CheckpointError: return None
 
 PeriodicCheckpoint = PeriodicCheckpointer
@@ -164,7 +173,7 @@ class LRScheduler(HookBase):
     def before_train(self):
         self._optimizer = self._optimizer or self.trainer.optimizer
         self._group = reported_group(self._optimizer)
-        self._optimizer._opt_called = True     # a skipped step (accumulation, fp16 overflow) is no mistake: no warning from torch
+        self._optimizer._opt_called = True     # a skipped step (accumulation, overflow) needs no warning
 
     @property
     def scheduler(self):
@@ -178,7 +187,7 @@ class LRScheduler(HookBase):
 def reported_group(
     optimizer,  # torch optimizer
 ) -> int:       # index of a parameter group
-    "The group whose rate stands for all."
+    "The group whose rate is logged."
     sizes = [len(g['params']) for g in optimizer.param_groups]
     if max(sizes) > 1: return sizes.index(max(sizes))
     rates = [g.get('initial_lr', g['lr']) for g in optimizer.param_groups]
@@ -192,18 +201,21 @@ class ScheduledSampling(HookBase):
         inc_every_iter:int,  # steps between two increases
         inc_prob:float,      # added at each increase
         max_prob:float,      # ceiling, in [0, 1]
-    ): self.start_iter, self.inc_every_iter, self.inc_prob, self.max_prob = start_iter, max(1, inc_every_iter), inc_prob, max_prob
+    ):
+        self.start_iter, self.inc_every_iter = start_iter, max(1, inc_every_iter)
+        self.inc_prob, self.max_prob = inc_prob, max_prob
 
     def prob(self,
         steps_done:int,  # steps done
-    ) -> float:    # the probability for the next one
+    ) -> float:          # the probability for the next one
         "The schedule itself."
-        return min(self.inc_prob*((steps_done-self.start_iter)//self.inc_every_iter), self.max_prob) if steps_done > self.start_iter else 0.
+        if steps_done <= self.start_iter: return 0.
+        return min(self.inc_prob*((steps_done-self.start_iter)//self.inc_every_iter), self.max_prob)
 
     def before_train(self): self.trainer.ss_prob = self.prob(self.trainer.start_iter)
     def after_step(self): self.trainer.ss_prob = self.prob(self.trainer.iter+1)
 
-# %% ../../nbs/14_engine/30_hooks.ipynb #718c6917
+# %% ../../nbs/14_engine/30_hooks.ipynb #c5b612e5
 def flatten(
     d:dict,     # nested
     prefix='',  # what stands in front
@@ -219,6 +231,7 @@ def stage_prefix(
     "What the metrics of a stage begin with."
     return str(stage).strip().lower().replace(' ', '_') + '/'
 
+# %% ../../nbs/14_engine/30_hooks.ipynb #718c6917
 class EvalHook(HookBase):
     "Runs an evaluation every few epochs and after the last step."
     def __init__(self,
@@ -240,14 +253,17 @@ class EvalHook(HookBase):
 
     def after_step(self):
         steps_done = self.trainer.iter+1
-        if self.due(steps_done) or steps_done >= self.trainer.max_iter: self._do_eval(steps_done//self._n); self.last_iter = self.trainer.iter
+        if not (self.due(steps_done) or steps_done >= self.trainer.max_iter): return
+        self._do_eval(steps_done//self._n)
+        self.last_iter = self.trainer.iter
 
     def after_train(self):
         "Once more if a hook that came later ended the training at a step that was not evaluated."
         t = self.trainer
         if t.iter < t.max_iter or self.last_iter == t.iter-1: return
-        t.storage.iter = t.iter-1                              # it is about the last step
-        self._do_eval(t.iter//self._n); self.last_iter = t.iter-1
+        t.storage.iter = t.iter-1                              # its numbers are those of the last step
+        self._do_eval(t.iter//self._n)
+        self.last_iter = t.iter-1
 
     def state_dict(self): return {'last_iter': self.last_iter}
     def load_state_dict(self,
@@ -271,12 +287,8 @@ def _do_eval(self:EvalHook,
 @patch
 def _record(self:EvalHook, results, epoch, seconds):
     "Into the storage and the log."
-    if not isinstance(results, dict): raise TypeError(f"the {self.stage} evaluation returned a {type(results).__name__}, expected a dict of numbers")
-    prefix, storage, values = stage_prefix(self.stage), self.trainer.storage, {}
-    self.results = values
-    for k, v in flatten(results).items():
-        try: values[k] = float(v)
-        except (TypeError, ValueError): raise ValueError(f"the {self.stage} evaluation returned {k}={v!r}, which is not a number") from None
+    prefix, storage = stage_prefix(self.stage), self.trainer.storage
+    self.results = values = self._numbers(results)
     for k, v in values.items():
         storage.put_scalar(prefix+k, v, smoothing_hint=False)
         if prefix == 'test/': storage.put_scalar(k, v, smoothing_hint=False)
@@ -284,9 +296,20 @@ def _record(self:EvalHook, results, epoch, seconds):
     text = '\n'.join(f'  {k}: {v:.4f}' for k, v in values.items())
     logger.info("%s\n%s, epoch %s\n%s\n%s", '#'*60, self.stage, epoch, text, '#'*60)
 
+@patch
+def _numbers(self:EvalHook, results):
+    "Flat names and floats, or an error that names the entry."
+    name = f"the {self.stage} evaluation returned"
+    if not isinstance(results, dict): raise TypeError(f"{name} a {type(results).__name__}, expected a dict of numbers")
+    values = {}
+    for k, v in flatten(results).items():
+        try: values[k] = float(v)
+        except (TypeError, ValueError): raise ValueError(f"{name} {k}={v!r}, which is not a number") from None
+    return values
+
 # %% ../../nbs/14_engine/30_hooks.ipynb #29fbabd5
 class ModelWeightsManipulating(HookBase):
-    "Lets the model adjust its weights before the training (tie or fill some), if it has a say in it."
+    "Calls the model's `bind_or_init_weights`, if it has one, before the training."
     def __init__(self): pass
     def before_train(self):
         model = comm.unwrap_model(self.trainer.model)
@@ -304,7 +327,8 @@ class AutogradProfiler(HookBase):
     def before_step(self):
         if not self._enable_predicate(self.trainer): return
         A = torch.profiler.ProfilerActivity
-        self._prof = torch.profiler.profile(activities=[A.CPU] + ([A.CUDA] if self._cuda and torch.cuda.is_available() else []))
+        device = [A.CUDA] if self._cuda and torch.cuda.is_available() else []
+        self._prof = torch.profiler.profile(activities=[A.CPU, *device])
         self._prof.__enter__()
 
     def after_step(self):
@@ -325,7 +349,8 @@ class PreciseBN(HookBase):
     ):
         self._period, self._model, self._num = period, model, num_iter
         self._loader = EndlessLoader(data_loader)
-        self._layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._layers = [m for m in layers if m.track_running_stats]
         if not self._layers: logger.info("PreciseBN: the model has no batch normalisation, nothing will be measured")
 
     def after_step(self):
@@ -341,18 +366,28 @@ class PreciseBN(HookBase):
     def update_stats(self):
         "Run the batches; leave weights, mode, momentum and random generators as they were."
         if not self._layers: return
-        rng, kept, was = get_rng_state(), [m.momentum for m in self._layers], self._model.training
-        sums = [(torch.zeros_like(m.running_mean), torch.zeros_like(m.running_var)) for m in self._layers]
+        rng, momenta, was_training = get_rng_state(), [m.momentum for m in self._layers], self._model.training
         try:
             self._model.train()
-            for m in self._layers: m.momentum = 1.
-            for _ in range(self._num):
-                b = next(self._loader)
-                self._model(self.trainer.learn.prepare_batch(b) if self.trainer is not None else b)
-                for m, (s1, s2) in zip(self._layers, sums): s1 += m.running_mean; s2 += m.running_var + m.running_mean**2
-            for m, (s1, s2) in zip(self._layers, sums):
-                mean = s1/self._num
-                m.running_mean.copy_(mean); m.running_var.copy_(s2/self._num - mean**2)
+            for m in self._layers: m.momentum = 1.              # the running statistics are those of the last batch
+            self._measure()
         finally:
-            for m, k in zip(self._layers, kept): m.momentum = k
-            self._model.train(was); set_rng_state(rng)
+            for m, k in zip(self._layers, momenta): m.momentum = k
+            self._model.train(was_training)
+            set_rng_state(rng)
+
+# %% ../../nbs/14_engine/30_hooks.ipynb #86a15e22
+@patch
+def _measure(self:PreciseBN):
+    "Averages of mean and squared size over the batches."
+    sums = [[0., 0.] for _ in self._layers]
+    for _ in range(self._num):
+        b = next(self._loader)
+        self._model(self.trainer.learn.prepare_batch(b) if self.trainer is not None else b)
+        for m, s in zip(self._layers, sums):
+            s[0] = s[0] + m.running_mean
+            s[1] = s[1] + m.running_var + m.running_mean**2
+    for m, (mean, square) in zip(self._layers, sums):
+        mean = mean/self._num
+        m.running_mean.copy_(mean)
+        m.running_var.copy_(square/self._num - mean**2)
