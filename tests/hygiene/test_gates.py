@@ -5,11 +5,10 @@ import pytest
 from code_statistics import MAX_BODY, RULES, breaches, code_cells, functions, notebooks, percentile
 
 # breaches that a folder still has; the numbers may only fall
-ALLOWED = {'01_tour': 5, '02_utils': 18, '03_config': 5, '04_functional': 5, '05_tokenization': 45, '06_datasets':
-           125, '07_modeling': 378, '08_losses': 2, '09_evaluation': 167, '10_scorer': 18, '11_optim': 1,
-           '13_checkpoint': 16, '14_engine': 192, '15_own': 218, '16_look': 20, '17_captioner': 46, '18_commands': 66,
-           '20_lectures': 17, '30_howto': 25, 'index.ipynb': 3}
-BODY = 570         # characters; the aim is MAX_BODY
+ALLOWED = {'02_utils': 18, '03_config': 5, '05_tokenization': 45, '06_datasets': 125, '07_modeling': 195,
+           '09_evaluation': 52, '10_scorer': 2, '13_checkpoint': 16, '14_engine': 191, '15_own': 218, '16_look': 20,
+           '17_captioner': 46, '18_commands': 56, '20_lectures': 3, '30_howto': 25, 'index.ipynb': 3}
+BODY = 540         # characters; the aim is MAX_BODY
 
 
 def folder(line) -> str: return re.split('[/ ]', line)[0]
