@@ -18,6 +18,7 @@ from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets.collate import collate
 from xmodaler_nb.losses import build_losses
 from xmodaler_nb.modeling import build_model
+from xmodaler_nb.modeling.decoder.recurrent import RecurrentDecoder
 
 FAMILIES = dict(updown='image_caption/updown/updown.yaml', transformer='image_caption/transformer/transformer.yaml',
                 attention='image_caption/attention/attention.yaml', xlan='image_caption/xlan/xlan.yaml', meshed_memory='image_caption/meshed_memory/meshed_memory.yaml',
@@ -81,13 +82,12 @@ class plain_recipe:
         self.attention_modules, self.attend = (bert, cosnet_layer), bert.attend
         self.model.expand = 'early'
         for m in self.attention_modules: m.attend = explicit_attention
-        decoder = type(self.model.decoder)
-        self.decoder, self.unroll = decoder, decoder.__dict__.get('unroll')
-        if self.unroll is not None: del decoder.unroll
+        self.unroll = RecurrentDecoder.unroll
+        del RecurrentDecoder.unroll
     def __exit__(self, *_):
         self.model.expand = 'late'
         for m in self.attention_modules: m.attend = self.attend
-        if self.unroll is not None: self.decoder.unroll = self.unroll
+        RecurrentDecoder.unroll = self.unroll
 
 
 class Step:

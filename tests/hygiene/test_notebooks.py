@@ -6,7 +6,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MAX_KB = 400             # of a notebook, outputs included
 SILENT = 7               # at most so many cells that a reader runs for each that shows a result
-MAX_CELL = 70            # lines of a code cell; most are far shorter, tables of constants are long
+MAX_CELL = 50            # lines of a code cell
 
 
 def notebooks() -> list:

@@ -49,7 +49,7 @@ STRATEGIES = {
 @pytest.mark.parametrize('which', [UPDOWN, TRANSFORMER], ids=['updown', 'transformer'])
 @pytest.mark.parametrize('name', STRATEGIES)
 def test_at_most_one_look_every_four_steps(which, name, monkeypatch):
-    monkeypatch.setattr('xmodaler_nb.modeling.decoder.updown_decoder.unique_rows', lambda names, rows=None: None)      # as on a device (next test)
+    monkeypatch.setattr('xmodaler_nb.modeling.decoder.recurrent.unique_rows', lambda names, rows=None: None)      # as on a device (next test)
     cfg, model = make(which)
     kind, kw = STRATEGIES[name]
     s = kind(cfg, sync_every=4, **kw)

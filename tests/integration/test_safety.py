@@ -18,7 +18,7 @@ from xmodaler_nb.utils.checkpoint_files import check_name, load_weights
 from xmodaler_nb.config import CfgNode
 from xmodaler_nb.engine import HookBase
 from xmodaler_nb.datasets.annotations import load_annotations
-from xmodaler_nb.engine.defaults import check_output_dir
+from xmodaler_nb.engine.setup import check_output_dir
 from xmodaler_nb.functional import read_np, read_np_bbox
 
 MARK = 'executed'

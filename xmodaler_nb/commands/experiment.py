@@ -16,7 +16,7 @@ from pathlib import Path
 from ..captioner import Captioner
 from .train import build_checked_engine
 from ..config import CfgNode
-from ..engine.defaults import default_setup
+from ..engine.setup import default_setup
 from ..evaluation.split import decode, read_references, score_split
 from ..look import render_caption_card, report as r
 from ..modeling import load_cfg_file

@@ -13,7 +13,7 @@ from .command import command
 from ..config import CfgNode
 from ..datasets.check import check_datasets
 from ..engine.build import build_engine
-from ..engine.defaults import default_argument_parser, default_setup
+from ..engine.setup import default_argument_parser, default_setup
 from ..engine.launch import launch
 from ..modeling import load_cfg_file
 

@@ -27,7 +27,9 @@ def upgrade_config(
     "The same settings in a newer tree."
     want, has = LATEST if to_version is None else to_version, guess_version(cfg)
     assert has <= want, f"config VERSION {has} is newer than {want}, the version this library reads; update the library, or write the file for version {want}"
-    if has < want: raise ValueError(f"config VERSION {has} cannot be upgraded to {want}: the trees before version {LATEST} were never published")
+    if has < want:
+        raise ValueError(f"config VERSION {has} cannot be upgraded to {want}: the trees before version {LATEST} were "
+                         f"never published")
     return cfg.clone()
 
 def downgrade_config(
@@ -37,5 +39,7 @@ def downgrade_config(
     "The same settings in an older tree."
     has = guess_version(cfg)
     assert has >= to_version, f"config VERSION {has} is older than {to_version}; use upgrade_config"
-    if has > to_version: raise ValueError(f"config VERSION {has} cannot be downgraded to {to_version}: the trees before version {LATEST} were never published")
+    if has > to_version:
+        raise ValueError(f"config VERSION {has} cannot be downgraded to {to_version}: the trees before version "
+                         f"{LATEST} were never published")
     return cfg.clone()

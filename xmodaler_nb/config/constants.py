@@ -89,7 +89,7 @@ class RunFields:
     REWARDS = Key('(b,)', 'float32', 'advantage in self-critical training')
     SEQ_PER_SAMPLE = Key('()', 'int64', 'captions per image in an item')
     SAMPLE_PER_SAMPLE = Key('()', 'int', 'image–text pairs per item (retrieval)')
-    DECODE_BY_SAMPLE = Key('()', 'bool', 'sample words, not the most likely ones; or a plan of the greedy decoder')
+    DECODE_BY_SAMPLE = Key('()', 'bool', 'sample words, not the most likely ones')
     SS_PROB = Key('()', 'float', 'in [0, 1], chance of feeding the model its own word')
     TIME_STEP = Key('()', 'int', 'present = one decoding step, counted from 0')
     OUT_SIZE = Key('()', 'int', 'captions to return of each image: beams, or samples')

@@ -67,18 +67,23 @@ _C.MODEL = CN(dict(
     EXPAND='late'))                              # ours: 'late' or 'early'
 _C.MODEL.TOKEN_EMBED = CN(dict(NAME='', DIM=1024, ACTIVATION='none', ELU_ALPHA=0.5, USE_NORM=False, DROPOUT=0.0,
     POSITION='none', POSITION_MAX_LEN=5000, TYPE_VOCAB_SIZE=0))
-_C.MODEL.VISUAL_EMBED = CN(dict(NAME='', IN_DIM=2048, OUT_DIM=1024, G_IN_DIM=512, ACTIVATION='none', ELU_ALPHA=0.5, USE_NORM=False,
+_C.MODEL.VISUAL_EMBED = CN(dict(NAME='', IN_DIM=2048, OUT_DIM=1024, G_IN_DIM=512, ACTIVATION='none', ELU_ALPHA=0.5,
+                                USE_NORM=False,
     DROPOUT=0.0, LOCATION_SIZE=0))
 _C.MODEL.BACKBONE = CN(dict(                     # ours: a network that looks at raw pictures
     NAME='',                                     # registered name; '' = the data set brings features
     ARCH='', WEIGHTS='',                         # variant of the network; file with its weights
-    FREEZE=True, POOL=1,                         # no gradient, always in eval mode; cells that are averaged, POOL x POOL
+    # no gradient, always in eval mode; cells that are averaged, POOL x POOL
+    FREEZE=True, POOL=1,
     IMAGE_SIZE=448,                              # pixels per side
     MEAN=[.48145466, .4578275, .40821073], STD=[.26862954, .26130258, .27577711]))   # CLIP's
 _C.MODEL.PRETRAINING = CN(dict(MODEL_NAME='bert-base-uncased', FROM_PRETRAINED='bert-base-uncased', DO_LOWER_CASE=True))
-_C.MODEL.BERT = CN(dict(HIDDEN_SIZE=512, HIDDEN_DROPOUT_PROB=0.1, HIDDEN_ACT='gelu', NUM_ATTENTION_HEADS=8, INTERMEDIATE_SIZE=2048,
-    INTERMEDIATE_DROP=0.1, FFN_DROPOUT_PROB=0.1, ATTENTION_PROBS_DROPOUT_PROB=0.1, V_TARGET_SIZE=0, NUM_HIDDEN_LAYERS=12, LAYER_DROP=0.0,
-    V_NUM_HIDDEN_LAYERS=6, V_LAYER_DROP=0.0, NUM_UNDERSTANDING_LAYERS=6, U_LAYER_DROP=0.0, NUM_GENERATION_LAYERS=6, G_LAYER_DROP=0.0))
+_C.MODEL.BERT = CN(dict(HIDDEN_SIZE=512, HIDDEN_DROPOUT_PROB=0.1, HIDDEN_ACT='gelu', NUM_ATTENTION_HEADS=8,
+                        INTERMEDIATE_SIZE=2048,
+    INTERMEDIATE_DROP=0.1, FFN_DROPOUT_PROB=0.1, ATTENTION_PROBS_DROPOUT_PROB=0.1, V_TARGET_SIZE=0,
+    NUM_HIDDEN_LAYERS=12, LAYER_DROP=0.0,
+    V_NUM_HIDDEN_LAYERS=6, V_LAYER_DROP=0.0, NUM_UNDERSTANDING_LAYERS=6, U_LAYER_DROP=0.0, NUM_GENERATION_LAYERS=6,
+    G_LAYER_DROP=0.0))
 
 # %% ../../nbs/03_config/10_defaults.ipynb #f5496653
 _C.SOLVER = CN(dict(
@@ -97,21 +102,27 @@ _C.LR_SCHEDULER = CN(dict(NAME='StepLR', STEP_SIZE=3, GAMMA=0.1, MODEL_SIZE=-1, 
 _C.LOSSES = CN(dict(NAMES=[''], LABELSMOOTHING=0.1, MARGIN=0.2, MAX_VIOLATION=True))
 
 # %% ../../nbs/03_config/10_defaults.ipynb #0e5bd6af
-_C.SCORER = CN(dict(NAME='', TYPES=[''], WEIGHTS=[1.0], GT_PATH='coco_train_gts.pkl', CIDER_CACHED='coco_train_cider.pkl', EOS_ID=0))
+_C.SCORER = CN(dict(NAME='', TYPES=[''], WEIGHTS=[1.0], GT_PATH='coco_train_gts.pkl',
+                    CIDER_CACHED='coco_train_cider.pkl', EOS_ID=0))
 
 _C.RL = CN(dict(                                # ours: self-critical training
-    SAMPLE_MODE='upstream',                      # captions are drawn in training mode; 'eval': without dropout, images encoded once, gradient in one pass
-    CHECK='warn', MIN_REWARD=0.1))               # before the first step, a model whose likeliest captions earn less: 'warn', 'error' or 'off'
+    # captions are drawn in training mode; 'eval': without dropout, images encoded once, gradient in one pass
+    SAMPLE_MODE='upstream',
+    # before the first step, a model whose likeliest captions earn less: 'warn', 'error' or 'off'
+    CHECK='warn', MIN_REWARD=0.1))
 
 _C.DECODE_STRATEGY = CN(dict(NAME='BeamSearcher', BEAM_SIZE=1,
     TAIL='upstream',                             # greedy and sampling: 'drop' lets finished rows leave the batch
-    SYNC_EVERY=0,                                # steps between two looks at whether all is finished; 0 = 1 on the CPU, 4 elsewhere
-    TEMPERATURE=1.0, TOP_K=0, TOP_P=1.0,         # sampling: logits / temperature; the k likeliest words (0 = all); the likeliest words that hold share p
+    # steps between two looks at whether all is finished; 0 = 1 on the CPU, 4 elsewhere
+    SYNC_EVERY=0,
+    # sampling: logits / temperature; the k likeliest words (0 = all); the likeliest words that hold share p
+    TEMPERATURE=1.0, TOP_K=0, TOP_P=1.0,
     MIN_LENGTH=0, MAX_LENGTH=0,                  # words before the end mark, at least and at most; 0 = no rule
     LENGTH_PENALTY=0.0,                          # beams compete by score / length**penalty
     NO_REPEAT_NGRAM=0,                           # no n words twice in a row of words; 0 = no rule
     BANNED_WORDS=[], REQUIRED_WORDS=[],          # words or ids
-    GROUPS=1, DIVERSITY=0.5))                    # DiverseBeamSearcher: groups of beams, and the price of a word that an earlier group said
+    # DiverseBeamSearcher: groups of beams, and the price of a word that an earlier group said
+    GROUPS=1, DIVERSITY=0.5))
 
 _C.INFERENCE = CN(dict(NAME='', VOCAB='coco_vocabulary.txt', ID_KEY='image_id', VALUE='caption',
     VAL_ANNFILE='captions_val5k.json', TEST_ANNFILE='captions_test5k.json', GENERATION_MODE=True,
@@ -122,7 +133,8 @@ _C.SEED = -1                                     # −1 = a new one each run
 _C.CUDNN_BENCHMARK = True
 
 # %% ../../nbs/03_config/10_defaults.ipynb #0d085919
-EXTENSION_KEYS = ('MODEL.EXPAND', 'MODEL.BACKBONE', 'RL', *(f'ENGINE.{k}' for k in _C.ENGINE if k != 'NAME'))   # keys of the default tree that X-modaler does not know
+# keys of the default tree that X-modaler does not know
+EXTENSION_KEYS = ('MODEL.EXPAND', 'MODEL.BACKBONE', 'RL', *(f'ENGINE.{k}' for k in _C.ENGINE if k != 'NAME'))
 
 def without_extension_keys(
     cfg:CN, # any config

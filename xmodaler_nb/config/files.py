@@ -24,4 +24,5 @@ def config_file(
         if (folder/name).is_file(): return folder/name
     known = sorted(str(p.relative_to(d)) for d in config_dirs() for p in d.rglob('*.yaml'))
     near = [k for k in known if Path(k).name == Path(name).name] or known[:5]
-    raise FileNotFoundError(f"config file {name} does not exist; published ones: {', '.join(near)} … ({len(known)} in all)")
+    raise FileNotFoundError(f"config file {name} does not exist; published ones: {', '.join(near)} … ({len(known)} "
+                            f"in all)")

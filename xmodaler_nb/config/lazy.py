@@ -40,7 +40,8 @@ class LazyCall:
     def __init__(self,
         target, # callable, or its dotted name
     ):
-        if not (callable(target) or isinstance(target, str)): raise TypeError(f"LazyCall needs a callable or its dotted name, got {type(target).__name__} {target!r}")
+        if not (callable(target) or isinstance(target, str)):
+            raise TypeError(f"LazyCall needs a callable or its dotted name, got {type(target).__name__} {target!r}")
         self._target = target
 
     def __call__(self, **kwargs) -> LazyNode: # with `_target_` first
@@ -62,7 +63,8 @@ def instantiate(
     f = locate(target) if isinstance(target, str) else target
     if not callable(f): raise TypeError(f"_target_ {target!r} is a {type(f).__name__}, which cannot be called")
     try: return f(*args.pop('_args_', ()), **args)
-    except TypeError as e: raise TypeError(f"calling {_name(f)} with {', '.join(args) or 'no keywords'} failed: {e}") from e
+    except TypeError as e:
+        raise TypeError(f"calling {_name(f)} with {', '.join(args) or 'no keywords'} failed: {e}") from e
 
 def _name(f):
     "The dotted name of a callable."
@@ -74,7 +76,8 @@ def dump_dataclass(
     obj, # instance of a dataclass
 ) -> LazyNode:
     "A tree from which `instantiate` makes an equal object."
-    if not dataclasses.is_dataclass(obj) or isinstance(obj, type): raise TypeError(f"dump_dataclass needs an instance of a dataclass, got {obj!r}")
+    if not dataclasses.is_dataclass(obj) or isinstance(obj, type):
+        raise TypeError(f"dump_dataclass needs an instance of a dataclass, got {obj!r}")
     def value(v):
         if dataclasses.is_dataclass(v) and not isinstance(v, type): return dump_dataclass(v)
         return type(v)(value(o) for o in v) if type(v) in (list, tuple) else v
@@ -93,9 +96,14 @@ class LazyConfig:
         path = Path(filename)
         if not path.is_file(): raise FileNotFoundError(f"config file {path} does not exist")
         if path.suffix in ('.yaml', '.yml'): content = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-        elif path.suffix != '.py': raise ValueError(f"{path}: a lazy config is a .yaml or .py file, this is a '{path.suffix}' file")
-        elif not allow_code: raise PermissionError(f"{path}: loading a Python config runs it. If you trust the file, call LazyConfig.load(…, allow_code=True); otherwise use YAML")
-        else: content = {k: v for k, v in runpy.run_path(str(path)).items() if isinstance(v, (dict, list, tuple)) and not k.startswith('_')}
+        elif path.suffix != '.py':
+            raise ValueError(f"{path}: a lazy config is a .yaml or .py file, this is a '{path.suffix}' file")
+        elif not allow_code:
+            raise PermissionError(f"{path}: loading a Python config runs it. If you trust the file, call "
+                                  f"LazyConfig.load(…, allow_code=True); otherwise use YAML")
+        else:
+            content = {k: v for k, v in runpy.run_path(str(path)).items() if isinstance(v,
+                (dict, list, tuple)) and not k.startswith('_')}
         if keys is None: return to_nodes(content)
         missing = [k for k in ([keys] if isinstance(keys, str) else keys) if k not in content]
         if missing: raise KeyError(f"{path} has no {', '.join(missing)}; it has {', '.join(content)}")
@@ -109,7 +117,9 @@ class LazyConfig:
     ):                    # as `load`
         "Read a tree that lies beside the calling file."
         caller = inspect.currentframe().f_back.f_globals.get('__file__')
-        if caller is None: raise RuntimeError("LazyConfig.load_rel works inside files; in a notebook or shell use LazyConfig.load with a path")
+        if caller is None:
+            raise RuntimeError("LazyConfig.load_rel works inside files; in a notebook or shell use LazyConfig.load "
+                               "with a path")
         return LazyConfig.load(Path(caller).parent/filename, keys, allow_code)
 
 # %% ../../nbs/03_config/50_lazy.ipynb #48c68e0a
@@ -119,7 +129,8 @@ def _plain(x):
     if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
     if callable(x):
         name = _name(x)
-        if '<' in name: raise ValueError(f"{name} has no name that another process could find; use a function or class of a module")
+        if '<' in name:
+            raise ValueError(f"{name} has no name that another process could find; use a function or class of a module")
         return name
     return x
 
@@ -145,11 +156,13 @@ def _apply_overrides(
         node = cfg
         for k in above:
             if isinstance(node, dict) and k not in node and mode in ('+', '++'): node[k] = LazyNode()
-            if not isinstance(node, (dict, list)) or (isinstance(node, dict) and k not in node): raise KeyError(f"override '{text}': there is no '{k}' in {key}")
+            if not isinstance(node, (dict, list)) or (isinstance(node, dict) and k not in node):
+                raise KeyError(f"override '{text}': there is no '{k}' in {key}")
             node = node[int(k)] if isinstance(node, list) else node[k]
         last = int(last) if isinstance(node, list) else last
         exists = last < len(node) if isinstance(node, list) else last in node
-        if mode in ('', '~') and not exists: raise KeyError(f"override '{text}': there is no key {key}; use +{key}=… to add it")
+        if mode in ('', '~') and not exists:
+            raise KeyError(f"override '{text}': there is no key {key}; use +{key}=… to add it")
         if mode == '+' and exists: raise KeyError(f"override '{text}': {key} exists; leave the + out to change it")
         if mode == '~': del node[last]
         else: node[last] = to_nodes(CfgNode._decode_cfg_value(yaml.safe_load(value)))
@@ -164,7 +177,8 @@ def _to_py(
     "A tree as readable pseudo-code."
     def show(x):
         if isinstance(x, dict) and '_target_' in x:
-            args = [show(v) for v in x.get('_args_', ())] + [f'{k}={show(v)}' for k, v in x.items() if k not in ('_target_', '_args_', '_recursive_')]
+            args = [show(v) for v in x.get('_args_', ())] + [f'{k}={show(v)}' for k,
+                v in x.items() if k not in ('_target_', '_args_', '_recursive_')]
             return f"{_name(x['_target_'])}({', '.join(args)})"
         if isinstance(x, dict): return '{' + ', '.join(f'{k!r}: {show(v)}' for k, v in x.items()) + '}'
         if isinstance(x, (list, tuple)): return '[' + ', '.join(map(show, x)) + ']'

@@ -36,7 +36,8 @@ class CfgNode(dict):
         new_allowed=False,  # may merging add keys that do not exist yet?
     ):
         super().__init__(self._create_config_tree_from_dict({} if init_dict is None else init_dict, key_list or []))
-        for k, v in {self.IMMUTABLE:False, self.NEW_ALLOWED:new_allowed, self.DEPRECATED_KEYS:set(), self.RENAMED_KEYS:{}}.items():
+        for k, v in {self.IMMUTABLE:False, self.NEW_ALLOWED:new_allowed, self.DEPRECATED_KEYS:set(),
+                     self.RENAMED_KEYS:{}}.items():
             self.__dict__[k] = v
 
     @classmethod
@@ -46,7 +47,8 @@ class CfgNode(dict):
         for k, v in copy.deepcopy(dic).items():
             if isinstance(v, dict) and not isinstance(v, CfgNode): v = cls(v, key_list=[*key_list, str(k)])
             elif not isinstance(v, (CfgNode, *VALID_TYPES)):
-                raise TypeError(f"config key {'.'.join([*key_list, str(k)])}: {type(v).__name__} is not one of the types a config may hold (text, number, list, tuple, None, node)")
+                raise TypeError(f"config key {'.'.join([*key_list, str(k)])}: {type(v).__name__} is not one of the "
+                                f"types a config may hold (text, number, list, tuple, None, node)")
             out[k] = v
         return out
 
@@ -58,8 +60,11 @@ class CfgNode(dict):
 
     def __setitem__(self, name, value):
         if str(name).startswith('COMPUTED_'):   # written once, also when frozen
-            if name in self and self[name] != value: raise KeyError(f"config key {name} was computed as {self[name]!r}; it cannot become {value!r}")
-        elif self.is_frozen(): raise AttributeError(f"the config is frozen: cannot set {name} to {value!r}; clone() and defrost() a copy, or give the key before the run starts")
+            if name in self and self[name] != value:
+                raise KeyError(f"config key {name} was computed as {self[name]!r}; it cannot become {value!r}")
+        elif self.is_frozen():
+            raise AttributeError(f"the config is frozen: cannot set {name} to {value!r}; clone() and defrost() a "
+                                 f"copy, or give the key before the run starts")
         dict.__setitem__(self, name, self._create_config_tree_from_dict({name: value}, [])[name])
 
     def __deepcopy__(self, memo):
@@ -148,9 +153,12 @@ def _coerce(new, old, key, where=''):
     if isinstance(new, CfgNode) and isinstance(old, CfgNode): return new
     if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)): return type(old)(new)
     if type(old) is float and type(new) in (int, bool):
-        if type(new) is bool: warnings.warn(f"config key {key}{where}: {new!r} stands where a number like {old!r} is expected; read as {float(new)}", stacklevel=4)
+        if type(new) is bool:
+            warnings.warn(f"config key {key}{where}: {new!r} stands where a number like {old!r} is expected; read as "
+                          f"{float(new)}", stacklevel=4)
         return float(new)
-    raise ValueError(f"config key {key}{where}: expected {type(old).__name__} like {old!r}, got {type(new).__name__} {new!r}")
+    raise ValueError(f"config key {key}{where}: expected {type(old).__name__} like {old!r}, got {type(new).__name__} "
+                     f"{new!r}")
 
 # %% ../../nbs/03_config/05_node.ipynb #6975624b
 @patch
@@ -213,7 +221,8 @@ def merge_from_other_cfg(self:CfgNode,
     cfg_other:CfgNode, # the values to take over
 ):
     "Take over another tree's values; KeyError for a key this tree does not have, ValueError for a wrong type."
-    if BASE_KEY in cfg_other: raise AssertionError(f"{BASE_KEY} is only understood in files; load the file instead of its text")
+    if BASE_KEY in cfg_other:
+        raise AssertionError(f"{BASE_KEY} is only understood in files; load the file instead of its text")
     self._merge_checked(cfg_other)
 
 @patch
@@ -230,7 +239,9 @@ def merge_from_list(self:CfgNode,
     cfg_list:list, # [key, value, key, value, …], full dotted keys; values may be text
 ):
     "Take over key–value pairs, as the command line gives them."
-    if len(cfg_list) % 2: raise AssertionError(f"options come in pairs KEY VALUE; got {len(cfg_list)} items: {' '.join(map(str, cfg_list))}")
+    if len(cfg_list) % 2:
+        raise AssertionError(f"options come in pairs KEY VALUE; got {len(cfg_list)} items: "
+                             f"{' '.join(map(str, cfg_list))}")
     merged = self.clone()
     for full, value in zip(cfg_list[::2], cfg_list[1::2]): _set_by_path(merged, str(full), value)
     if self.is_frozen(): raise AttributeError('the config is frozen: merge before freeze()')
@@ -243,7 +254,8 @@ def _set_by_path(root, full, value):
     *above, last = full.split('.')
     node = root
     for k in [*above, last]:
-        if not isinstance(node, CfgNode) or k not in node: raise AssertionError(f"unknown config key {full} (from the command line).{_nearest(full, _all_keys(root))}")
+        if not isinstance(node, CfgNode) or k not in node:
+            raise AssertionError(f"unknown config key {full} (from the command line).{_nearest(full, _all_keys(root))}")
         parent, node = node, node[k]
     dict.__setitem__(parent, last, _coerce(root._decode_cfg_value(value), node, full, ' (from the command line)'))
 
@@ -253,10 +265,12 @@ def _read_yaml(path):
     text = Path(path).read_text(encoding='utf-8')
     try: node, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except yaml.constructor.ConstructorError as e:
-        raise ValueError(f"{path}, line {e.problem_mark.line+1}: only plain YAML is read, nothing may run on load ({e.problem})") from None
+        raise ValueError(f"{path}, line {e.problem_mark.line+1}: only plain YAML is read, nothing may run on load "
+                         f"({e.problem})") from None
     except yaml.YAMLError as e: raise ValueError(f"{path}: not valid YAML: {e}") from None
     if content is None: content = {}
-    if not isinstance(content, dict): raise ValueError(f"{path}: a config file holds KEY: VALUE pairs, this one holds a {type(content).__name__}")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a config file holds KEY: VALUE pairs, this one holds a {type(content).__name__}")
     lines = {}
     def walk(n, prefix):
         for k, v in getattr(n, 'value', []):
@@ -277,7 +291,8 @@ def _find_base(base, path):
         raise FileNotFoundError(f"{path}: {BASE_KEY} names {base}, and there is no such file beside it, "
                                 'in its parent folders or among the published configs')
     if found in folder.parents[:3]:
-        warnings.warn(f"{path}: {BASE_KEY} {base} is not in {folder.name}/; using the one in the parent folder {found.name}/", stacklevel=4)
+        warnings.warn(f"{path}: {BASE_KEY} {base} is not in {folder.name}/; using the one in the parent folder "
+                      f"{found.name}/", stacklevel=4)
     return found/wanted
 
 # %% ../../nbs/03_config/05_node.ipynb #5566f01e
@@ -285,7 +300,9 @@ def _overlay(over, under, lines, path=''):
     "`over` on top of `under`: dicts merge, everything else replaces."
     for k, v in over.items():
         if isinstance(v, dict) and k in under:
-            if not isinstance(under[k], dict): raise AssertionError(f"config key {path}{k}{lines.get(path+k,'')}: a group of keys cannot replace the base's value {under[k]!r}")
+            if not isinstance(under[k], dict):
+                raise AssertionError(f"config key {path}{k}{lines.get(path+k,'')}: a group of keys cannot replace "
+                                     f"the base's value {under[k]!r}")
             _overlay(v, under[k], lines, f'{path}{k}.')
         else: under[k] = v
 
@@ -360,7 +377,8 @@ def _load_cfg_from_file(cls:CfgNode, file_obj):
 @patch(cls_method=True)
 def _load_cfg_py_source(cls:CfgNode, filename):
     "Python files would run on load, which this library never does."
-    raise ValueError(f"{filename}: a Python file would run when loaded; write the config as YAML (or build a CfgNode in your own script)")
+    raise ValueError(f"{filename}: a Python file would run when loaded; write the config as YAML (or build a CfgNode "
+                     f"in your own script)")
 
 @patch(cls_method=True)
 def _open_cfg(cls:CfgNode, filename):
@@ -374,7 +392,8 @@ def _args_from_config(from_config, args, kwargs):
     "Call `from_config`; keywords it does not know override its answer."
     params = inspect.signature(from_config).parameters
     if next(iter(params), None) != 'cfg':
-        raise TypeError(f"{getattr(from_config, '__qualname__', from_config)}: the first parameter of from_config must be named 'cfg'")
+        raise TypeError(f"{getattr(from_config, '__qualname__', from_config)}: the first parameter of from_config "
+                        f"must be named 'cfg'")
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in params.values()): return from_config(*args, **kwargs)
     theirs = {k: kwargs.pop(k) for k in list(kwargs) if k in params}
     return {**from_config(*args, **theirs), **kwargs}
@@ -388,14 +407,18 @@ def configurable(
 ):                      # the wrapped callable
     "Let a class or function be called with a config instead of its arguments."
     if init_func is None and from_config is None: return configurable
-    if from_config is not None: return _configurable_function(from_config) if init_func is None else _configurable_function(from_config)(init_func)
+    if from_config is not None:
+        return _configurable_function(from_config) if init_func is None else _configurable_function(from_config)(init_func)
     if not (inspect.isfunction(init_func) and init_func.__name__ == '__init__'):
-        raise TypeError('@configurable without arguments belongs on __init__; functions need @configurable(from_config=…)')
+        raise TypeError('@configurable without arguments belongs on __init__; functions need '
+                        '@configurable(from_config=…)')
 
     @functools.wraps(init_func)
     def init(self, *args, **kwargs):
         translate = getattr(type(self), 'from_config', None)
-        if translate is None: raise AttributeError(f"{type(self).__name__} needs a classmethod from_config(cls, cfg, …) to be @configurable")
+        if translate is None:
+            raise AttributeError(f"{type(self).__name__} needs a classmethod from_config(cls, cfg, …) to be "
+                                 f"@configurable")
         if not inspect.ismethod(translate): raise TypeError(f"{type(self).__name__}.from_config must be a classmethod")
         if _called_with_cfg(args, kwargs): init_func(self, **_args_from_config(translate, args, kwargs))
         else: init_func(self, *args, **kwargs)
@@ -406,7 +429,8 @@ def _configurable_function(from_config):
     def decorate(f):
         @functools.wraps(f)
         def call(*args, **kwargs):
-            return f(**_args_from_config(from_config, args, kwargs)) if _called_with_cfg(args, kwargs) else f(*args, **kwargs)
+            return f(**_args_from_config(from_config, args, kwargs)) if _called_with_cfg(args, kwargs) else f(*args,
+                **kwargs)
         call.from_config = from_config
         return call
     return decorate

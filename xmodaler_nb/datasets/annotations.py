@@ -22,16 +22,21 @@ def load_annotations(
 ) -> list:                               # of dicts, ids as text
     "Read an annotation list."
     entries = safe_load(path)
-    if not isinstance(entries, (list, tuple)): raise ValueError(f"{path}: an annotation file holds a list with one dict per image, this one holds a {type(entries).__name__}")
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError(f"{path}: an annotation file holds a list with one dict per image, this one holds a "
+                         f"{type(entries).__name__}")
     if not entries: raise ValueError(f"{path}: the annotation list is empty; a data set needs at least one entry")
     out = []
     for k, e in enumerate(entries):
         id_key = next((i for i in id_keys if isinstance(e, dict) and i in e), None)
-        if id_key is None: raise ValueError(f"{path}: entry {k} has no {' or '.join(id_keys)} (it is {_short(e)})")
+        if id_key is None:
+            raise ValueError(f"{path}: entry {k} has no {' or '.join(id_keys)} (it is {_describe_entry(e)})")
         out.append({key or id_key: str(e[id_key]), **{n: v for n, v in e.items() if n != id_key}})
     return out
 
-def _short(e): return f"a dict with {', '.join(map(str, e)) or 'nothing'}" if isinstance(e, dict) else f'{type(e).__name__} {str(e)[:40]}'
+def _describe_entry(e):
+    if isinstance(e, dict): return f"a dict with {', '.join(map(str, e)) or 'nothing'}"
+    return f'{type(e).__name__} {str(e)[:40]}'
 
 def stage_file(
     folder,    # ANNO_FOLDER
@@ -39,7 +44,8 @@ def stage_file(
     stage,     # 'train', 'val' or 'test'
 ) -> str:      # the path
     "The annotation file of a stage."
-    if stage not in ('train', 'val', 'test'): raise ValueError(f"stage is {stage!r}, but must be 'train', 'val' or 'test'")
+    if stage not in ('train', 'val', 'test'):
+        raise ValueError(f"stage is {stage!r}, but must be 'train', 'val' or 'test'")
     return str(Path(folder)/pattern.format(stage))
 
 # %% ../../nbs/06_datasets/45_annotations.ipynb #53c95424
@@ -52,11 +58,12 @@ def attach_table(
     "Attach one value of a table to each entry that has one."
     if not path: return
     table = safe_load(path)
-    if not isinstance(table, dict): raise ValueError(f"{path}: holds a {type(table).__name__}, but should be a dict from image id to array")
+    if not isinstance(table, dict):
+        raise ValueError(f"{path}: holds a {type(table).__name__}, but should be a dict from image id to array")
     for e in entries:
         i = e[key]
-        table_key = i if i in table else int(i) if i.isdigit() and int(i) in table else None
-        if table_key is not None: e[name] = table[table_key]
+        if i in table: e[name] = table[i]
+        elif i.isdigit() and int(i) in table: e[name] = table[int(i)]
 
 # %% ../../nbs/06_datasets/45_annotations.ipynb #27ba9776
 def choose_sentences(
@@ -77,7 +84,8 @@ def caption_fields(
 ) -> dict:        # SEQ_PER_SAMPLE; G_TOKENS_IDS, G_TARGET_IDS, G_TOKENS_TYPE as lists of k (t,) int64
     "The caption part of a training item."
     missing = [f for f in ('tokens_ids', 'target_ids') if f not in entry]
-    if missing: raise ValueError(f"id {name}: a training entry needs tokens_ids and target_ids, {missing[0]} is not there")
+    if missing:
+        raise ValueError(f"id {name}: a training entry needs tokens_ids and target_ids, {missing[0]} is not there")
     chosen = choose_sentences(len(entry['tokens_ids']), k, rng)
     rows = lambda f: list(torch.from_numpy(np.asarray(entry[f])[chosen].astype(np.int64)))
     tokens = rows('tokens_ids')
@@ -95,4 +103,5 @@ def one_per_sentence(
 ) -> list:        # longer, with (1, t) rows
     "Turn an entry with n sentences into n entries with one."
     rows = lambda e, f, i: np.asarray(e[f])[i:i+1]
-    return [{**e, 'tokens_ids': rows(e, 'tokens_ids', i), 'target_ids': rows(e, 'target_ids', i)} for e in entries for i in range(len(e['tokens_ids']))]
+    return [{**e, 'tokens_ids': rows(e, 'tokens_ids', i),
+             'target_ids': rows(e, 'target_ids', i)} for e in entries for i in range(len(e['tokens_ids']))]

@@ -38,7 +38,8 @@ def _train_loader_from_config(cfg, dataset_mapper=None, datalist=None, sampler=N
     if dataset_mapper is None: return dict(datalist=None, dataset_mapper=None, batch_size=1, num_workers=0)
     if datalist is None: datalist = dataset_mapper.load_data(cfg)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    return dict(datalist=datalist, dataset_mapper=dataset_mapper, batch_size=cfg.DATALOADER.TRAIN_BATCH_SIZE, seed=seed, **_options(cfg))
+    return dict(datalist=datalist, dataset_mapper=dataset_mapper, batch_size=cfg.DATALOADER.TRAIN_BATCH_SIZE,
+                seed=seed, **_options(cfg))
 
 @configurable(from_config=_train_loader_from_config)
 def build_xmodaler_train_loader(
@@ -65,7 +66,8 @@ def _valtest_loader_from_config(cfg, dataset_mapper=None, datalist=None, sampler
     if dataset_mapper is None: return dict(datalist=None, dataset_mapper=None, batch_size=1, num_workers=0)
     if datalist is None: datalist = dataset_mapper.load_data(cfg)
     alone = name == _ONE_BY_ONE
-    return dict(datalist=datalist, dataset_mapper=dataset_mapper, batch_size=1 if alone else cfg.DATALOADER.TEST_BATCH_SIZE, multi_gpu_eval=alone, **_options(cfg))
+    return dict(datalist=datalist, dataset_mapper=dataset_mapper,
+                batch_size=1 if alone else cfg.DATALOADER.TEST_BATCH_SIZE, multi_gpu_eval=alone, **_options(cfg))
 
 @configurable(from_config=_valtest_loader_from_config)
 def build_xmodaler_valtest_loader(
@@ -81,4 +83,5 @@ def build_xmodaler_valtest_loader(
     if datalist is None: return None
     dataset = MapDataset(DatasetFromList(datalist, copy=False), dataset_mapper)
     sampler = ShardSampler(len(dataset)) if multi_gpu_eval else ShardSampler(len(dataset), rank=0, world_size=1)
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory, generator=torch.Generator())
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate,
+                      pin_memory=pin_memory, generator=torch.Generator())

@@ -20,6 +20,7 @@ from .common import ItemKey, MapDataset
 from ..functional import read_lines
 from ..utils import comm
 from ..utils.store import feature_files
+from .pictures import evenly_spaced
 
 # %% ../../nbs/06_datasets/70_check.ipynb #1403f5c0
 class DatasetError(ValueError):
@@ -46,7 +47,8 @@ def missing_features(
         if path is not None: wanted.setdefault(os.path.split(path), e)
     existing = {folder: feature_files(folder) for folder in {f for f, _ in wanted}}
     missing = [f"{f}: the feature folder does not exist" for f, names in existing.items() if names is None]
-    return missing + [f"{Path(f)/name}: no such feature file, but the annotations name id {entry_id(e)}" for (f, name), e in wanted.items()
+    return missing + [f"{Path(f)/name}: no such feature file, but the annotations name id {entry_id(e)}" for (f,
+        name), e in wanted.items()
                    if existing[f] is not None and name not in existing[f]]
 
 def entry_id(
@@ -60,16 +62,18 @@ def token_problems(
     entries:list,   # with tokens_ids and target_ids, or without
     vocab_size:int, # ids are below
 ) -> list:          # problems
-    "Rows with ids that the model has no place for, or of unequal sizes."
+    "Rows with ids for which the model has no row, or of unequal sizes."
     out = []
     for name, lowest in (('tokens_ids', 0), ('target_ids', -1)):
         rows = [np.asarray(e[name]) for e in entries if name in e]
         if not rows: continue
         all_ids = np.concatenate([r.ravel() for r in rows])
         if all_ids.size and lowest <= all_ids.min() and all_ids.max() < vocab_size: continue
-        out += [f"id {entry_id(e)}: {name} are {lowest} … {vocab_size-1} (MODEL.VOCAB_SIZE is {vocab_size}), here are {_format_range(e[name])}" for e in entries
+        out += [f"id {entry_id(e)}: {name} are {lowest} … {vocab_size-1} (MODEL.VOCAB_SIZE is {vocab_size}), here "
+                f"are {_format_range(e[name])}" for e in entries
                 if name in e and (np.size(e[name]) == 0 or np.min(e[name]) < lowest or np.max(e[name]) >= vocab_size)]
-    return out + [f"id {entry_id(e)}: tokens_ids have sizes {np.shape(e['tokens_ids'])}, target_ids {np.shape(e['target_ids'])}; they must be equal" for e in entries
+    return out + [f"id {entry_id(e)}: tokens_ids have sizes {np.shape(e['tokens_ids'])}, target_ids "
+                  f"{np.shape(e['target_ids'])}; they must be equal" for e in entries
                   if 'tokens_ids' in e and 'target_ids' in e and np.shape(e['tokens_ids']) != np.shape(e['target_ids'])]
 
 def _format_range(a): return f"{np.min(a)} … {np.max(a)}" if np.size(a) else 'none'
@@ -83,7 +87,8 @@ def vocabulary_problems(
     if not Path(path).is_file(): return [f"{path}: no such vocabulary (INFERENCE.VOCAB)"], []
     n = len(read_lines(path)) + 1
     text = f"{path}: {n-1} words and '.' make a vocabulary of {n}, but MODEL.VOCAB_SIZE is {vocab_size}"
-    return ([text], []) if n < vocab_size else ([], [text] if n > vocab_size else [])
+    if n == vocab_size: return [], []
+    return ([text], []) if n < vocab_size else ([], [text])
 
 # %% ../../nbs/06_datasets/70_check.ipynb #1ab72beb
 def expected_widths(
@@ -108,9 +113,12 @@ def item_problems(
     for key, value in item.items():
         if not (isinstance(value, torch.Tensor) and value.is_floating_point()): continue
         width, where = widths.get(key, (None, None))
-        if width is not None and value.shape[-1] != width: out.append(f"{name}: {key} are {value.shape[-1]} wide, but the model expects {width} ({where})")
+        if width is not None and value.shape[-1] != width:
+            out.append(f"{name}: {key} are {value.shape[-1]} wide, but the model expects {width} ({where})")
         if 0 in value.shape: out.append(f"{name}: {key} have sizes {tuple(value.shape)}, nothing is there")
-        elif not value.isfinite().all(): out.append(f"{name}: {key} contain {int((~value.isfinite()).sum())} numbers that are infinite or not a number")
+        elif not value.isfinite().all():
+            out.append(f"{name}: {key} contain {int((~value.isfinite()).sum())} numbers that are infinite or not a "
+                       f"number")
     return out
 
 def open_problems(
@@ -137,15 +145,18 @@ def reference_problems(
     path = Path(path)
     if not path.is_file(): return [f"{path}: no such file of references"]
     try: known = {str(a['image_id']) for a in json.loads(path.read_text(encoding='utf-8'))['annotations']}
-    except (ValueError, KeyError, TypeError) as e: return [f"{path}: not a file of references in COCO's form ({type(e).__name__}: {e})"]
+    except (ValueError, KeyError, TypeError) as e:
+        return [f"{path}: not a file of references in COCO's form ({type(e).__name__}: {e})"]
     ids = [str(entry_id(e)) for e in entries]
     duplicates = sorted(i for i, n in Counter(ids).items() if n > 1)
-    return [f"{path}: no reference for id {i}, which the annotations name" for i in dict.fromkeys(ids) if i not in known] + [f"id {i} stands in the evaluation list twice" for i in duplicates]
+    missing = [f"{path}: no reference for id {i}, which the annotations name"
+               for i in dict.fromkeys(ids) if i not in known]
+    return missing + [f"id {i} stands in the evaluation list twice" for i in duplicates]
 
 # %% ../../nbs/06_datasets/70_check.ipynb #b8d74b6d
 @dataclass
 class DatasetReport:
-    "What `check_dataset` saw."
+    "What `check_dataset` has counted."
     name:str                                        # of the data set
     stage:str                                       # 'train', 'val' or 'test'
     entries:int                                     # in the list
@@ -156,19 +167,16 @@ class DatasetReport:
     warnings:list = field(default_factory=list)        # nothing wrong, but worth knowing
     def __str__(self):
         widths = ', '.join(f'{k} {w}' for k, w in self.widths.items())
-        return '\n'.join([f"{self.name} {self.stage}: {self.entries} entries, {self.rows} captions; {self.opened} opened: {self.regions[0]}–{self.regions[1]} regions, {widths} wide", *self.warnings])
-
-def _evenly_spaced(entries, sample):
-    "`sample` entries, spread over the list, or all."
-    n = len(entries)
-    if sample == 'all' or sample >= n: return entries
-    return [entries[i*(n-1)//max(sample-1, 1)] for i in range(sample)]
+        return '\n'.join([f"{self.name} {self.stage}: {self.entries} entries, {self.rows} captions; {self.opened} "
+                          f"opened: {self.regions[0]}–{self.regions[1]} regions, {widths} wide", *self.warnings])
 
 def _make_report(cfg, name, stage, entries, items, warnings):
     feats = [i[kfg.ATT_FEATS] for i in items if isinstance(i.get(kfg.ATT_FEATS), torch.Tensor)]
-    widths = {k: v.shape[-1] for i in items[:1] for k, v in i.items() if isinstance(v, torch.Tensor) and v.is_floating_point() and v.dim()}
+    arrays = {k: v for i in items[:1] for k, v in i.items() if isinstance(v, torch.Tensor)}
+    widths = {k: v.shape[-1] for k, v in arrays.items() if v.is_floating_point() and v.dim()}
     regions = (min(map(len, feats)), max(map(len, feats))) if feats else (0, 0)
-    return DatasetReport(name, stage, len(entries), sum(len(e['tokens_ids']) for e in entries if 'tokens_ids' in e), len(items), regions, widths, warnings)
+    return DatasetReport(name, stage, len(entries), sum(len(e['tokens_ids']) for e in entries if 'tokens_ids' in e),
+                         len(items), regions, widths, warnings)
 
 # %% ../../nbs/06_datasets/70_check.ipynb #bbbc159d
 def check_dataset(
@@ -176,7 +184,7 @@ def check_dataset(
     stage='train',# 'train', 'val' or 'test'
     sample=3,     # how many feature files to open, or 'all'
 ):                # DatasetReport, or None when the stage names no data set
-    "Look at everything a stage will use; DatasetError for what will not work."
+    "Check everything a stage will use; DatasetError for what will not work."
     name = cfg.DATASETS[stage.upper()]
     mapper = build_dataset_mapper(cfg, name, stage)
     if mapper is None: return None
@@ -185,12 +193,21 @@ def check_dataset(
     problems, warnings = vocabulary_problems(cfg.INFERENCE.VOCAB, cfg.MODEL.VOCAB_SIZE)
     missing = missing_features(mapper, entries)
     problems += missing + token_problems(entries, cfg.MODEL.VOCAB_SIZE)
-    if stage != 'train' and cfg.INFERENCE.NAME == 'COCOEvaler': problems += reference_problems(cfg.INFERENCE[f'{stage.upper()}_ANNFILE'], entries)
-    import_optional = cfg.DATALOADER.TRAIN_BATCH_SIZE*comm.get_world_size()
-    if stage == 'train' and len(entries) < import_optional: problems.append(f"{len(entries)} entries do not fill one batch of {import_optional} (DATALOADER.TRAIN_BATCH_SIZE times processes)")
-    read_problems, items = open_problems(mapper, _evenly_spaced(entries, sample), expected_widths(cfg)) if not missing else ([], [])
-    if problems + read_problems: raise DatasetError(f'{name} {stage}', problems + read_problems)
+    if stage != 'train' and cfg.INFERENCE.NAME == 'COCOEvaler':
+        problems += reference_problems(cfg.INFERENCE[f'{stage.upper()}_ANNFILE'], entries)
+    if stage == 'train': problems += _batch_problems(cfg, len(entries))
+    items, some = [], entries if sample == 'all' else evenly_spaced(entries, sample)
+    if not missing:
+        read_problems, items = open_problems(mapper, some, expected_widths(cfg))
+        problems += read_problems
+    if problems: raise DatasetError(f'{name} {stage}', problems)
     return _make_report(cfg, name, stage, entries, items, warnings)
+
+def _batch_problems(cfg, n):
+    "Do n entries fill a batch?"
+    size = cfg.DATALOADER.TRAIN_BATCH_SIZE*comm.get_world_size()
+    if n >= size: return []
+    return [f"{n} entries do not fill one batch of {size} (DATALOADER.TRAIN_BATCH_SIZE times processes)"]
 
 def check_datasets(
     cfg,      # whole config

@@ -13,9 +13,12 @@ from ..functional import flat_list_of_lists, pad_tensor
 
 # %% ../../nbs/06_datasets/20_collate.ipynb #11440181
 PADDING = {   # key: (value, key of the mask or None), in the order in which masks are written
-    kfg.ATT_FEATS: (0, kfg.ATT_MASKS), kfg.ATT_FEATS_WO_MASK: (0, None), kfg.RELATION: (0, None), kfg.ATTRIBUTE: (0, None), kfg.GLOBAL_FEATS: (0, None),
-    kfg.U_TOKENS_IDS: (0, kfg.TOKENS_MASKS), kfg.U_TOKENS_IDS_WO_MASK: (0, None), kfg.G_TOKENS_IDS: (0, kfg.TOKENS_MASKS),
-    kfg.U_TARGET_IDS: (-1, None), kfg.G_TARGET_IDS: (-1, None), kfg.ATT_FEATS_LOC: (0, None), kfg.U_TOKENS_TYPE: (0, None), kfg.G_TOKENS_TYPE: (1, None),
+    kfg.ATT_FEATS: (0, kfg.ATT_MASKS), kfg.ATT_FEATS_WO_MASK: (0, None), kfg.RELATION: (0, None),
+    kfg.ATTRIBUTE: (0, None), kfg.GLOBAL_FEATS: (0, None),
+    kfg.U_TOKENS_IDS: (0, kfg.TOKENS_MASKS), kfg.U_TOKENS_IDS_WO_MASK: (0, None),
+    kfg.G_TOKENS_IDS: (0, kfg.TOKENS_MASKS),
+    kfg.U_TARGET_IDS: (-1, None), kfg.G_TARGET_IDS: (-1, None), kfg.ATT_FEATS_LOC: (0, None),
+    kfg.U_TOKENS_TYPE: (0, None), kfg.G_TOKENS_TYPE: (1, None),
     kfg.V_TARGET: (0, None), kfg.V_TARGET_LABELS: (-1, None), kfg.ITM_NEG_LABEL: (0, None),
     kfg.SEMANTICS_IDS: (0, kfg.SEMANTICS_MASK), kfg.SEMANTICS_LABELS: (-1, None), kfg.SEMANTICS_MISS_LABELS: (-1, None)}
 _NO_TENSORS = (kfg.IDS, kfg.SEQ_PER_SAMPLE, kfg.SAMPLE_PER_SAMPLE)
@@ -31,7 +34,9 @@ def _pad(key, values, ids):
     rows = _tensors(values)
     if rows[0].dim() == 0: return {key: torch.stack(rows)}
     inner = {tuple(r.shape[1:]) for r in rows}
-    if len(inner) > 1: raise ValueError(f"{key}: items of one batch have different widths {sorted(inner)} (ids {ids[:4]} …); only the first size may differ")
+    if len(inner) > 1:
+        raise ValueError(f"{key}: items of one batch have different widths {sorted(inner)} (ids {ids[:4]} …); only "
+                         f"the first size may differ")
     if mask is None: return {key: pad_tensor(rows, value, False)}
     padded, m = pad_tensor(rows, value, True)
     return {key: padded, mask: m}
@@ -48,7 +53,9 @@ def collate(
     if int(first.get(kfg.SAMPLE_PER_SAMPLE, 1)) > 1: batch[kfg.SAMPLE_PER_SAMPLE] = int(first[kfg.SAMPLE_PER_SAMPLE])
     for key in (*(k for k in PADDING if k in first), *(k for k in first if k not in PADDING and k not in _NO_TENSORS)):
         values = [i[key] for i in items if key in i]
-        if len(values) != len(items): raise KeyError(f"{key}: id {ids[0]} has it, id {next(i.get(kfg.IDS) for i in items if key not in i)} of the same batch does not")
+        if len(values) != len(items):
+            raise KeyError(f"{key}: id {ids[0]} has it, id {next(i.get(kfg.IDS) for i in items if key not in i)} "
+                           f"of the same batch does not")
         if _is_array(values[0]): batch.update(_pad(key, values, ids))
         else: batch[key] = values
     return batch

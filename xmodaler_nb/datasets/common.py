@@ -100,7 +100,8 @@ class MapDataset:
             if len(failed) == 3: logger.warning("entries %s gave no item; drawing others", failed)
             if len(set(failed)) == len(self): break
             index = (rng or random).randrange(len(self))
-        raise ValueError(f"the mapper {getattr(self._map_func, '__name__', type(self._map_func).__name__)} returned None for every entry tried ({len(set(failed))} of {len(self)}, first {failed[0]})")
+        raise ValueError(f"the mapper {getattr(self._map_func, '__name__', type(self._map_func).__name__)} "
+                         f"returned None for every entry tried ({len(set(failed))} of {len(self)}, first {failed[0]})")
 
     def _map(self, entry, rng):
         if rng is None: return self._map_func(entry)

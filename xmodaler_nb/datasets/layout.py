@@ -162,7 +162,8 @@ def folder_paths(
     f = Path(folder)
     paths = dict(vocabulary=f/'vocabulary.txt', features=f/'features', report=f/'report.json')
     paths |= dict(references=f/f'{prefix}_train_gts.pkl', ngrams=f/f'{prefix}_train_cider.pkl')
-    for s in SPLITS: paths |= {f'annotations_{s}': f/f'{prefix}_caption_anno_{s}.pkl', f'captions_{s}': f/f'captions_{s}.json'}
+    for s in SPLITS:
+        paths |= {f'annotations_{s}': f/f'{prefix}_caption_anno_{s}.pkl', f'captions_{s}': f/f'captions_{s}.json'}
     return paths
 
 def write_annotations(
@@ -184,12 +185,13 @@ class Folder:
     "A written data set: where its files are, what is in them, and the config entries that point a model at it."
     def __init__(self,
         folder,           # of a data set
-        report=None,      # dict with prefix, vocab_size, width, rows, max_len, counts, features; None: of its report.json
+        report=None,      # prefix, vocab_size, width, rows, max_len, counts, features; None: its report.json
         more:dict=None,   # further config entries, dotted key → value
     ):
         self.folder, self.more = Path(folder), dict(more or {})
         path = self.folder/'report.json'
-        if report is None and not path.is_file(): raise FileNotFoundError(f"{self.folder}: no report.json; write the folder anew")
+        if report is None and not path.is_file():
+            raise FileNotFoundError(f"{self.folder}: no report.json; write the folder anew")
         self.report = json.loads(path.read_text(encoding='utf-8')) if report is None else dict(report)
         self.paths = folder_paths(self.folder, self.report['prefix'])
         self.paths['features'] = self.folder/(self.report.get('features') or 'features')
@@ -199,8 +201,10 @@ class Folder:
         "Config entries; what the report does not hold is left to the config."
         p, r = self.paths, self.report
         out = {'DATALOADER.ANNO_FOLDER': self.folder, 'DATALOADER.FEATS_FOLDER': p['features'],
-               'DATALOADER.MAX_FEAT_NUM': r.get('rows'), 'INFERENCE.VOCAB': p['vocabulary'], 'MODEL.VOCAB_SIZE': r.get('vocab_size'),
-               'MODEL.MAX_SEQ_LEN': r['max_len'] + 1 if 'max_len' in r else None, 'MODEL.VISUAL_EMBED.IN_DIM': r.get('width'),
+               'DATALOADER.MAX_FEAT_NUM': r.get('rows'), 'INFERENCE.VOCAB': p['vocabulary'],
+               'MODEL.VOCAB_SIZE': r.get('vocab_size'),
+               'MODEL.MAX_SEQ_LEN': r['max_len'] + 1 if 'max_len' in r else None,
+               'MODEL.VISUAL_EMBED.IN_DIM': r.get('width'),
                'SCORER.GT_PATH': p['references'], 'SCORER.CIDER_CACHED': p['ngrams']}
         scored = [s for s in ('val', 'test') if r['counts'].get(s)]
         out |= {f'INFERENCE.{s.upper()}_ANNFILE': p[f'captions_{s}'] for s in scored}
@@ -211,9 +215,16 @@ class Folder:
         "The entries as a list, for `load_cfg_file` and `cfg.merge_from_list`."
         return [x for pair in self.entries.items() for x in pair]
 
-    def __repr__(self): return f"{type(self).__name__}({self.folder.name}: {self.report['counts']}, {self.report['vocab_size'] - 1} words)"
+    def __repr__(self):
+        r = self.report
+        return f"{type(self).__name__}({self.folder.name}: {r['counts']}, {r['vocab_size'] - 1} words)"
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #88b0c9ee
+def _write_tiny_features(folder, id, feats, key):
+    feats = feats.astype(np.float32)
+    if key == 'video_id': write_frames(folder, id, feats)
+    else: write_features(folder, id, features=feats, g_feature=feats.mean(0, keepdims=True))
+
 def write_tiny(
     out,                      # folder
     n:int=6,                  # images, the first half for training, then validation and test
@@ -229,16 +240,13 @@ def write_tiny(
     write_vocabulary(out/'vocabulary.txt', words)
     def sentence(): return rng.integers(1, len(words) + 1, rng.integers(2, max_len + 2)).tolist()
     sentences = {i: [sentence() for _ in range(captions)] for i in ids}
-    for k, i in enumerate(ids):
-        feats = rng.normal(size=(2 + k % 3, dim)).astype(np.float32)
-        if key == 'video_id': write_frames(out/'features', i, feats)
-        else: write_features(out/'features', i, features=feats, g_feature=feats.mean(0, keepdims=True))
+    for k, i in enumerate(ids): _write_tiny_features(out/'features', i, rng.normal(size=(2 + k % 3, dim)), key)
     split = dict(train=ids[:n//2], val=ids[n//2:n - n//4], test=ids[n - n//4:])
     for stage, names in split.items():
-        rows = [annotation(i, sentences[i] if stage == 'train' else None, max_len, key) for i in names]
-        write_annotations(out, stage, rows, prefix)
+        rows = {i: sentences[i] if stage == 'train' else None for i in names}
+        write_annotations(out, stage, [annotation(i, r, max_len, key) for i, r in rows.items()], prefix)
         texts = {i: [' '.join(words[w-1] for w in c) for c in sentences[i]] for i in names}
         if stage != 'train': write_coco(out/f'captions_{stage}.json', texts)
-    write_json(out/'report.json', dict(prefix=prefix, counts={s: len(v) for s, v in split.items()}, vocab_size=len(words) + 1,
-                                       width=dim, rows=4, max_len=max_len))
+    report = dict(prefix=prefix, counts={s: len(v) for s, v in split.items()}, vocab_size=len(words) + 1)
+    write_json(out/'report.json', dict(report, width=dim, rows=4, max_len=max_len))
     return out

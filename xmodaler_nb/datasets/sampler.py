@@ -82,7 +82,8 @@ class ShardSampler(Sampler):
         rank=None,       # this process; None: as torch.distributed says
         world_size=None, # number of processes; None: as torch.distributed says
     ):
-        self.share = range(comm.get_rank() if rank is None else rank, n, comm.get_world_size() if world_size is None else world_size)
+        self.share = range(comm.get_rank() if rank is None else rank, n,
+                           comm.get_world_size() if world_size is None else world_size)
 
     def __len__(self): return len(self.share)
     def __iter__(self): return (ItemKey(i) for i in self.share)
@@ -128,7 +129,8 @@ class TrainingLoader(DataLoader):
 @patch
 def state_dict(self:TrainingLoader) -> dict: # seed, epoch, batches done in it, and entries per step over all processes
     "Where the training stands."
-    return {'seed': self.sampler.seed, 'epoch': self.position[0], 'batch': self.position[1], 'global_batch_size': self.batch_size*self.sampler.world_size}
+    return {'seed': self.sampler.seed, 'epoch': self.position[0], 'batch': self.position[1],
+            'global_batch_size': self.batch_size*self.sampler.world_size}
 
 @patch
 def load_state_dict(self:TrainingLoader,

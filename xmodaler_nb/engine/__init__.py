@@ -14,14 +14,16 @@ __all__ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiL
 from .launch import launch
 from .build import ENGINE_REGISTRY, build_engine
 from .methods import EndlessLoader, MultiLoader, TeacherForcing, TrainingMethod
-from .learner import CaptionLearner, Loaders
+from .learner_parts import Loaders
+from .learner import CaptionLearner
 from .train_loop import HookBase, TrainerBase
 from .hooks import (AutogradProfiler, CallbackHook, EvalHook, IterationTimer, LRScheduler,
     ModelWeightsManipulating, PeriodicCheckpoint, PeriodicCheckpointer, PeriodicWriter, PreciseBN, ScheduledSampling)
 from .watch import EarlyStopping, KeepBest, ProgressBar
 from .ema import ModelEma
 from .amp import AMP
-from .defaults import DefaultTrainer, default_argument_parser, default_setup, default_writers
+from .setup import default_argument_parser, default_setup, default_writers
+from .defaults import DefaultTrainer
 from .self_critical import SelfCritical
 from .rl_trainer import RLTrainer
 from .rl_mean_trainer import RLMeanTrainer

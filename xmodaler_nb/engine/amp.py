@@ -21,14 +21,16 @@ class AMP(Callback):
         mode:str='bf16',  # 'bf16', 'fp16', or '' for none
         **kwargs          # for `torch.amp.GradScaler` (fp16 only): init_scale, growth_interval, …
     ):
-        if mode and mode not in DTYPES: raise ValueError(f"mixed precision mode is {mode!r}; known are {', '.join(map(repr, DTYPES))} and ''")
+        if mode and mode not in DTYPES:
+            raise ValueError(f"mixed precision mode is {mode!r}; known are {', '.join(map(repr, DTYPES))} and ''")
         self.mode, self.kwargs, self.grad_scaler, self._state = mode, kwargs, None, None
 
     def before_fit(self):
         "Prepare autocast and scaler for the model's device."
         if not self.mode: return
         device = next(self.model.parameters()).device.type
-        if self.mode=='bf16' and device=='cuda' and not torch.cuda.is_bf16_supported(): raise ValueError("this GPU has no bfloat16; use mode 'fp16'")
+        if self.mode == 'bf16' and device == 'cuda' and not torch.cuda.is_bf16_supported():
+            raise ValueError("this GPU has no bfloat16; use mode 'fp16'")
         self.learn.autocast = partial(torch.autocast, device, dtype=DTYPES[self.mode])
         if self.mode == 'fp16' and self.grad_scaler is None:
             self.grad_scaler = torch.amp.GradScaler(device, **self.kwargs)

@@ -16,7 +16,7 @@ from ..utils.env import get_rng_state, set_rng_state
 def tensors_in(
     x,   # tensor, dict, list, tuple, anything
 ):       # every floating point tensor inside
-    "All floating point tensors of a nested thing."
+    "All floating point tensors of a nested object."
     if isinstance(x, Tensor): return [x] if x.is_floating_point() else []
     if isinstance(x, dict): return [t for v in x.values() for t in tensors_in(v)]
     if isinstance(x, (list, tuple)): return [t for v in x for t in tensors_in(v)]
@@ -37,7 +37,8 @@ def find_bad_module(
     culprit, handles = [], []
     def watch(name):
         def hook(module, args, kwargs, out):
-            if not culprit and is_bad(out) and not is_bad(args) and not is_bad(kwargs): culprit.append(f'{name} ({type(module).__name__})')
+            if culprit or not is_bad(out) or is_bad(args) or is_bad(kwargs): return
+            culprit.append(f'{name} ({type(module).__name__})')
         return hook
     for name, m in model.named_modules():
         if name: handles.append(m.register_forward_hook(watch(name), with_kwargs=True))
@@ -57,11 +58,9 @@ def bad_fields(
 def nan_source(
     learn,   # has `model`, `batch` and `xb`
 ) -> str:    # a sentence
-    "Say where a loss that is not finite comes from."
+    "A sentence about where a loss that is not finite comes from."
     fields = bad_fields(learn.batch)
-    if fields:
-        ids = list(learn.batch.get(kfg.IDS, []))[:8] if isinstance(learn.batch, dict) else []
-        return f"The batch itself has NaN or infinity in {', '.join(fields)}" + (f" (ids {', '.join(map(str, ids))} …)." if ids else '.')
+    if fields: return f"The batch itself has NaN or infinity in {', '.join(fields)}{_id_text(learn.batch)}."
     model = unwrap_model(learn.model)
     weights = [n for n, p in model.named_parameters() if is_bad(p)]
     if weights: return f"The weights were bad before this batch, first {weights[0]} ({len(weights)} in all)."
@@ -69,4 +68,10 @@ def nan_source(
     try: name = find_bad_module(model, *learn.xb)
     except Exception as e: return f"(the module could not be found: {type(e).__name__})"
     finally: set_rng_state(rng)
-    return f"The first module whose output is not finite is {name}." if name else "No module's output is bad, so look at the loss itself."
+    if name: return f"The first module whose output is not finite is {name}."
+    return "No module's output is bad: check the loss itself."
+
+def _id_text(batch):
+    "The first ids of a batch, in brackets."
+    ids = list(batch.get(kfg.IDS, []))[:8] if isinstance(batch, dict) else []
+    return f" (ids {', '.join(map(str, ids))} …)" if ids else ''

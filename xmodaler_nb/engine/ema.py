@@ -16,12 +16,13 @@ def copy_model(
     model:nn.Module,  # anything, old-style weight norm included
 ) -> nn.Module:       # an independent copy
     "`deepcopy` for models that keep computed tensors as attributes: those are detached while the copy is made."
-    held = [(m, k, v) for m in model.modules() for k, v in vars(m).items() if isinstance(v, torch.Tensor) and not v.is_leaf]
+    tensors = [(m, k, v) for m in model.modules() for k, v in vars(m).items() if isinstance(v, torch.Tensor)]
+    computed = [(m, k, v) for m, k, v in tensors if not v.is_leaf]
     try:
-        for m, k, v in held: m.__dict__[k] = v.detach()
+        for m, k, v in computed: m.__dict__[k] = v.detach()
         return copy.deepcopy(model)
     finally:
-        for m, k, v in held: m.__dict__[k] = v
+        for m, k, v in computed: m.__dict__[k] = v
 
 # %% ../../nbs/14_engine/40_ema.ipynb #b05216b9
 class ModelEma(nn.Module):
@@ -40,13 +41,17 @@ class ModelEma(nn.Module):
     @torch.no_grad()
     def _update(self, model, decay):
         average, current = self.module.state_dict(), unwrap_model(model).state_dict()
-        if set(average) != set(current): raise ValueError(f"the model's entries changed since the average was made: {sorted(set(average)^set(current))[:5]}")
-        avg, new, seen = [], [], set()
+        changed = sorted(set(average) ^ set(current))
+        if changed: raise ValueError(f"the model's entries changed since the average was made: {changed[:5]}")
+        pairs = {}                                               # by memory: shared weights once
         for k, v in average.items():
             m = current[k].to(v.device)
             if not v.is_floating_point(): v.copy_(m)             # counters
-            elif (p := v.data_ptr()) not in seen: seen.add(p); avg.append(v); new.append(m)    # shared weights once
-        if avg: torch._foreach_mul_(avg, decay); torch._foreach_add_(avg, new, alpha=1-decay)
+            else: pairs.setdefault(v.data_ptr(), (v, m))
+        if not pairs: return
+        avg, new = map(list, zip(*pairs.values()))
+        torch._foreach_mul_(avg, decay)
+        torch._foreach_add_(avg, new, alpha=1-decay)
 
     def update(self,
         model:nn.Module,  # after its optimizer step

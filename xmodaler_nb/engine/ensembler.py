@@ -35,4 +35,5 @@ class Ensembler(DefaultTrainer):
 
     def train(self, *args):
         "Refuse."
-        raise TypeError("an ensemble is evaluated, not trained: use --eval-only, or ENGINE.NAME DefaultTrainer for one member")
+        raise TypeError("an ensemble is evaluated, not trained: use --eval-only,"
+                        " or ENGINE.NAME DefaultTrainer for one member")

@@ -19,7 +19,7 @@ from ..utils import comm
 DEFAULT_TIMEOUT = datetime.timedelta(minutes=30)
 
 def free_port() -> int:
-    "A port that nobody listens on."
+    "A port that is not in use."
     with socket.socket() as s:
         s.bind(('', 0))
         return s.getsockname()[1]
@@ -28,7 +28,8 @@ def backend_for(
     n:int,  # processes on this machine
 ) -> str:
     "'nccl' if every process gets a GPU of its own, else 'gloo'."
-    return 'nccl' if torch.cuda.is_available() and torch.cuda.device_count() >= n and dist.is_nccl_available() else 'gloo'
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return 'nccl' if gpus >= max(n, 1) and dist.is_nccl_available() else 'gloo'
 
 def _join(world, rank, local, n_local, init, timeout):
     "Enter the process group; each process gets its own GPU where there is one."
@@ -50,27 +51,35 @@ def launch(
     num_gpus_per_machine:int,       # processes on this machine
     num_machines:int=1,             # machines
     machine_rank:int=0,             # number of this machine
-    dist_url:str=None,              # 'tcp://host:port' of the first process; None or 'auto' picks a free port (one machine)
+    dist_url:str=None,              # 'tcp://host:port' of the first process; None or 'auto': a free port (one machine)
     args:tuple=(),                  # arguments of `main_func`
     timeout=DEFAULT_TIMEOUT,        # how long a process waits for the others
 ):
     "Start one process per device and run a function in each."
-    if 'TORCHELASTIC_RUN_ID' in os.environ and int(os.environ.get('WORLD_SIZE', 1)) > 1: return _under_torchrun(main_func, args, timeout)
+    under_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ and int(os.environ.get('WORLD_SIZE', 1)) > 1
+    if under_torchrun: return _under_torchrun(main_func, args, timeout)
     world = num_machines*num_gpus_per_machine
     if world <= 1: return main_func(*args)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else None
+    if gpus is not None and gpus < num_gpus_per_machine:
+        raise ValueError(f"{num_gpus_per_machine} processes were requested, this machine has {gpus} GPUs")
+    url = _meeting_point(dist_url, num_machines)
+    worker_args = main_func, world, num_gpus_per_machine, machine_rank, url, args, timeout
+    mp.start_processes(_worker, nprocs=num_gpus_per_machine, start_method='spawn', args=worker_args)
+
+def _meeting_point(dist_url, num_machines):
+    "The URL where the processes meet."
     if dist_url in (None, 'auto'):
-        if num_machines > 1: raise ValueError("dist_url 'auto' works on one machine only; give tcp://HOST:PORT of the first machine")
-        dist_url = f'tcp://127.0.0.1:{free_port()}'
-    if num_machines > 1 and dist_url.startswith('file://'): logging.getLogger(__name__).warning("file:// is not reliable between machines; prefer tcp://")
-    if torch.cuda.is_available() and torch.cuda.device_count() < num_gpus_per_machine:
-        raise ValueError(f"{num_gpus_per_machine} processes were asked for, this machine has {torch.cuda.device_count()} GPUs")
-    mp.start_processes(_worker, nprocs=num_gpus_per_machine, start_method='spawn',
-                       args=(main_func, world, num_gpus_per_machine, machine_rank, dist_url, args, timeout))
+        if num_machines == 1: return f'tcp://127.0.0.1:{free_port()}'
+        raise ValueError("dist_url 'auto' works on one machine only; give tcp://HOST:PORT of the first machine")
+    if num_machines > 1 and dist_url.startswith('file://'):
+        logging.getLogger(__name__).warning("file:// is not reliable between machines; prefer tcp://")
+    return dist_url
 
 def _under_torchrun(main_func, args, timeout):
     "torchrun has started us: join its group."
-    env = os.environ
-    if not dist.is_initialized(): _join(int(env['WORLD_SIZE']), int(env['RANK']), int(env['LOCAL_RANK']), int(env['LOCAL_WORLD_SIZE']), 'env://', timeout)
+    numbers = [int(os.environ[name]) for name in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')]
+    if not dist.is_initialized(): _join(*numbers, 'env://', timeout)
     main_func(*args)
     comm.synchronize()
     comm.leave_process_group()
@@ -89,5 +98,6 @@ class GlobalTokens(Callback):
     order, run_valid = 5, False
     def before_backward(self):
         n = torch.tensor([float(count_targets(self.learn.batch))], device=self.learn.loss_grad.device)
-        total = n.clone(); dist.all_reduce(total)
+        total = n.clone()
+        dist.all_reduce(total)
         self.learn.loss_grad = self.learn.loss_grad*(n*comm.get_world_size()/total.clamp(min=1))[0]

@@ -56,7 +56,10 @@ class RLBeamTrainer(RLTrainer):
     def __init__(self,
         cfg,   # config tree; `DECODE_STRATEGY.BEAM_SIZE` must be 2 or more
     ):
-        if cfg.DECODE_STRATEGY.BEAM_SIZE < 2: raise ValueError(f"DECODE_STRATEGY.BEAM_SIZE is {cfg.DECODE_STRATEGY.BEAM_SIZE}, but RLBeamTrainer compares the beams of a picture: it needs 2 or more")
+        k = cfg.DECODE_STRATEGY.BEAM_SIZE
+        if k < 2:
+            raise ValueError(f"DECODE_STRATEGY.BEAM_SIZE is {k}, but RLBeamTrainer compares the beams of a picture:"
+                             " it needs 2 or more")
         super().__init__(cfg)
 
     @classmethod

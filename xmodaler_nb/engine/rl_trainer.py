@@ -7,9 +7,10 @@ __all__ = ['RLTrainer']
 
 # %% ../../nbs/14_engine/63_rl_trainer.ipynb #18483f8d
 from fastcore.basics import patch
+from .. import losses, scorer
 from .build import ENGINE_REGISTRY
 from .defaults import DefaultTrainer, gather_numbers
-from .learner import device_of
+from .learner_parts import device_of
 from .self_critical import SelfCritical
 from ..utils import comm
 
@@ -27,33 +28,37 @@ class RLTrainer(DefaultTrainer):
 @patch(cls_method=True)
 def build_scorer(cls:RLTrainer, cfg):
     "Scorer from config."
-    from xmodaler_nb.scorer import build_scorer
-    return build_scorer(cfg)
+    return scorer.build_scorer(cfg)
 
 @patch(cls_method=True)
 def build_losses(cls:RLTrainer, cfg) -> list:
     "The reward's loss, and those of the configured ones that need no true words."
-    from xmodaler_nb.losses import build_rl_losses
-    return build_rl_losses(cfg)
+    return losses.build_rl_losses(cfg)
 
 @patch
 def build_method(self:RLTrainer, cfg):
     "How a batch becomes losses; without a training set no reward is needed, and its files stay closed."
     if self.main_loader is None: return DefaultTrainer.build_method(self, cfg)
-    d, mode = cfg.DECODE_STRATEGY, cfg.RL.SAMPLE_MODE
-    if d.TOP_K > 0 or d.TOP_P < 1: raise ValueError(f"DECODE_STRATEGY.TOP_K is {d.TOP_K} and TOP_P {d.TOP_P}, but {type(self).__name__} learns from draws of the whole distribution: leave them at 0 and 1")
-    if d.TEMPERATURE != 1 and mode == 'upstream':
-        raise ValueError(f"DECODE_STRATEGY.TEMPERATURE is {d.TEMPERATURE} and RL.SAMPLE_MODE 'upstream', where the gradient would be that of another distribution than the one drawn from: set RL.SAMPLE_MODE to 'eval'")
     self.scorer = self.build_scorer(cfg)
+    d, mode = cfg.DECODE_STRATEGY, cfg.RL.SAMPLE_MODE
+    if d.TOP_K > 0 or d.TOP_P < 1:
+        name = type(self).__name__
+        raise ValueError(f"DECODE_STRATEGY.TOP_K is {d.TOP_K} and TOP_P {d.TOP_P}, but {name} learns from"
+                         " samples of the whole distribution: leave them at 0 and 1")
+    if d.TEMPERATURE != 1 and mode == 'upstream':
+        raise ValueError(f"DECODE_STRATEGY.TEMPERATURE is {d.TEMPERATURE} and RL.SAMPLE_MODE 'upstream', where the"
+                         " gradient is that of another distribution than the one sampled from: set RL.SAMPLE_MODE to"
+                         " 'eval'")
     return self.method_class(self.scorer, cfg.RL.SAMPLE_MODE, cfg.RL.CHECK, cfg.RL.MIN_REWARD)
 
 # %% ../../nbs/14_engine/63_rl_trainer.ipynb #d2366e03
 @patch
-def run_step(self:RLTrainer):
-    "One training step, and its numbers into the storage."
-    DefaultTrainer.run_step(self)
-    stats = self.method.stats
+def record_step(self:RLTrainer):
+    "The numbers of a step into the storage."
+    DefaultTrainer.record_step(self)
+    stats, rewards = self.method.stats, getattr(self.scorer, 'types', ())
     rows = gather_numbers(list(stats.values()), device_of(self.model))
     if not comm.is_main_process(): return
     for i, name in enumerate(stats):
-        self.storage.put_scalar(name if name in getattr(self.scorer, 'types', ()) else f'rl/{name}', sum(r[i] for r in rows)/len(rows))
+        mean = sum(r[i] for r in rows)/len(rows)
+        self.storage.put_scalar(name if name in rewards else f'rl/{name}', mean)

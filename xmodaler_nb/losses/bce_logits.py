@@ -38,6 +38,6 @@ class BCEWithLogits(nn.Module):
     ) -> dict:        # {name: scalar}
         "Surprise per question."
         targets = outputs_dict[kfg.U_TARGET_IDS]
-        return {f'BCEWithLogits Loss({kind})': F.binary_cross_entropy_with_logits(outputs_dict[key],
-            targets) * targets.shape[1]
+        loss = lambda logits: F.binary_cross_entropy_with_logits(logits, targets)*targets.shape[1]
+        return {f'BCEWithLogits Loss({kind})': loss(outputs_dict[key])
                 for kind, key in (('G', kfg.G_LOGITS), ('U', kfg.U_LOGITS)) if key in outputs_dict}

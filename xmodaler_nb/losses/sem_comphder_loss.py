@@ -45,7 +45,8 @@ class SemComphderLoss(nn.Module):
     ):
         super().__init__()
         self.filter_weight, self.reconstruct_weight, self.slot_size = filter_weight, reconstruct_weight, slot_size
-        weight = torch.ones(num_classes+1); weight[-1] = BACKGROUND_WEIGHT
+        weight = torch.ones(num_classes+1)
+        weight[-1] = BACKGROUND_WEIGHT
         self.register_buffer('class_weight', weight, persistent=False)
 
     @classmethod
@@ -64,13 +65,12 @@ class SemComphderLoss(nn.Module):
         "The keys belong to COSNetEncoder."
 
     def forward(self,
-        outputs_dict, # with SEMANTICS_PRED, SEMANTICS_LABELS (class, C = background, -1 = padding), SEMANTICS_MISS_LABELS
+        outputs_dict, # SEMANTICS_PRED, SEMANTICS_LABELS (C = background, -1 = padding), SEMANTICS_MISS_LABELS
     ) -> dict:        # {'filter_loss': scalar, 'reconstruct_loss': scalar}
         "Both losses, weighted."
         pred, s = outputs_dict[kfg.SEMANTICS_PRED], self.slot_size
         filtered = F.cross_entropy(pred[:,s:].flatten(0, 1), outputs_dict[kfg.SEMANTICS_LABELS].flatten(),
                                    weight=self.class_weight.to(pred), ignore_index=-1)
-        missing = pred[:,:s].sigmoid().amax(1)      # (b, C+1): a word is named when any slot names it
-        return {'filter_loss': self.filter_weight*filtered,
-                'reconstruct_loss': self.reconstruct_weight*asymmetric_loss(missing,
-                    outputs_dict[kfg.SEMANTICS_MISS_LABELS])}
+        named = pred[:,:s].sigmoid().amax(1)        # (b, C+1): a word is named when any slot names it
+        missing = asymmetric_loss(named, outputs_dict[kfg.SEMANTICS_MISS_LABELS])
+        return {'filter_loss': self.filter_weight*filtered, 'reconstruct_loss': self.reconstruct_weight*missing}

@@ -45,16 +45,16 @@ class Triplet(nn.Module):
         "This loss owns no keys."
 
     def forward(self,
-        outputs_dict, # with U_LOGITS (b·S, 1) raw scores, groups of S with the right pair first, and SAMPLE_PER_SAMPLE = S
+        outputs_dict, # U_LOGITS (b·S, 1) raw scores, groups of S with the right pair first; SAMPLE_PER_SAMPLE = S
     ) -> dict:        # {'Triplet Loss': scalar}
-        "What is short of the margin."
+        "By how much the margin is violated."
         z = outputs_dict[kfg.U_LOGITS].reshape(-1, int(outputs_dict[kfg.SAMPLE_PER_SAMPLE]))   # (b, S)
         return {'Triplet Loss': mean_of_positive(self.margin - z[:,:1] + z[:,1:])}
 
 # %% ../../nbs/08_losses/13_triplet.ipynb #ad95472b
 def same_image(
     ids,     # b image ids (text or numbers)
-    device,  # where the answer lives
+    device,  # of the result
 ) -> Tensor: # (b, b) bool, True on the diagonal and wherever two rows show one image
     "Which pairs are no negatives."
     number = {}

@@ -11,7 +11,8 @@ import re
 import shutil
 from pathlib import Path
 import numpy as np
-from ..datasets.layout import (SPLITS, Folder, annotation, encode_words, folder_paths, write_annotations, write_coco, write_features,
+from ..datasets.layout import (SPLITS, Folder, annotation, encode_words, folder_paths, write_annotations,
+                                         write_coco, write_features,
                                          write_json, write_pickle, write_vocabulary)
 from ..functional import read_lines, read_np
 
@@ -30,7 +31,8 @@ def join_global(
 ) -> np.ndarray:      # (m+1, d+g), (m, d+g) or (m, d)
     "Bring grid and global feature into one array."
     if how == 'mapping': return cells
-    if how == 'concat': return np.concatenate([cells, np.broadcast_to(global_feature, (len(cells), len(global_feature)))], 1)
+    if how == 'concat':
+        return np.concatenate([cells, np.broadcast_to(global_feature, (len(cells), len(global_feature)))], 1)
     if how != 'row': raise ValueError(f"how is {how!r}, but must be 'row', 'concat' or 'mapping'")
     out = np.zeros((len(cells) + 1, cells.shape[1] + len(global_feature)), dtype=cells.dtype)
     out[0,cells.shape[1]:] = global_feature
@@ -45,7 +47,8 @@ def _read_arrays(path):
     if missing: raise ValueError(f"{path}: has no array '{missing[0]}' (it has: {', '.join(sorted(arrays))})")
     ids, cells, global_features = [str(i) for i in arrays['image_id']], arrays['features'], arrays['global_feat']
     if not len(ids) == len(cells) == len(global_features):
-        raise ValueError(f"{path}: {len(ids)} ids, {len(cells)} features and {len(global_features)} global features; there must be as many of each")
+        raise ValueError(f"{path}: {len(ids)} ids, {len(cells)} features and {len(global_features)} global "
+                         f"features; there must be as many of each")
     return ids, cells, global_features
 
 def read_split(
@@ -57,7 +60,8 @@ def read_split(
     ids, cells, global_features = _read_arrays(path)
     captions = {str(r['image_id']): r['captions'] for r in map(json.loads, filter(None, read_lines(lines)))}
     if set(captions) != set(ids):
-        raise ValueError(f"{lines}: image_id {sorted(set(captions) ^ set(ids))[0]} stands in only one of this file and {path.name}")
+        raise ValueError(f"{lines}: image_id {sorted(set(captions) ^ set(ids))[0]} stands in only one of this file "
+                         f"and {path.name}")
     return ids, cells, global_features, captions
 
 # %% ../../nbs/15_own/50_real.ipynb #88ae8c53
@@ -96,7 +100,8 @@ def _write_real_split(folder, out, split, ids, how, max_len):
     rows = lambda i: [encode_words(split_ascii_words(c), ids) for c in captions[i]] if split == 'train' else None
     write_annotations(out, split, [annotation(i, rows(i), max_len) for i in names])
     if split != 'train': shutil.copyfile(folder/f'captions_{split}.json', out/f'captions_{split}.json')
-    for i, c, g in zip(names, cells, global_features): write_features(out/'features', i, features=join_global(c, g, how))
+    for i, c, g in zip(names, cells, global_features): write_features(out/'features', i,
+                                                                      features=join_global(c, g, how))
     return len(names), *join_global(cells[0], global_features[0], how).shape, dict(zip(names, global_features))
 
 def write_real_dataset(

@@ -54,7 +54,8 @@ def import_npz(
 
 # %% ../../nbs/15_own/20_store_import.ipynb #2db747dc
 TSV6 = ('image_id', 'image_w', 'image_h', 'num_boxes', 'boxes', 'features')
-TSV10 = ('image_id', 'image_h', 'image_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes', 'boxes', 'features')
+TSV10 = ('image_id', 'image_h', 'image_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes',
+         'boxes', 'features')
 _INTS = ('objects_id', 'attrs_id')
 
 def decode_row(
@@ -64,13 +65,16 @@ def decode_row(
     "Arrays of a row whose arrays are in base64."
     try:
         n = int(row['num_boxes'])
-        raw = {k: base64.b64decode(row[k], validate=True) for k in row if k in ('boxes', 'features', 'cls_prob', 'objects_conf', 'attrs_conf', *_INTS) and row[k] is not None}
+        raw = {k: base64.b64decode(row[k], validate=True) for k in row if k in ('boxes', 'features', 'cls_prob',
+            'objects_conf', 'attrs_conf', *_INTS) and row[k] is not None}
         if n < 1: raise ValueError(f"num_boxes is {n}")
         out = {k: np.frombuffer(v, np.int64 if k in _INTS else np.float32) for k, v in raw.items()}
         out = {k: v.reshape(n, -1) if k in ('boxes', 'features', 'cls_prob') else v for k, v in out.items()}
-        if out['boxes'].shape[1] != 4 or not out['features'].size: raise ValueError(f"{n} boxes have {len(raw['boxes'])} bytes, features {len(raw['features'])}")
+        if out['boxes'].shape[1] != 4 or not out['features'].size:
+            raise ValueError(f"{n} boxes have {len(raw['boxes'])} bytes, features {len(raw['features'])}")
         return {**out, **{k: np.array([int(row[k])]) for k in ('image_h', 'image_w')}}
-    except (KeyError, TypeError, ValueError, binascii.Error) as e: raise ValueError(f"{where}: not a row of boxes and features ({type(e).__name__}: {e})") from None
+    except (KeyError, TypeError, ValueError, binascii.Error) as e:
+        raise ValueError(f"{where}: not a row of boxes and features ({type(e).__name__}: {e})") from None
 
 def import_tsv(
     paths,   # one file or a list of them
@@ -84,7 +88,9 @@ def import_tsv(
             with open(path, encoding='ascii', newline='') as f:
                 for n, cells in enumerate(csv.reader(f, delimiter='\t', quoting=csv.QUOTE_NONE), 1):
                     names = {len(TSV6): TSV6, len(TSV10): TSV10}.get(len(cells))
-                    if names is None: raise ValueError(f"{path}, line {n}: has {len(cells)} columns, expected {len(TSV6)} or {len(TSV10)}; the file is cut off or of another kind")
+                    if names is None:
+                        raise ValueError(f"{path}, line {n}: has {len(cells)} columns, expected {len(TSV6)} or "
+                                         f"{len(TSV10)}; the file is cut off or of another kind")
                     row = dict(zip(names, cells))
                     yield row['image_id'], lambda row=row, n=n, path=path: decode_row(row, f'{path}, line {n}')
     return fill_store(rows(), out, **kwargs)
@@ -111,7 +117,9 @@ def import_hdf5(
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
     try: f = import_optional('h5py', 'store').File(path, 'r')
     except OSError as e: raise ValueError(f"{path}: not a readable HDF5 file ({e})") from None
-    with f: return fill_store(((id, lambda keys=keys: {n: f[k][()] for n, k in keys.items()}) for id, keys in _hdf5_index(f).items()), out, **kwargs)
+    with f:
+        return fill_store(((id, lambda keys=keys: {n: f[k][()] for n, k in keys.items()}) for id,
+                           keys in _hdf5_index(f).items()), out, **kwargs)
 
 # %% ../../nbs/15_own/20_store_import.ipynb #9a9bd9ae
 def decode_value(
@@ -122,7 +130,8 @@ def decode_value(
     data = bytes(data)
     if data[:6] == b'\x93NUMPY' or data[:2] == b'PK':
         try: content = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e: raise ValueError(f"{where}: not a readable numpy value ({e})") from None
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+            raise ValueError(f"{where}: not a readable numpy value ({e})") from None
         return {'features': content} if isinstance(content, np.ndarray) else {k: content[k] for k in content.files}
     row = safe_loads(data, str(where))
     if isinstance(row, np.ndarray): return {'features': row}
@@ -142,7 +151,8 @@ def import_lmdb(
     try: env = lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=Path(path).is_dir())
     except lmdb.Error as e: raise ValueError(f"{path}: not a readable LMDB database ({e})") from None
     with env, env.begin(buffers=True) as t:
-        items = ((bytes(k).decode(), lambda v=v, k=bytes(k): decode_value(v, f'{path}, key {k.decode()}')) for k, v in t.cursor() if bytes(k) not in (b'keys', b'__keys__', b'__len__'))
+        items = ((bytes(k).decode(), lambda v=v, k=bytes(k): decode_value(v, f'{path}, key {k.decode()}')) for k,
+                 v in t.cursor() if bytes(k) not in (b'keys', b'__keys__', b'__len__'))
         return fill_store(items, out, **kwargs)
 
 # %% ../../nbs/15_own/20_store_import.ipynb #1fcf8172

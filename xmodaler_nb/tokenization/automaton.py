@@ -86,7 +86,9 @@ def _times(self:PatternParser, tree, s, i):
     m = _TIMES.match(s, i)
     if not m: return tree, i
     least = int(m[1])
-    most = least if m[2] is None else int(m[3]) if m[3] else None
+    most = None
+    if m[2] is None: most = least
+    elif m[3]: most = int(m[3])
     return ('rep', tree, least, most), m.end()
 
 @patch

@@ -178,7 +178,8 @@ class ChunkCache(dict):
         return _from_units(' '.join(filter(self.keep, tokens)))
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #f778ff95
-def _no_split(s): return not ('cannot' in s or 'gonna' in s or 'gotta' in s or 'lemme' in s or 'gimme' in s or 'wanna' in s)
+def _no_split(s):
+    return not ('cannot' in s or 'gonna' in s or 'gotta' in s or 'lemme' in s or 'gimme' in s or 'wanna' in s)
 _HAS_BREAK = re.compile('[\n\r\v\f\u2028\u2029]').search
 _BREAKS = dict.fromkeys(map(ord, '\n\r\v\f\u2028\u2029'), ' ')
 
@@ -201,9 +202,11 @@ class LineTokenizer:
     ) -> str|None: # tokens joined by spaces; None unless all chunks but the last are plain words
         "Tokens of a simple line."
         head, _, last = line.rstrip(' ').rpartition(' ')
-        if not head.replace(' ', '').isalpha() or not head.isascii() or ' ' in (head[0], head[-1]) or '  ' in head: return None
+        if not head.replace(' ', '').isalpha() or not head.isascii() or ' ' in (head[0], head[-1]) or '  ' in head:
+            return None
         words, end = head.lower(), self.last[line[len(head)+1:]]
-        return None if end is None or not _no_split(words) else f'{words} {end}' if end else words
+        if end is None or not _no_split(words): return None
+        return f'{words} {end}' if end else words
 
     def tokenize_cached(self,
         line:str,  # one line, without its line break, known to be followed by one
@@ -223,7 +226,7 @@ def join_tokens(self:LineTokenizer, tokens):
 
 @patch
 def tokenize_span(self:LineTokenizer, text, n, pos, resume_at):
-    "Tokens from `pos` to the next place of `resume_at` or the line's end `n`, and that place; None where that cannot be told for this stretch alone."
+    "Tokens from `pos` to the next position in `resume_at` or to `n`, and that position; None: they depend on more."
     tokens, start = [], pos
     while pos < n and (pos == start or pos not in resume_at):
         new, pos, _ = _lexer().next_token(text, pos)
@@ -238,7 +241,8 @@ def tokenize_missing(self:LineTokenizer, line, out):
     units = _to_units(line)
     text, starts = units+self.next_text, [0, *accumulate(len(c)+1 for c in units.split(' '))]
     resume_at = {p: k for k, (p, known) in enumerate(zip(starts, out)) if known is not None}
-    resume_at.update({p-1: k for p, k in resume_at.items() if k})                  # the blank before a chunk will do, too
+    # the blank before a chunk will do, too
+    resume_at.update({p-1: k for p, k in resume_at.items() if k})
     done, k = [], 0
     while k < len(out):
         if out[k] is None:
@@ -285,7 +289,7 @@ def tokenize_corpus(self:LineTokenizer,
 
 @patch
 def tokenize_uncached(self:LineTokenizer, text, starts, i):
-    "Output lines from the start of caption `i` until the lexer stands at the start of a caption again, and which one that is."
+    "Output lines from caption `i` until the lexer is at the start of a caption again, and which one that is."
     pos, out = starts[i], []
     while True:
         tokens, pos = _lexer().line(text, pos)
@@ -302,11 +306,12 @@ def _line_tokenizer(keep_punctuation, next_text):
 def ptb_tokenize(
     captions:list,                # raw captions; None counts as an empty one
     keep_punctuation:bool=False,  # keep the tokens of `PUNCTUATION`
-    as_corpus:bool=False,         # all captions as one text, as the COCO tools do (see above), instead of each on its own
+    as_corpus:bool=False,         # all captions as one text, as the COCO tools do; otherwise each on its own
     next_caption:str='A dog',     # each on its own: how the caption behind it is taken to begin
 ) -> list:                        # one string per caption, lower-case tokens joined by single spaces
     "Penn-Treebank tokens of captions, string for string as the COCO caption tools make them."
-    if isinstance(captions, str): raise TypeError(f"ptb_tokenize takes a list of captions, got the string {captions[:40]!r}; wrap it in a list")
+    if isinstance(captions, str):
+        raise TypeError(f"ptb_tokenize takes a list of captions, got the string {captions[:40]!r}; wrap it in a list")
     captions = ['' if c is None else c for c in captions]
     bad = next((c for c in captions if not isinstance(c, str)), None)
     if bad is not None: raise TypeError(f"a caption must be a string or None, got {type(bad).__name__}: {bad!r}")

@@ -10,15 +10,28 @@ import unicodedata
 from functools import lru_cache
 
 # %% ../../nbs/05_tokenization/20_ptb_tables.ipynb #92513917
-# code points (hexadecimal, ranges with both ends) that differ from today's categories, and the two sets that follow no category
+# Code points (hexadecimal, ranges with both ends) that differ from today's categories, and two sets of our own.
+# A line that starts with blanks continues the one before it.
 _SETS = """
-later_letters: 037F 0528-052F 0560 0588 05EF 0860-086A 0870-0887 0889-088F 08A1 08AD-08C9 0978 0980 09FC 0AF9 0C34 0C5A 0C5C 0C5D 0C80 0CDC 0CDD 0D04 0D54-0D56 0D5F 0E86 0E89 0E8C 0E8E-0E93 0E98 0EA0 0EA8-0EA9 0EAC 13F5 13F8-13FD 16F1-16F8 170D 171F 1878 191D-191E 19B0-19C0 19C8-19C9 1B4C 1C80-1C8A 1C90-1CBA 1CBD-1CBF 1CF2-1CF3 1CFA 2C2F 2C5F 312E-312F 31BB-31BF 4DB6-4DBF 9FCD-9FFF A698-A69D A78F A794-A79F A7AB-A7DC A7F1-A7F7 A8FD-A8FE A9E0-A9E4 A9E6-A9EF A9FA-A9FE AA7E-AA7F AB30-AB5A AB5C-AB69 AB70-ABBF
+later_letters: 037F 0528-052F 0560 0588 05EF 0860-086A 0870-0887 0889-088F 08A1 08AD-08C9 0978 0980 09FC 0AF9 0C34
+        0C5A 0C5C 0C5D 0C80 0CDC 0CDD 0D04 0D54-0D56 0D5F 0E86 0E89 0E8C 0E8E-0E93 0E98 0EA0 0EA8-0EA9 0EAC 13F5
+        13F8-13FD 16F1-16F8 170D 171F 1878 191D-191E 19B0-19C0 19C8-19C9 1B4C 1C80-1C8A 1C90-1CBA 1CBD-1CBF 1CF2-1CF3
+        1CFA 2C2F 2C5F 312E-312F 31BB-31BF 4DB6-4DBF 9FCD-9FFF A698-A69D A78F A794-A79F A7AB-A7DC A7F1-A7F7 A8FD-A8FE
+        A9E0-A9E4 A9E6-A9EF A9FA-A9FE AA7E-AA7F AB30-AB5A AB5C-AB69 AB70-ABBF
 extra_letters: 1885-1886
 later_digits: 0DE6-0DEF A9F0-A9F9
-later_capitals: 037F 0528 052A 052C 052E 13A0-13F5 1C89 1C90-1CBA 1CBD-1CBF 2C2F A698 A69A A796 A798 A79A A79C A79E A7AB-A7DC A7F5
+later_capitals: 037F 0528 052A 052C 052E 13A0-13F5 1C89 1C90-1CBA 1CBD-1CBF 2C2F A698 A69A A796 A798 A79A A79C A79E
+        A7AB-A7DC A7F5
 extra_capitals: 2160-216F 24B6-24CF
-M: 00AD 02C2-02C5 02D2-02DF 02E5-02EB 02ED 02EF-036F 0375 0378-0379 0384-0385 03F6 0483-0487 055A-055F 0591-05BD 05BF 05C1-05C2 05C4-05C5 05C7 0615-061A 064B-065E 0670 06D6-06E4 06E7-06ED 06FD-06FE 070F 0711 0730-074C 07A6-07B0 07EB-07F3 0900-0903 093C 093E-094E 0951-0955 0962-0963 0981-0983 09BC 09BE-09C4 09C7-09C8 09CB-09CD 09D7 09E2-09E3 0A01-0A03 0A3C 0A3E-0A4F 0A81-0A83 0ABC 0ABE-0ACF 0B82 0BBE-0BC2 0BC6-0BC8 0BCA-0BCD 0C01-0C03 0C3E-0C56 0D3E-0D44 0D46-0D48 0E31 0E34-0E3A 0E47-0E4E 0EB1 0EB4-0EBC 0EC8-0ECD
-SYM: 0025-0026 002B 005C 005E 007C 007E 00A6-00A9 00AC 00AE-00BA 00D7 00F7 0387 05BE 05C0 05C3 05C6 05F3-05F4 0600-0603 0606-060A 060C 0614 061B 061E 066A 066D 0703-070D 07F6-07F8 0964-0965 0E4F 1FBD 2016-2017 2020-2023 2030-2038 203B 203E-2042 2044 207A-207F 208A-208E 2100-214F 2190-2BFF 3012 30FB FF01-FF0F FF1A-FF20 FF3B-FF40 FF5B-FF65
+M: 00AD 02C2-02C5 02D2-02DF 02E5-02EB 02ED 02EF-036F 0375 0378-0379 0384-0385 03F6 0483-0487 055A-055F 0591-05BD 05BF
+        05C1-05C2 05C4-05C5 05C7 0615-061A 064B-065E 0670 06D6-06E4 06E7-06ED 06FD-06FE 070F 0711 0730-074C 07A6-07B0
+        07EB-07F3 0900-0903 093C 093E-094E 0951-0955 0962-0963 0981-0983 09BC 09BE-09C4 09C7-09C8 09CB-09CD 09D7
+        09E2-09E3 0A01-0A03 0A3C 0A3E-0A4F 0A81-0A83 0ABC 0ABE-0ACF 0B82 0BBE-0BC2 0BC6-0BC8 0BCA-0BCD 0C01-0C03
+        0C3E-0C56 0D3E-0D44 0D46-0D48 0E31 0E34-0E3A 0E47-0E4E 0EB1 0EB4-0EBC 0EC8-0ECD
+SYM: 0025-0026 002B 005C 005E 007C 007E 00A6-00A9 00AC 00AE-00BA 00D7 00F7 0387 05BE 05C0 05C3 05C6 05F3-05F4
+        0600-0603 0606-060A 060C 0614 061B 061E 066A 066D 0703-070D 07F6-07F8 0964-0965 0E4F 1FBD 2016-2017 2020-2023
+        2030-2038 203B 203E-2042 2044 207A-207F 208A-208E 2100-214F 2190-2BFF 3012 30FB FF01-FF0F FF1A-FF20 FF3B-FF40
+        FF5B-FF65
 """
 
 # %% ../../nbs/05_tokenization/20_ptb_tables.ipynb #519f4d6c
@@ -28,7 +41,8 @@ def _tables():
     def ranges(text):
         pairs = (r.partition('-') for r in text.split())
         return tuple((int(a, 16), int(b or a, 16)) for a, _, b in pairs)
-    return {k: ranges(v) for k, v in (line.split(':') for line in _SETS.split('\n') if ':' in line)}
+    lines = _SETS.replace('\n        ', ' ').split('\n')
+    return {k: ranges(v) for k, v in (line.split(':') for line in lines if ':' in line)}
 
 def _listed(name, code): return any(a <= code <= b for a, b in _tables()[name])
 
@@ -68,7 +82,8 @@ NTHEAD  [A-Za-z\u00AD]*[A-MO-Za-mo-z]\u00AD*
 # %% ../../nbs/05_tokenization/20_ptb_tables.ipynb #673b6a41
 # words with an apostrophe that stay whole
 _DEFS_WORDS_WITH_AN_APOSTROPHE_THAT_STAY_WHOLE = r"""
-KEEPAPO {APO}(n({APO})?|em|till?|cause|[2-9]0s)|[dljDLJ]{APO}|(ol|dunkin|somethin){APO}|[nA-HJ-XZ]{APOBT}[{L}]{2}[{L}]*|[{L}]+[aeiouyAEIOUY]{APOBT}[aeiouA-Z][{L}]*
+KEEPAPO {APO}(n({APO})?|em|till?|cause|[2-9]0s)|[dljDLJ]{APO}|(ol|dunkin|somethin){APO}
+        |[nA-HJ-XZ]{APOBT}[{L}]{2}[{L}]*|[{L}]+[aeiouyAEIOUY]{APOBT}[aeiouA-Z][{L}]*
         |cont'd(\.)?|'twas|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l|o{APOBT}o
 """
 
@@ -107,7 +122,8 @@ COMP    {FRPRE}({ALNUM})+([\-_\u058A\u2010\u2011]{FRPRE}({ALNUM})+)*
 HYCOMP  [A-Za-z0-9][A-Za-z0-9.,\u00AD]*(-([A-Za-z0-9\u00AD]+|{DOTTED}\.))+
 SLASHED [A-Za-z0-9]+(-[A-Za-z]+){0,2}(\\?/[A-Za-z0-9]+(-[A-Za-z]+){0,2}){1,2}
 AMPCAPS [A-Z]+(([+&]|&amp;)[A-Z]+)+
-FILE    ({LETDIG})+(\.({LETDIG})+)*\.(bat|bmp|c|class|cgi|cpp|dll|doc|docx|exe|gif|gz|h|htm|html|jar|java|jpeg|jpg|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|wav|x|xml
+FILE    ({LETDIG})+(\.({LETDIG})+)*\.(bat|bmp|c|class|cgi|cpp|dll|doc|docx|exe|gif|gz|h|htm|html|jar|java|jpeg|jpg
+        |mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|wav|x|xml
         |zip)
 """
 
@@ -116,13 +132,18 @@ FILE    ({LETDIG})+(\.({LETDIG})+)*\.(bat|bmp|c|class|cgi|cpp|dll|doc|docx|exe|g
 _DEFS_ABBREVIATIONS = r"""
 DOTTED  [A-Za-z](\.[A-Za-z])+|(canada|sino|korean|eu|japan|non)-u\.s|u\.s\.-u\.(k|s\.s\.r)
 INITIAL [A-Za-z]|{DOTTED}
-ABBA    (al|ala|apr|ariz|assn|aug|bancorp|bhd|bldg|blvd|bros|calif|co|colo|conn|corp|cos|ct|dak|dec|ed\.d|esq|est|etc|ext|feb|fla|fri|ga|inc|ind|intl|jan|jr|jul|jun|kan
-        |kans|ky|ltd|mar|md|mich|minn|mo|mon|mont|neb|nev|nov|oct|okla|penn|ph\.d|plc|rd|rt|sep|sept|seq|sq|sr|sys|tel|tenn|thu|thurs|tue|tues|univ|va|vt|wed|wis|wisc
+ABBA    (al|ala|apr|ariz|assn|aug|bancorp|bhd|bldg|blvd|bros|calif|co|colo|conn|corp|cos|ct|dak|dec|ed\.d|esq|est|etc
+        |ext|feb|fla|fri|ga|inc|ind|intl|jan|jr|jul|jun|kan
+        |kans|ky|ltd|mar|md|mich|minn|mo|mon|mont|neb|nev|nov|oct|okla|penn|ph\.d|plc|rd|rt|sep|sept|seq|sq|sr|sys
+        |tel|tenn|thu|thurs|tue|tues|univ|va|vt|wed|wis|wisc
         |wyo|p(p)?t[ye](s)?|[A](rk|z)|[D]el|[I]ll|[L]a|[M](ass|iss)|[O]re|[P]a|[T]ex|[W]ash)\.
-TITLE   a\.k\.a|adj|adm|adv|alex|assoc|asst|atty|attys|ave|brig|capt|cf|cie|cmdr|col|comdr|cpl|dept|det|dr|drs|elec|ens|ft|gen|gov|govs|hon|insp|invt|jos|lieut|lt|m[ft]g
-        |maj|messrs|[M]iss|mlle|mme|mr|mrs|ms|msgr|mt|natl|pfc|ph|pres|prof|profs|pvt|rep|reps|rev|sen|sens|sfc|sgt|spc|st|ste|supt|supts|treas|vs|wm|{INITIAL}
+TITLE   a\.k\.a|adj|adm|adv|alex|assoc|asst|atty|attys|ave|brig|capt|cf|cie|cmdr|col|comdr|cpl|dept|det|dr|drs|elec
+        |ens|ft|gen|gov|govs|hon|insp|invt|jos|lieut|lt|m[ft]g
+        |maj|messrs|[M]iss|mlle|mme|mr|mrs|ms|msgr|mt|natl|pfc|ph|pres|prof|profs|pvt|rep|reps|rev|sen|sens|sfc|sgt
+        |spc|st|ste|supt|supts|treas|vs|wm|{INITIAL}
 NUMABB  (art|bldg|ca|fig|figs|no|nos|op|pp|prop)\.
-STARTER [A](bout|ccording|dditionally|fter|n|s|t)?|[B]ut|[E]arlier|[H]e(r|re)?|[H]owever|[I](f|n|t)|[L]ast|[M]any|[M]ore|[M](r|s)\.|[N]ow|[O]nce|[O]ne|[O]ther|[O]ur
+STARTER [A](bout|ccording|dditionally|fter|n|s|t)?|[B]ut|[E]arlier|[H]e(r|re)?|[H]owever|[I](f|n|t)|[L]ast|[M]any
+        |[M]ore|[M](r|s)\.|[N]ow|[O]nce|[O]ne|[O]ther|[O]ur
         |[S](he|ince|o|ome|uch)|[T](hat|he|heir|hen|here|hese|hey|his)|[W](e|hen|hile|hat)|[Y](et|ou)|{TAG}
 """
 
@@ -141,7 +162,9 @@ KAOMOJI [\^x=~<>]\.\[^x=[^<]*<>\]|[\-\^x=~<>']_[\-\^x=~<>']|\([\-\^x=~<>'][_.]?[
 def definitions(
 ) -> dict: # name -> pattern text
     "All definitions. A line that starts with blanks continues the one before it."
-    text = '\n'.join((_DEFS_WHITE_SPACE_AND_LINE_BREAKS, _DEFS_LETTERS, _DEFS_WORDS_WITH_AN_APOSTROPHE_THAT_STAY_WHOLE, _DEFS_MARKUP, _DEFS_NUMBERS, _DEFS_COMPOUNDS, _DEFS_ABBREVIATIONS, _DEFS_PUNCTUATION)).replace('\n        ', '')
+    text = '\n'.join((_DEFS_WHITE_SPACE_AND_LINE_BREAKS, _DEFS_LETTERS,
+                      _DEFS_WORDS_WITH_AN_APOSTROPHE_THAT_STAY_WHOLE, _DEFS_MARKUP, _DEFS_NUMBERS, _DEFS_COMPOUNDS,
+                      _DEFS_ABBREVIATIONS, _DEFS_PUNCTUATION)).replace('\n        ', '')
     return dict(line.split(None, 1) for line in text.split('\n') if line)
 
 # %% ../../nbs/05_tokenization/20_ptb_tables.ipynb #266a510a
@@ -198,7 +221,8 @@ _RULES_3 = r"""
 R39 bracket :: [(){}\[\]] => BRACKET
 R40 hyphens :: -+ => DASHES
 R41 ellipsis :: \.{3,5}|(\.[ \u00A0]){2,4}\.|[\u0085\u2026] => "..."
-R42 marks :: @+|\#+|_+|\*+|(\\\*){1,3}|{CLAUSE}|[?!]+|[./=\u00A1\u00BF\u037E\u0589\u061F\u06D4\u0700-\u0702\u07FA\u3002] => KEEP
+R42 marks :: @+|\#+|_+|\*+|(\\\*){1,3}|{CLAUSE}|[?!]+
+        |[./=\u00A1\u00BF\u037E\u0589\u061F\u06D4\u0700-\u0702\u07FA\u3002] => KEEP
 R43 hyphenated-dot :: {HYCOMP}\. >> {CLAUSE} => SOFT
 R44 hyphenated :: {HYCOMP} => SOFT
 R45 compound-dot :: {COMP}\. >> {CLAUSE} => KEEP
@@ -222,7 +246,8 @@ def rules(
         match, action = rest.split(' => ')
         pattern, _, ahead = match.partition(' >> ')
         return (*name.split(), pattern, ahead or None, action)
-    return tuple(read(line) for text in (_RULES_1, _RULES_2, _RULES_3) for line in text.strip('\n').split('\n'))
+    text = (_RULES_1 + _RULES_2 + _RULES_3).replace('\n        ', '')
+    return tuple(read(line) for line in text.split('\n') if line)
 
 # %% ../../nbs/05_tokenization/20_ptb_tables.ipynb #2d7962a6
 PUNCTUATION = frozenset("'' ' `` ` . ? ! , : - -- ... ;".split())  # tokens that do not reach the metrics

@@ -6,7 +6,9 @@
 __all__ = ['WordpieceTokenizer', 'BasicTokenizer', 'BertTokenizer']
 
 # %% ../../nbs/05_tokenization/10_tokenization_bert.ipynb #ab275db1
-import re, unicodedata
+import re
+import string
+import unicodedata
 from pathlib import Path
 from fastcore.basics import patch
 
@@ -44,13 +46,14 @@ class WordpieceTokenizer:
         return out
 
 # %% ../../nbs/05_tokenization/10_tokenization_bert.ipynb #c7e8ee47
-_CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
+_CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
+        (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 
 def _is_punctuation(
     c:str,  # one character
 ) -> bool:  # ASCII symbols count, `$` and `^` included
     "Is it punctuation?"
-    return 33 <= ord(c) <= 47 or 58 <= ord(c) <= 64 or 91 <= ord(c) <= 96 or 123 <= ord(c) <= 126 or unicodedata.category(c).startswith('P')
+    return c in string.punctuation or unicodedata.category(c).startswith('P')
 
 def _clean(
     text:str,   # any text
@@ -79,7 +82,8 @@ class BasicTokenizer:
         never_split=None,                  # words left as they are, e.g. special tokens
         tokenize_chinese_chars:bool=True,  # every Chinese character is a word
     ):
-        self.do_lower_case, self.never_split, self.tokenize_chinese_chars = do_lower_case, set(never_split or ()), tokenize_chinese_chars
+        self.do_lower_case, self.tokenize_chinese_chars = do_lower_case, tokenize_chinese_chars
+        self.never_split = set(never_split or ())
 
     def tokenize(self,
         text:str,          # any text
@@ -100,15 +104,20 @@ def _read_vocab(
 ) -> dict:          # piece → line number from 0
     "Read a vocabulary file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such vocabulary file. Nothing is downloaded: fetch the vocabulary and give its path")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such vocabulary file. Nothing is downloaded: fetch the vocabulary "
+                                "and give its path")
     with open(path, encoding='utf-8') as f: return {line.rstrip('\n'): i for i, line in enumerate(f)}
+
+# %% ../../nbs/05_tokenization/10_tokenization_bert.ipynb #a0be9ae8
+_PUBLISHED = ('bert-base-uncased', 'bert-large-uncased', 'bert-base-cased', 'bert-large-cased')
 
 class BertTokenizer:
     "Text to pieces to ids, and back."
     vocab_files_names = {'vocab_file': 'vocab.txt'}
-    pretrained_vocab_files_map = {'vocab_file': {n: f'../pretrain/BERT/{n}-vocab.txt' for n in ('bert-base-uncased', 'bert-large-uncased', 'bert-base-cased', 'bert-large-cased')}}
-    max_model_input_sizes = {n: 512 for n in pretrained_vocab_files_map['vocab_file']}
-    pretrained_init_configuration = {n: {'do_lower_case': n.endswith('uncased')} for n in pretrained_vocab_files_map['vocab_file']}
+    pretrained_vocab_files_map = {'vocab_file': {n: f'../pretrain/BERT/{n}-vocab.txt' for n in _PUBLISHED}}
+    max_model_input_sizes = {n: 512 for n in _PUBLISHED}
+    pretrained_init_configuration = {n: {'do_lower_case': n.endswith('uncased')} for n in _PUBLISHED}
 
     def __init__(self,
         vocab_file:str|Path,               # one piece per line; the line number, from 0, is the id
@@ -125,12 +134,15 @@ class BertTokenizer:
     ):
         self.vocab = _read_vocab(vocab_file)
         self.ids_to_tokens = {i: t for t, i in self.vocab.items()}
-        self.unk_token, self.sep_token, self.pad_token, self.cls_token, self.mask_token = unk_token, sep_token, pad_token, cls_token, mask_token
+        self.unk_token, self.sep_token, self.pad_token = unk_token, sep_token, pad_token
+        self.cls_token, self.mask_token = cls_token, mask_token
         self.all_special_tokens = [unk_token, sep_token, pad_token, cls_token, mask_token]
         missing = [t for t in self.all_special_tokens if t not in self.vocab]
-        if missing: raise ValueError(f"{vocab_file}: the vocabulary lacks {', '.join(missing)}; is this a BERT vocabulary?")
+        if missing:
+            raise ValueError(f"{vocab_file}: the vocabulary lacks {', '.join(missing)}; is this a BERT vocabulary?")
         self.max_len = kwargs.get('max_len', int(1e12))
-        self.basic_tokenizer = BasicTokenizer(do_lower_case, [*(never_split or ()), *self.all_special_tokens], tokenize_chinese_chars) if do_basic_tokenize else None
+        basic = BasicTokenizer(do_lower_case, [*(never_split or ()), *self.all_special_tokens], tokenize_chinese_chars)
+        self.basic_tokenizer = basic if do_basic_tokenize else None
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocab, unk_token)
 
     @property
@@ -149,7 +161,8 @@ def from_pretrained(cls:BertTokenizer,
     "Build from a file, a folder or a published name."
     known = cls.pretrained_vocab_files_map['vocab_file']
     if name_or_path in known:
-        return cls(known[name_or_path], **{**cls.pretrained_init_configuration[name_or_path], 'max_len': cls.max_model_input_sizes[name_or_path], **kwargs})
+        kwargs = dict(max_len=cls.max_model_input_sizes[name_or_path]) | kwargs
+        return cls(known[name_or_path], **cls.pretrained_init_configuration[name_or_path] | kwargs)
     path = Path(name_or_path)
     return cls(path/cls.vocab_files_names['vocab_file'] if path.is_dir() else path, **kwargs)
 

@@ -22,14 +22,17 @@ def to_plain(
     where='state',  # how to call it in a message
 ):                  # the same as tensors (on the CPU), numbers, strings, None, dict, list, tuple
     "Copy a state into what `torch.load(weights_only=True)` reads back; `TypeError` names the entry that cannot."
-    if x is None or isinstance(x, (bool, int, float, str)): return x if type(x) in (bool, int, float, str, type(None)) else _base_value(x)
+    if x is None or isinstance(x, (bool, int, float, str)):
+        return x if type(x) in (bool, int, float, str, type(None)) else _base_value(x)
     if isinstance(x, Tensor): return x.detach().cpu().clone()
     if isinstance(x, np.generic): return x.item()
     if isinstance(x, np.ndarray): return torch.from_numpy(x.copy())
     if isinstance(x, dict): return {to_plain(k, f'a key of {where}'): to_plain(v, f'{where}.{k}') for k, v in x.items()}
     if isinstance(x, tuple): return tuple(to_plain(v, f'{where}[{i}]') for i, v in enumerate(x))
-    if isinstance(x, (list, set, frozenset)) or type(x).__name__=='deque': return [to_plain(v, f'{where}[{i}]') for i, v in enumerate(x)]
-    raise TypeError(f"{where} is a {type(x).__module__}.{type(x).__qualname__}; a checkpoint holds tensors, numbers, strings and containers of them only")
+    if isinstance(x, (list, set, frozenset)) or type(x).__name__=='deque':
+        return [to_plain(v, f'{where}[{i}]') for i, v in enumerate(x)]
+    raise TypeError(f"{where} is a {type(x).__module__}.{type(x).__qualname__}; a checkpoint holds tensors, numbers, "
+                    f"strings and containers of them only")
 
 def _base_value(x):
     "A subclass of a number or string (an enum, for instance) as the number or string it is."
@@ -39,7 +42,8 @@ def _base_value(x):
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #7ff266fc
 def _memory_key(t):
     "Key of the memory a tensor looks at; equal keys mean one and the same tensor."
-    return (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape), t.stride(), t.dtype) if t.numel() else None
+    return (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape), t.stride(),
+            t.dtype) if t.numel() else None
 
 def untie(
     weights:dict,  # name -> tensor
@@ -87,7 +91,8 @@ def _numpy_globals():
     "What pickled numpy arrays and numbers need, under numpy's old and new module names."
     core = getattr(np, '_core', None) or np.core
     recon, scalar = core.multiarray._reconstruct, core.multiarray.scalar
-    names = [(recon, f'numpy.{c}.multiarray._reconstruct') for c in ('core', '_core')] + [(scalar, f'numpy.{c}.multiarray.scalar') for c in ('core', '_core')]
+    names = [(recon, f'numpy.{c}.multiarray._reconstruct') for c in ('core', '_core')] + [(scalar,
+        f'numpy.{c}.multiarray.scalar') for c in ('core', '_core')]
     dtypes = [type(np.dtype(t)) for t in 'fdeilhbBHILqQ?'] 
     return [*names, np.ndarray, np.dtype, *dict.fromkeys(dtypes), (_latin, '_codecs.encode')]
 
@@ -100,15 +105,19 @@ def load_pth(
 ):          # what it holds, tensors on the CPU
     "Read a torch file without executing anything; refuse by name what would need that."
     try:
-        with torch.serialization.safe_globals(_numpy_globals()): return torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(_numpy_globals()):
+            return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
         found = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|operand|class)[: ]+(?:GLOBAL )?([\w.]+)", str(e))
         what = f"it refers to {found[1] or found[2]}" if found else "its pickle stream is damaged or asks for more than tensors and plain containers"
-        raise CheckpointError(f"{path} was not loaded: {what}. Nothing in it was executed. Re-save it as plain tensors, "
+        raise CheckpointError(f"{path} was not loaded: {what}. Nothing in it was executed. Re-save it as plain "
+                              f"tensors, "
                               "or as .safetensors, where you trust it") from e
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, OSError, UnicodeDecodeError) as e:
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, OSError,
+            UnicodeDecodeError) as e:
         if isinstance(e, FileNotFoundError): raise
-        raise CheckpointError(f"{path} is not a readable torch file ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no details'})") from e
+        raise CheckpointError(f"{path} is not a readable torch file ({type(e).__name__}: "
+                              f"{str(e).splitlines()[0] if str(e) else 'no details'})") from e
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #71fd96d3
 def read_weights(
@@ -169,7 +178,8 @@ def recover(
         home = old.with_name(old.name[len('.old-'):])
         if home.exists(): shutil.rmtree(old, ignore_errors=True)
         else: os.rename(old, home)
-    for p in Path(folder).glob('.tmp-*'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
+    for p in Path(folder).glob('.tmp-*'):
+        shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #b59308bf
 FORMAT = 'xmodaler_nb.checkpoint/1'
@@ -180,7 +190,8 @@ def _write_parts(d, weights, state, meta, files):
     if state: torch.save(to_plain(state), d/'training_state.pt')
     for name, text in files.items(): (d/name).write_bytes(text if isinstance(text, bytes) else str(text).encode('utf8'))
     sizes = {p.name: p.stat().st_size for p in sorted(d.iterdir())}
-    (d/'meta.json').write_text(json.dumps({'format': FORMAT, 'torch': torch.__version__, 'files': sizes, **meta}, indent=1, default=str))
+    (d/'meta.json').write_text(json.dumps({'format': FORMAT, 'torch': torch.__version__, 'files': sizes, **meta},
+                                          indent=1, default=str))
     for p in d.iterdir(): fsync(p)
     fsync(d)
 
@@ -201,7 +212,8 @@ def write_checkpoint(
         _write_parts(d, weights, state or {}, meta or {}, files or {})
         replace_dir(d, path)
     except (OSError, SafetensorError, RuntimeError) as e:
-        raise OSError(f"could not write checkpoint {path}: {getattr(e, 'strerror', None) or e}. What was there before is untouched") from e
+        raise OSError(f"could not write checkpoint {path}: {getattr(e, 'strerror', None) or e}. What was there "
+                      f"before is untouched") from e
     finally: shutil.rmtree(d, ignore_errors=True)    # nothing is left of it after success
     return path
 
@@ -220,12 +232,18 @@ def read_meta(
     "The meta data, with every listed file checked for presence and size."
     path = Path(path)
     try: meta = json.loads((path/'meta.json').read_text(encoding='utf8'))
-    except (OSError, ValueError) as e: raise CheckpointError(f"{path} is not a checkpoint directory: meta.json is missing or damaged") from e
-    if not isinstance(meta, dict) or meta.get('format') != FORMAT: raise CheckpointError(f"{path}: format is {meta.get('format') if isinstance(meta, dict) else type(meta).__name__!r}, expected {FORMAT!r}")
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path} is not a checkpoint directory: meta.json is missing or damaged") from e
+    if not isinstance(meta, dict) or meta.get('format') != FORMAT:
+        raise CheckpointError(f"{path}: format is "
+                              f"{meta.get('format') if isinstance(meta, dict) else type(meta).__name__!r}, expected "
+                              f"{FORMAT!r}")
     for name, size in dict(meta.get('files') or {}).items():
         f = path/check_name(name)
         found = f.stat().st_size if f.is_file() else None
-        if found != size: raise CheckpointError(f"{f} has {'no file' if found is None else f'{found} bytes'}, meta.json says {size} bytes")
+        if found != size:
+            raise CheckpointError(f"{f} has {'no file' if found is None else f'{found} bytes'}, meta.json says "
+                                  f"{size} bytes")
     return meta
 
 def read_checkpoint(
@@ -235,5 +253,6 @@ def read_checkpoint(
     "Read a checkpoint directory back."
     path = Path(path); meta = read_meta(path)
     state = load_pth(path/'training_state.pt') if with_state and (path/'training_state.pt').exists() else {}
-    if not isinstance(state, dict): raise CheckpointError(f"{path}/training_state.pt holds a {type(state).__name__}, not a dict")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}/training_state.pt holds a {type(state).__name__}, not a dict")
     return {**state, 'model': load_weights(path/'model.safetensors'), 'meta': meta}

@@ -11,7 +11,8 @@ from importlib import metadata
 import torch
 
 # %% ../../nbs/02_utils/50_collect_env.ipynb #9b7b007f
-PACKAGES = ('xmodaler_nb', 'torch', 'numpy', 'fastai', 'fastcore', 'PyYAML', 'safetensors', 'tensorboard', 'pycocotools', 'pycocoevalcap', 'accelerate')
+PACKAGES = ('xmodaler_nb', 'torch', 'numpy', 'fastai', 'fastcore', 'PyYAML', 'safetensors', 'tensorboard',
+            'pycocotools', 'pycocoevalcap', 'accelerate')
 VARIABLES = ('CUDA_VISIBLE_DEVICES', 'OMP_NUM_THREADS', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')
 
 def _version(
@@ -25,11 +26,14 @@ def _devices() -> list:  # of (name, value)
     "What torch can compute on."
     if not torch.cuda.is_available(): return [('CUDA', 'not available'), ('CPU threads', torch.get_num_threads())]
     props = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return [('CUDA', torch.version.cuda), *((f'GPU {i}', f'{p.name}, {p.total_memory/2**30:.0f} GiB, sm_{p.major}{p.minor}') for i, p in enumerate(props))]
+    return [('CUDA', torch.version.cuda),
+            *((f'GPU {i}', f'{p.name}, {p.total_memory/2**30:.0f} GiB, sm_{p.major}{p.minor}') for i,
+              p in enumerate(props))]
 
 def collect_env_info() -> str:  # one 'name  value' per line
     "Text report of versions and devices."
     rows = [('platform', platform.system() + ' ' + platform.machine()), ('python', sys.version.split()[0])]
-    rows += [(p, _version(p)) for p in PACKAGES] + _devices() + [(v, os.environ[v]) for v in VARIABLES if v in os.environ]
+    rows += [(p, _version(p)) for p in PACKAGES] + _devices() + [(v,
+        os.environ[v]) for v in VARIABLES if v in os.environ]
     width = max(len(n) for n, _ in rows)
     return '\n'.join(f'{n:<{width}}  {v}' for n, v in rows)

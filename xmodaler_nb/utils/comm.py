@@ -15,7 +15,8 @@ from torch import nn
 if dist.is_available(): import torch.distributed.nn.functional    # see *Leaving*
 
 # %% ../../nbs/02_utils/40_comm.ipynb #fd610bba
-_groups = weakref.WeakValueDictionary()   # 'local': the processes of this machine; 'objects': a gloo group beside nccl. torch keeps both alive while there is a process group
+# 'local': the processes of this machine; 'objects': a gloo group beside nccl. torch keeps both alive while there is a process group
+_groups = weakref.WeakValueDictionary()
 
 def _is_initialized() -> bool: return dist.is_available() and dist.is_initialized()
 
@@ -46,7 +47,8 @@ def create_local_process_group(
 def get_local_rank() -> int:
     "Number of this process on its machine."
     if not _is_initialized(): return 0
-    return dist.get_rank(group=_groups['local']) if 'local' in _groups else int(os.environ.get('LOCAL_RANK', get_rank()))
+    return dist.get_rank(group=_groups['local']) if 'local' in _groups else int(os.environ.get('LOCAL_RANK',
+        get_rank()))
 
 def get_local_size() -> int:
     "Number of processes on this machine."

@@ -40,7 +40,8 @@ def render_readme(
     for c in nb.cells:
         if c.cell_type == 'code': c.source = _without_directives(c.source)
     body = _relative_to_root(MarkdownExporter().from_notebook_node(nb)[0], Path(notebook).resolve().parent.name)
-    return '<!-- Rendered from nbs/index.ipynb by `make readme`; edit the notebook. -->\n\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
+    return '<!-- Rendered from nbs/index.ipynb by `make readme`; edit the notebook. -->\n\n' + re.sub(r'\n{3,}',
+        '\n\n', body).strip() + '\n'
 
 # %% ../../nbs/02_utils/95_docs.ipynb #9fb540cb
 _CONTENTS = re.compile(r'<!-- contents(?:: (\S+))? -->.*?<!-- /contents -->', re.S)
@@ -70,7 +71,8 @@ def contents_table(
     rows = []
     for p in listed_notebooks(folder):
         title, question = (s.replace('|', r'\|') for s in notebook_heading(p))
-        rows.append(f"| [{title.removesuffix(': contents')}]({prefix}{p.relative_to(folder).as_posix()}) | {question} |")
+        rows.append(f"| [{title.removesuffix(': contents')}]({prefix}{p.relative_to(folder).as_posix()}) | "
+                    f"{question} |")
     return '\n'.join(['| notebook | question |', '|---|---|', *rows])
 
 # %% ../../nbs/02_utils/95_docs.ipynb #c58aabe2
@@ -90,9 +92,11 @@ def fill_contents(
     nb = json.loads(path.read_text(encoding='utf-8'))
     old = [c['source'] for c in nb['cells']]
     for c in nb['cells']:
-        if c['cell_type'] == 'markdown': c['source'] = _filled(''.join(c['source']), path.parent).splitlines(keepends=True)
+        if c['cell_type'] == 'markdown':
+            c['source'] = _filled(''.join(c['source']), path.parent).splitlines(keepends=True)
     changed = [''.join(s) for s in old] != [''.join(c['source']) for c in nb['cells']]
-    if changed and write: path.write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
+    if changed and write:
+        path.write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
     return changed
 
 def notebook_paths(
@@ -116,7 +120,8 @@ def write_contents(root):
     "Every table of contents, made anew."
     for p in notebook_paths(root/'nbs'): fill_contents(p)
 
-def build_site(root): return subprocess.call([sys.executable, '-m', 'mkdocs', 'build', '-q', '-f', str(root/'mkdocs.yml')])
+def build_site(root):
+    return subprocess.call([sys.executable, '-m', 'mkdocs', 'build', '-q', '-f', str(root/'mkdocs.yml')])
 
 def out_of_date(
     root,    # of the checkout

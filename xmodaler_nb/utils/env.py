@@ -14,8 +14,10 @@ import numpy as np, torch
 # %% ../../nbs/02_utils/10_env.ipynb #d3fb968d
 logger = logging.getLogger(__name__)
 
-TORCH_VERSION = tuple(int(x) for x in torch.__version__.split('+')[0].split('.')[:2])  # (major, minor) of the torch in use
-ENV_MODULE = 'XMODALER_NB_ENV_MODULE'                                                  # variable that may name a set-up module
+# (major, minor) of the torch in use
+TORCH_VERSION = tuple(int(x) for x in torch.__version__.split('+')[0].split('.')[:2])
+# variable that may name a set-up module
+ENV_MODULE = 'XMODALER_NB_ENV_MODULE'
 
 # %% ../../nbs/02_utils/10_env.ipynb #6744e88c
 def seed_all_rng(
@@ -97,4 +99,7 @@ def import_optional(
     "An optional package, or which extra to install."
     try: return importlib.import_module(module)
     except ImportError: raise ImportError(f"this needs {module}: pip install 'xmodaler_nb[{extra}]'") from None
-    except RuntimeError as e: raise ImportError(f"{module} is installed but cannot be imported ({e}); the usual cause is a build for another version of torch: install both together, pip install 'xmodaler_nb[{extra}]'") from None
+    except RuntimeError as e:
+        raise ImportError(f"{module} is installed but cannot be imported ({e}); the usual cause is a build for "
+                          f"another version of torch: install both together, pip install "
+                          f"'xmodaler_nb[{extra}]'") from None

@@ -139,7 +139,8 @@ def history(self:EventStorage,
     name:str,       # full name, prefix included
 ) -> HistoryBuffer: # KeyError naming the known scalars if there is none
     "The history of one scalar."
-    if name not in self._history: raise KeyError(f"no scalar '{name}' was put; known: {', '.join(sorted(self._history)) or 'none'}")
+    if name not in self._history:
+        raise KeyError(f"no scalar '{name}' was put; known: {', '.join(sorted(self._history)) or 'none'}")
     return self._history[name]
 
 @patch
@@ -185,7 +186,8 @@ def put_histogram(self:EventStorage,
     counts = torch.histc(x, bins=bins)
     edges = torch.linspace(lo, hi, steps=bins + 1)
     self._histograms.append(dict(tag=self._prefix + hist_name, min=lo, max=hi, num=x.numel(), sum=x.sum().item(),
-        sum_squares=(x**2).sum().item(), bucket_limits=edges[1:].tolist(), bucket_counts=counts.tolist(), global_step=self._iter))
+        sum_squares=(x**2).sum().item(), bucket_limits=edges[1:].tolist(), bucket_counts=counts.tolist(),
+        global_step=self._iter))
 
 @patch
 def clear_images(self:EventStorage):
@@ -204,7 +206,8 @@ def state_dict(self:EventStorage,
 ) -> dict:            # plain containers
     "What a checkpoint needs to continue the histories."
     return dict(iter=self._iter, start_iter=self.start_iter, hints=dict(self._hints),
-                scalars={k: dict(data=[list(d) for d in h._data[-window:]], count=h._count, sum=h._sum) for k, h in self._history.items()})
+                scalars={k: dict(data=[list(d) for d in h._data[-window:]], count=h._count, sum=h._sum) for k,
+                         h in self._history.items()})
 
 @patch
 def load_state_dict(self:EventStorage,
@@ -258,7 +261,9 @@ class JSONWriter(EventWriter):
             clean = {k: v if v - v == 0 else None for k, v in scalars.items()}   # inf and nan have no JSON
             text += json.dumps({**clean, 'iteration': i}, sort_keys=True) + '\n'
         try: self._append(text.encode())
-        except OSError as e: raise OSError(f"cannot write {self._path}: {e.strerror or e}. The checkpoints are not affected; make room and continue with --resume") from e
+        except OSError as e:
+            raise OSError(f"cannot write {self._path}: {e.strerror or e}. The checkpoints are not affected; make "
+                          f"room and continue with --resume") from e
 
     def _append(self, data):
         "Unbuffered, so that nothing is left to be written when the disk is full."
@@ -390,7 +395,8 @@ class CommonMetricPrinter(EventWriter):
         "The line itself, free of any logger."
         has = storage.histories()
         parts = [f"iter: {storage.iter}"]
-        parts += [f"{k}: {h.median(20):.4g}" for k, h in has.items() if any(w in k for w in ('loss', 'Cider', 'RewardCriterion'))]
+        parts += [f"{k}: {h.median(20):.4g}" for k, h in has.items() if any(w in k for w in ('loss', 'Cider',
+            'RewardCriterion'))]
         if 'time' in has:      parts.append(f"time: {has['time'].global_avg():.4f}")
         if 'data_time' in has: parts.append(f"data_time: {has['data_time'].avg(20):.4f}")
         parts.append(f"lr: {has['lr'].latest():.5g}" if 'lr' in has else 'lr: N/A')

@@ -45,7 +45,8 @@ class _PathManager:
         "Add a handler."
         prefixes = set(handler._get_supported_prefixes())
         taken = prefixes & {p for h in self._handlers for p in h._get_supported_prefixes()}
-        if taken and not allow_override: raise KeyError(f"a handler for {', '.join(sorted(taken))} is registered already")
+        if taken and not allow_override:
+            raise KeyError(f"a handler for {', '.join(sorted(taken))} is registered already")
         self._handlers.insert(0, handler)
 
     def get_local_path(self,
@@ -58,7 +59,8 @@ class _PathManager:
             for prefix in h._get_supported_prefixes():
                 if prefix and path.startswith(prefix): return h._get_local_path(path, **kwargs)
         if re.match(r'[A-Za-z][A-Za-z0-9+.-]+://', path):
-            raise ValueError(f"{path}: only local paths are read. Download the file and give its path, or register a PathHandler for '{path.split('://')[0]}://'")
+            raise ValueError(f"{path}: only local paths are read. Download the file and give its path, or register a "
+                             f"PathHandler for '{path.split('://')[0]}://'")
         return path
 
     def open(self,
@@ -106,6 +108,7 @@ def mv(self:_PathManager, src_path, dst_path) -> bool:
 def copy(self:_PathManager, src_path, dst_path, overwrite=False) -> bool:
     "Copy a file; FileExistsError unless `overwrite` when there is one already."
     src, dst = self.get_local_path(src_path), self.get_local_path(dst_path)
-    if os.path.exists(dst) and not overwrite: raise FileExistsError(f"{dst}: exists already; pass overwrite=True to replace it")
+    if os.path.exists(dst) and not overwrite:
+        raise FileExistsError(f"{dst}: exists already; pass overwrite=True to replace it")
     shutil.copyfile(src, dst)
     return True

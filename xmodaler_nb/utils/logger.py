@@ -22,7 +22,8 @@ class _Formatter(logging.Formatter):
 
     def format(self, record):
         name = record.name
-        if name == self.root or name.startswith(self.root + '.'): name = (self.abbrev + name[len(self.root):]).lstrip('.')
+        if name == self.root or name.startswith(self.root + '.'):
+            name = (self.abbrev + name[len(self.root):]).lstrip('.')
         prefix = f"[{self.formatTime(record, self.datefmt)} {name}]: "
         level = '' if record.levelno < logging.WARNING else record.levelname + ' '
         if self.color:
@@ -63,7 +64,8 @@ def setup_logger(
     log.setLevel(logging.DEBUG)
     log.propagate = False
     if abbrev_name is None: abbrev_name = 'xl' if name == 'xmodaler_nb' else name
-    if distributed_rank == 0 and not any(isinstance(h, _Stdout) for h in log.handlers): _add_handler(log, _Stdout(), name, abbrev_name, color)
+    if distributed_rank == 0 and not any(isinstance(h, _Stdout) for h in log.handlers):
+        _add_handler(log, _Stdout(), name, abbrev_name, color)
     if output is not None:
         path = _log_file(output, distributed_rank).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,8 @@ def log_first_n(
     "Log only the first `n` times."
     module, place = _caller()
     keys = (key,) if isinstance(key, str) else tuple(key)
-    if not set(keys) <= {'caller', 'message'}: raise ValueError(f"key must be 'caller', 'message' or a tuple of both, got {key!r}")
+    if not set(keys) <= {'caller', 'message'}:
+        raise ValueError(f"key must be 'caller', 'message' or a tuple of both, got {key!r}")
     count = tuple(dict(caller=place, message=msg)[k] for k in keys)
     _first_n_counts[count] += 1
     if _first_n_counts[count] <= n: logging.getLogger(name or module).log(lvl, msg)

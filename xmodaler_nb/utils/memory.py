@@ -35,6 +35,7 @@ def retry_if_cuda_oom(
             torch.cuda.empty_cache()             # does nothing without CUDA
             result = attempt(*args, **kwargs)
         if result is not None: return result[0]
-        logging.getLogger(__name__).info("out of GPU memory twice: computing %s on the CPU", getattr(func, '__name__', func))
+        logging.getLogger(__name__).info("out of GPU memory twice: computing %s on the CPU",
+                                         getattr(func, '__name__', func))
         return func(*map(_to_cpu, args), **{k: _to_cpu(v) for k, v in kwargs.items()})
     return call_with_retry

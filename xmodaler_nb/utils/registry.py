@@ -12,7 +12,8 @@ from difflib import get_close_matches
 from fastcore.basics import patch
 
 # %% ../../nbs/02_utils/00_registry.ipynb #c3ec3062
-def _qualified_name(obj): return getattr(obj, '__module__', '?'), getattr(obj, '__qualname__', getattr(obj, '__name__', repr(obj)))
+def _qualified_name(obj):
+    return getattr(obj, '__module__', '?'), getattr(obj, '__qualname__', getattr(obj, '__name__', repr(obj)))
 
 class Registry:
     "A name → object table for one kind of component."
@@ -35,7 +36,8 @@ class Registry:
         if getattr(obj, '__module__', None) == '__main__': self._shadow[name] = obj; return
         old = self._package.get(name)
         assert old is None or _qualified_name(old) == _qualified_name(obj), (
-            f"{self._name} registry: '{name}' from {'.'.join(_qualified_name(obj))} is already taken by {'.'.join(_qualified_name(old))}; give one of the classes another name")
+            f"{self._name} registry: '{name}' from {'.'.join(_qualified_name(obj))} is already taken by "
+            f"{'.'.join(_qualified_name(old))}; give one of the classes another name")
         self._package[name] = obj
         self._shadow.pop(name, None)           # importing the package restores its class
 
@@ -54,7 +56,8 @@ def get(self:Registry,
     if name in self._package: return self._package[name]
     near = get_close_matches(str(name), self.names(), n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ''
-    raise KeyError(f"no object named '{name}' in the {self._name} registry.{hint} Known names: {', '.join(self.names()) or 'none'}")
+    raise KeyError(f"no object named '{name}' in the {self._name} registry.{hint} Known names: "
+                   f"{', '.join(self.names()) or 'none'}")
 
 # %% ../../nbs/02_utils/00_registry.ipynb #12fa67c2
 @patch

@@ -24,7 +24,8 @@ class _Bytes(bytes):
 
 def _encode(text, encoding='utf-8'):
     "Stand-in for `_codecs.encode`, in the one form that pickle writes."
-    if encoding not in ('latin1', 'latin-1'): raise UnsafePickleError(f"_codecs.encode to {encoding!r} (only latin1 is read)")
+    if encoding not in ('latin1', 'latin-1'):
+        raise UnsafePickleError(f"_codecs.encode to {encoding!r} (only latin1 is read)")
     return _Bytes(text.encode('latin1'))
 
 def _frombuffer(buf, dtype, shape, order, axis_order=None):
@@ -62,7 +63,8 @@ class SafeUnpickler(pickle.Unpickler):
     ):               # the object
         "The object called `module.name` if it is on the list; UnsafePickleError if not."
         if (module, name) in self.allowed: return self.allowed[module, name]
-        raise UnsafePickleError(f"{self.name}: this pickle asks for {module}.{name}; only plain containers, strings, numbers and numpy arrays are read. "
+        raise UnsafePickleError(f"{self.name}: this pickle asks for {module}.{name}; only plain containers, strings, "
+                                f"numbers and numpy arrays are read. "
                                 "Nothing was executed. If you made the file yourself, convert it to one of these")
 
     def persistent_load(self,
@@ -89,7 +91,8 @@ def _decode_strings(
     t = type(x)
     if t is _Bytes: return bytes(x)
     if t is bytes: return _to_text(x) if old or key else x
-    if t is np.ndarray and x.dtype == object: x[...] = np.vectorize(lambda v: _decode_strings(v, old, memo), otypes=[object])(x) if x.size else x
+    if t is np.ndarray and x.dtype == object:
+        x[...] = np.vectorize(lambda v: _decode_strings(v, old, memo), otypes=[object])(x) if x.size else x
     if t not in (list, tuple, dict, set, frozenset, collections.OrderedDict, collections.defaultdict): return x
     if id(x) in memo: return memo[id(x)][1]
     memo[id(x)] = (x, x)
@@ -112,8 +115,10 @@ def safe_loads(
     data = bytes(data)
     old = len(data) < 2 or data[0] != 0x80 or data[1] <= 2
     try: return _decode_strings(SafeUnpickler(io.BytesIO(data), name).load(), old, {})
-    except UnsafePickleError as e: raise e if str(e).startswith(name) else UnsafePickleError(f"{name}: this pickle calls {e}") from None
-    except Exception as e: raise pickle.UnpicklingError(f"{name}: not a readable pickle, or cut off ({type(e).__name__}: {e})") from None
+    except UnsafePickleError as e:
+        raise e if str(e).startswith(name) else UnsafePickleError(f"{name}: this pickle calls {e}") from None
+    except Exception as e:
+        raise pickle.UnpicklingError(f"{name}: not a readable pickle, or cut off ({type(e).__name__}: {e})") from None
 
 def safe_load(
     path:str|Path,  # the file

@@ -18,7 +18,8 @@ class PicklableWrapper:
 
     def __reduce__(self):
         try: return _unwrap, (pickle.dumps(self._obj), False)
-        except (pickle.PicklingError, AttributeError, TypeError): return _unwrap, (_cloudpickle().dumps(self._obj), True)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            return _unwrap, (_cloudpickle().dumps(self._obj), True)
 
     def __call__(self, *args, **kwargs): return self._obj(*args, **kwargs)
     def __getattr__(self, name):
@@ -35,5 +36,7 @@ def _unwrap(
 def _cloudpickle():
     "The module, or an error that says what to do."
     try: import cloudpickle
-    except ImportError as e: raise ImportError("sending a lambda or a local function to another process needs cloudpickle: pip install cloudpickle") from e
+    except ImportError as e:
+        raise ImportError("sending a lambda or a local function to another process needs cloudpickle: pip install "
+                          "cloudpickle") from e
     return cloudpickle

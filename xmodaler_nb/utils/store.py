@@ -44,7 +44,8 @@ def write_index(
     head = dict(format=FORMAT, bytes=size, fields=[[n, np.dtype(t).str, list(tail)] for n, t, tail in fields])
     tmp = path.with_name(f'.tmp-{path.name}')
     with open(tmp, 'wb') as f:
-        np.savez(f, head=np.frombuffer(json.dumps(head).encode(), np.uint8), ids=np.array(ids, dtype=str), starts=np.array(starts, np.int64),
+        np.savez(f, head=np.frombuffer(json.dumps(head).encode(), np.uint8), ids=np.array(ids, dtype=str),
+                 starts=np.array(starts, np.int64),
                  rows=np.array(rows, np.int32).reshape(len(ids), len(fields)), crc=np.array(crc, np.uint32))
         f.flush(); os.fsync(f.fileno())
     os.replace(tmp, path)
@@ -55,9 +56,11 @@ def read_index(
 ) -> tuple: # head (dict), ids (list), starts, rows, crc
     "Read an index; a damaged one is named."
     try:
-        with np.load(path, allow_pickle=False) as z: head, ids, starts, rows, crc = (z[k] for k in ('head', 'ids', 'starts', 'rows', 'crc'))
+        with np.load(path, allow_pickle=False) as z:
+            head, ids, starts, rows, crc = (z[k] for k in ('head', 'ids', 'starts', 'rows', 'crc'))
         head = json.loads(head.tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e: raise StoreError(f"{path}: not a readable index of a store ({type(e).__name__}: {e})") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise StoreError(f"{path}: not a readable index of a store ({type(e).__name__}: {e})") from None
     if head.get('format') != FORMAT: raise StoreError(f"{path}: format is {head.get('format')!r}, expected {FORMAT!r}")
     return head, ids.tolist(), starts, rows, crc
 
@@ -72,11 +75,13 @@ def store_array(
 ) -> np.ndarray: # at least one dimension, contiguous
     "An array as it will be stored."
     a = np.atleast_1d(np.asarray(a))
-    if a.dtype.kind not in 'fiub': raise StoreError(f"id {id}: array {name!r} has type {a.dtype}; a store holds numbers")
+    if a.dtype.kind not in 'fiub':
+        raise StoreError(f"id {id}: array {name!r} has type {a.dtype}; a store holds numbers")
     if a.dtype.kind != 'f': return np.ascontiguousarray(a)
     to = np.dtype('float32' if name in FULL_PRECISION_FIELDS else dtype)
     if to == np.float16 and a.size and np.abs(a[np.isfinite(a)]).max(initial=0) > np.finfo(to).max:
-        raise StoreError(f"id {id}: array {name!r} has values up to {np.abs(a[np.isfinite(a)]).max():g}, float16 ends at {np.finfo(to).max:g}; write the store with dtype='float32'")
+        raise StoreError(f"id {id}: array {name!r} has values up to {np.abs(a[np.isfinite(a)]).max():g}, float16 "
+                         f"ends at {np.finfo(to).max:g}; write the store with dtype='float32'")
     return np.ascontiguousarray(a, dtype=to)
 
 class FeatureWriter:
@@ -87,15 +92,19 @@ class FeatureWriter:
         part:str='all',      # letters and digits; writers at work at the same time need different ones
         shard_mb:float=256,  # a shard is closed when it has this many megabytes
     ):
-        if dtype not in ('float16', 'float32'): raise ValueError(f"dtype is {dtype!r}, but must be 'float16' or 'float32'")
+        if dtype not in ('float16', 'float32'):
+            raise ValueError(f"dtype is {dtype!r}, but must be 'float16' or 'float32'")
         if not re.fullmatch('[A-Za-z0-9]+', part): raise ValueError(f"part is {part!r}, but must be letters and digits")
         self.path, self.dtype, self.part, self.limit = Path(path), dtype, part, int(shard_mb*2**20)
-        if self.path.exists() and not (self.path/'store.json').exists() and any(p.name[0] != '.' for p in self.path.iterdir()): raise StoreError(f"{self.path}: holds files and is not a store; nothing was written")
+        if self.path.exists() and not (self.path/'store.json').exists() and any(p.name[0] != '.' for p in self.path.iterdir()):
+            raise StoreError(f"{self.path}: holds files and is not a store; nothing was written")
         self.path.mkdir(parents=True, exist_ok=True)
         import fcntl                             # where there is none, stores can be read but not written
         self._lock = open(self.path/f'.lock-{part}', 'w')
         try: fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise StoreError(f"{self.path}: part {part!r} is being written by another process; give this one another part") from None
+        except OSError:
+            raise StoreError(f"{self.path}: part {part!r} is being written by another process; give this one "
+                             f"another part") from None
         for left in self.path.glob(f'.tmp-{part}-*'): left.unlink()
         if not (self.path/'store.json').exists(): self._write_marker()
         self._reset_shard()
@@ -112,8 +121,11 @@ def _field(fields, name, a, id):
     "Number of the field that takes array `a`."
     for k, (known, dtype, tail) in enumerate(fields):
         if known != name: continue
-        if tail != a.shape[1:]: raise StoreError(f"id {id}: rows of {name!r} have sizes {a.shape[1:]}, those of earlier items {tail}; a store needs them equal")
-        if not np.can_cast(a.dtype, dtype, 'same_kind'): raise StoreError(f"id {id}: {name!r} has type {a.dtype}, earlier items {dtype}")
+        if tail != a.shape[1:]:
+            raise StoreError(f"id {id}: rows of {name!r} have sizes {a.shape[1:]}, those of earlier items {tail}; a "
+                             f"store needs them equal")
+        if not np.can_cast(a.dtype, dtype, 'same_kind'):
+            raise StoreError(f"id {id}: {name!r} has type {a.dtype}, earlier items {dtype}")
         return k
     fields.append((name, a.dtype, a.shape[1:]))
     return len(fields) - 1
@@ -136,7 +148,9 @@ def add(self:FeatureWriter,
     data = b''.join(p.ljust(_padded(len(p)), b'\0') for p in parts)
     if self._file is None: self._file = open(self.path/f'.tmp-{self.part}-shard', 'wb')
     self._file.write(data)
-    self._items[id] = (self._size, [len(arrays_by_field[k]) if k in arrays_by_field else -1 for k in range(len(fields))], zlib.crc32(data))
+    self._items[id] = (self._size,
+                       [len(arrays_by_field[k]) if k in arrays_by_field else -1 for k in range(len(fields))],
+                       zlib.crc32(data))
     self._fields, self._size = fields, self._size + len(data)
     if self._size >= self.limit: self.seal()
 
@@ -171,10 +185,14 @@ class _Shard:
     def __init__(self, index):
         head, self.ids, self.starts, self.rows, self.crc = read_index(index)
         self.path, self.size = index.with_suffix('.bin'), head['bytes']
-        self.fields = [(n, np.dtype(t), tuple(tail), int(np.prod(tail, dtype=np.int64))) for n, t, tail in head['fields']]
+        self.fields = [(n, np.dtype(t), tuple(tail), int(np.prod(tail, dtype=np.int64))) for n, t,
+                       tail in head['fields']]
         found = self.path.stat().st_size if self.path.is_file() else None
-        if found != self.size: raise StoreError(f"{self.path}: {'no such file' if found is None else f'{found} bytes'}, its index says {self.size} bytes; the shard is cut off or was replaced")
-        self._map, self._views, self.populated = None, None, 0     # ready: bytes that `items` has entered into the memory map
+        if found != self.size:
+            raise StoreError(f"{self.path}: {'no such file' if found is None else f'{found} bytes'}, its index says "
+                             f"{self.size} bytes; the shard is cut off or was replaced")
+        # ready: bytes that `items` has entered into the memory map
+        self._map, self._views, self.populated = None, None, 0
 
     @property
     def data(self):
@@ -186,7 +204,9 @@ class _Shard:
     @property
     def views(self):
         "(name, whole file as numbers of its type, sizes of a row, numbers in a row, bytes of a number) of each field."
-        if self._views is None: self._views = [(name, np.frombuffer(self.data, dtype, self.size//dtype.itemsize), tail, width, dtype.itemsize) for name, dtype, tail, width in self.fields]
+        if self._views is None:
+            self._views = [(name, np.frombuffer(self.data, dtype, self.size//dtype.itemsize), tail, width,
+                            dtype.itemsize) for name, dtype, tail, width in self.fields]
         return self._views
 
     def item_views(self, offset, rows):
@@ -210,7 +230,8 @@ class FeatureStore:
         strict:bool=True, # refuse a store with a damaged shard; else leave the shard out and list it in `broken`
     ):
         self.path, self.strict = Path(path), strict
-        if not (self.path/'store.json').is_file(): raise FileNotFoundError(f"{self.path}: not a store of features (there is no store.json in it)")
+        if not (self.path/'store.json').is_file():
+            raise FileNotFoundError(f"{self.path}: not a store of features (there is no store.json in it)")
         self.shards, self.broken, self._locations = [], [], {}
         for index in sorted(self.path.glob('[!.]*.npz')): self._open(index)
 
@@ -222,13 +243,16 @@ class FeatureStore:
         s = len(self.shards)
         new = dict(zip(shard.ids, ((s, k) for k in range(len(shard.ids)))))
         duplicate = next((i for i in new if i in self._locations), None) if self._locations else None
-        if duplicate is not None: raise StoreError(f"{shard.path}: id {duplicate} is also in {self.shards[self._locations[duplicate][0]].path.name}")
+        if duplicate is not None:
+            raise StoreError(f"{shard.path}: id {duplicate} is also in "
+                             f"{self.shards[self._locations[duplicate][0]].path.name}")
         self.shards.append(shard); self._locations.update(new)
 
     def __len__(self): return len(self._locations)
     def __iter__(self): return iter(self._locations)
     def __contains__(self, id): return str(id) in self._locations
-    def __repr__(self): return f"FeatureStore({self.path.name}: {len(self)} items in {len(self.shards)} shards, {sum(s.size for s in self.shards)/2**20:.1f} MB)"
+    def __repr__(self):
+        return f"FeatureStore({self.path.name}: {len(self)} items in {len(self.shards)} shards, {sum(s.size for s in self.shards)/2**20:.1f} MB)"
     def __getstate__(self): return dict(path=self.path, strict=self.strict)
     def __setstate__(self, state): self.__init__(**state)
 
@@ -261,7 +285,8 @@ def items(self:FeatureStore):
 def _prefetch(shard, offset):
     "Ask the disk for the block after the next one, and enter the next one into this process's memory map at once; returns where that one ends."
     n = min(PREFETCH_BYTES, shard.size - offset)
-    if offset + n < shard.size: shard.data.madvise(mmap.MADV_WILLNEED, offset + n, min(PREFETCH_BYTES, shard.size - offset - n))
+    if offset + n < shard.size:
+        shard.data.madvise(mmap.MADV_WILLNEED, offset + n, min(PREFETCH_BYTES, shard.size - offset - n))
     try: shard.data.madvise(POPULATE_READ, offset, n)
     except OSError: shard.data.madvise(mmap.MADV_WILLNEED, offset, n)     # kernels before 5.14: page by page
     return offset + n
@@ -284,7 +309,8 @@ def verify(self:FeatureStore) -> list: # of problems, each naming shard and id
     for s in self.shards:
         for k, id in enumerate(s.ids):
             a, b = s.span(k)
-            if zlib.crc32(memoryview(s.data)[a:b]) != s.crc[k]: bad.append(f"{s.path}: id {id} (bytes {a} to {b}) is not what was written")
+            if zlib.crc32(memoryview(s.data)[a:b]) != s.crc[k]:
+                bad.append(f"{s.path}: id {id} (bytes {a} to {b}) is not what was written")
     return bad
 
 # %% ../../nbs/02_utils/78_store.ipynb #e6f9a1cf

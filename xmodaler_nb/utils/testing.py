@@ -36,12 +36,14 @@ def test_near(
     exact = not (a.is_floating_point() or r.is_floating_point() or a.is_complex() or r.is_complex())
     tol = 0. if exact else tolerance(r, noise) if atol is None else atol
     a, r = a.double(), r.double()
-    diff = torch.where((a == r) | (a.isnan() & r.isnan()), torch.zeros_like(a), (a - r).abs())   # inf == inf, nan beside nan
+    # inf == inf, nan beside nan
+    diff = torch.where((a == r) | (a.isnan() & r.isnan()), torch.zeros_like(a), (a - r).abs())
     bad = ~(diff <= tol)
     if not bad.any(): return
     i = int(torch.where(bad, diff.nan_to_num(nan=torch.inf), -torch.ones_like(diff)).argmax())
     position = tuple(int(x) for x in np.unravel_index(i, a.shape))
-    raise AssertionError(f"{int(bad.sum())} of {a.numel()} values differ by more than {tol:.1e}; largest at {position}: "
+    raise AssertionError(f"{int(bad.sum())} of {a.numel()} values differ by more than {tol:.1e}; largest at "
+                         f"{position}: "
                          f"{a.flatten()[i]:.8g} against {r.flatten()[i]:.8g}")
 
 # %% ../../nbs/02_utils/90_testing.ipynb #45b94513
@@ -79,9 +81,11 @@ def run_ranks(
     import xmodaler_nb
     root = str(Path(xmodaler_nb.__file__).parents[1])
     with tempfile.TemporaryDirectory() as d:
-        env = {**os.environ, 'PYTHONPATH': os.pathsep.join([root, os.environ.get('PYTHONPATH', '')]), 'OMP_NUM_THREADS': '1'}
+        env = {**os.environ, 'PYTHONPATH': os.pathsep.join([root, os.environ.get('PYTHONPATH', '')]),
+               'OMP_NUM_THREADS': '1'}
         args = lambda r: [sys.executable, '-c', _RANK, str(r), str(world_size), str(Path(d)/'store')]
-        procs = [subprocess.Popen(args(r), env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for r in range(world_size)]
+        procs = [subprocess.Popen(args(r), env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE) for r in range(world_size)]
         for p in procs: p.stdin.write(textwrap.dedent(code)); p.stdin.close(); p.stdin = None
         try: outs = [p.communicate(timeout=timeout) for p in procs]
         finally:

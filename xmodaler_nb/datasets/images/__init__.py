@@ -14,4 +14,5 @@ from .mscoco_feat import MSCoCoFeatDataset
 from .mscoco_raw import MSCoCoImageDataset, MSCoCoRawDataset
 
 # %% ../../../nbs/06_datasets/59_images.ipynb #7c0e38c7
-_all_ = ['MSCoCoDataset', 'MSCoCoBertDataset', 'MSCoCoSampleByTxtDataset', 'MSCoCoCOSNetDataset', 'MSCoCoFeatDataset', 'MSCoCoImageDataset', 'MSCoCoRawDataset']
+_all_ = ['MSCoCoDataset', 'MSCoCoBertDataset', 'MSCoCoSampleByTxtDataset', 'MSCoCoCOSNetDataset', 'MSCoCoFeatDataset',
+         'MSCoCoImageDataset', 'MSCoCoRawDataset']

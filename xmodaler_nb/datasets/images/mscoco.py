@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ...config import configurable, kfg
-from ..annotations import attach_table, caption_fields, decode_fields, load_annotations, one_per_sentence, stage_file
+from ..annotations import (attach_table, caption_fields, decode_fields, load_annotations,
+                                              one_per_sentence, stage_file)
 from ..build import DATASETS_REGISTRY
 from ...functional import boxes_to_locfeats, read_np
 
@@ -25,17 +26,24 @@ def cut_regions(
     "The regions that are used."
     return feats[:max_feat_num] if max_feat_num else feats
 
+def _warn_about_slice(n):
+    if n < 0:
+        warnings.warn(f"DATALOADER.MAX_FEAT_NUM is {n}: as in X-modaler this drops the last region of every image; "
+                      f"0 keeps all", stacklevel=4)
+
 def region_fields(
     content:dict,     # arrays of one file, by name
     max_feat_num:int, # regions kept, see `cut_regions`
     path='',          # what error messages call the file
 ) -> dict:            # ATT_FEATS (n, d) float32; with boxes also ATT_FEATS_LOC (n, 5) and perhaps V_TARGET (n-1, c)
     "The visual part of an item."
-    if 'features' not in content: raise ValueError(f"{path}: has no array 'features' (it has: {', '.join(sorted(content))})")
+    if 'features' not in content:
+        raise ValueError(f"{path}: has no array 'features' (it has: {', '.join(sorted(content))})")
     feats = content['features']
     if feats.ndim != 2: raise ValueError(f"{path}: features have sizes {feats.shape}, expected (regions, width)")
     if 'boxes' not in content: return {kfg.ATT_FEATS: _float(cut_regions(feats, max_feat_num))}
-    if len(content['boxes']) != len(feats): raise ValueError(f"{path}: {len(feats)} features but {len(content['boxes'])} boxes")
+    if len(content['boxes']) != len(feats):
+        raise ValueError(f"{path}: {len(feats)} features but {len(content['boxes'])} boxes")
     keep = slice(max_feat_num - 1 if max_feat_num else None)
     feats, boxes = feats[keep].astype(np.float32), content['boxes'][keep]
     locs = boxes_to_locfeats(boxes, content['image_w'].ravel()[0], content['image_h'].ravel()[0])
@@ -45,15 +53,12 @@ def region_fields(
     return out
 
 def _array_names(available):
-    "The arrays that `region_fields` looks at."
+    "The arrays that `region_fields` reads."
     return ['features', 'boxes', 'image_w', 'image_h', 'cls_prob'] if 'boxes' in available else ['features']
 
 def _float(a): return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
 
 # %% ../../../nbs/06_datasets/50_mscoco.ipynb #22128596
-def _warn_about_slice(n):
-    if n < 0: warnings.warn(f"DATALOADER.MAX_FEAT_NUM is {n}: as in X-modaler this drops the last region of every image; 0 keeps all", stacklevel=4)
-
 @DATASETS_REGISTRY.register()
 class MSCoCoDataset:
     "Region features and captions, in the layout of X-modaler's COCO."
@@ -71,22 +76,25 @@ class MSCoCoDataset:
         attribute_file:str, # id → attribute probabilities; '' for none
     ):
         _warn_about_slice(max_feat_num)
-        self.stage, self.anno_file, self.seq_per_img, self.max_feat_num, self.max_seq_len = stage, anno_file, seq_per_img, max_feat_num, max_seq_len
-        self.feats_folder, self.relation_file, self.gv_feat_file, self.attribute_file = feats_folder, relation_file, gv_feat_file, attribute_file
+        self.stage, self.anno_file, self.seq_per_img = stage, anno_file, seq_per_img
+        self.max_feat_num, self.max_seq_len, self.feats_folder = max_feat_num, max_seq_len, feats_folder
+        self.tables = dict(relation=relation_file, attribute=attribute_file, gv_feat=gv_feat_file)
 
     @classmethod
     def from_config(cls, cfg, stage:str='train'):
         "Arguments from `DATALOADER` and `MODEL.MAX_SEQ_LEN`."
         d = cfg.DATALOADER
-        return dict(stage=stage, anno_file=stage_file(d.ANNO_FOLDER, cls.anno_name, stage), seq_per_img=d.SEQ_PER_SAMPLE, max_feat_num=d.MAX_FEAT_NUM,
-                    max_seq_len=cfg.MODEL.MAX_SEQ_LEN, feats_folder=d.FEATS_FOLDER, relation_file=d.RELATION_FILE, gv_feat_file=d.GV_FEAT_FILE, attribute_file=d.ATTRIBUTE_FILE)
+        return dict(stage=stage, anno_file=stage_file(d.ANNO_FOLDER, cls.anno_name, stage),
+                    seq_per_img=d.SEQ_PER_SAMPLE, max_feat_num=d.MAX_FEAT_NUM, max_seq_len=cfg.MODEL.MAX_SEQ_LEN,
+                    feats_folder=d.FEATS_FOLDER, relation_file=d.RELATION_FILE,
+                    gv_feat_file=d.GV_FEAT_FILE, attribute_file=d.ATTRIBUTE_FILE)
 
     def load_data(self,
         cfg=None, # the whole config, for subclasses that need more of it
     ) -> list:    # one entry per image
         "The annotation list, with relation, attribute and global feature attached where there are any."
         entries = load_annotations(self.anno_file, key='image_id')
-        for path, name in ((self.relation_file, 'relation'), (self.attribute_file, 'attribute'), (self.gv_feat_file, 'gv_feat')): attach_table(entries, path, name)
+        for name, path in self.tables.items(): attach_table(entries, path, name)
         return entries
 
     def feature_path(self,
@@ -95,15 +103,9 @@ class MSCoCoDataset:
         "The file with the features of an entry."
         return os.path.join(self.feats_folder, f"{entry['image_id']}.npz") if self.feats_folder else None
 
-    def __call__(self,
-        dataset_dict:dict, # one entry
-        rng=random,        # where chance comes from
-    ) -> dict:             # the item
-        "Read one image's features and choose its sentences."
-        return {kfg.IDS: dataset_dict['image_id'], **self.visual(dataset_dict), **self.words(dataset_dict, rng)}
-
 # %% ../../../nbs/06_datasets/50_mscoco.ipynb #94f6c725
-_TABLES = {'relation': (kfg.RELATION, np.int64), 'attribute': (kfg.ATTRIBUTE, np.float32), 'gv_feat': (kfg.GLOBAL_FEATS, np.float32)}
+_TABLES = {'relation': (kfg.RELATION, np.int64), 'attribute': (kfg.ATTRIBUTE, np.float32),
+           'gv_feat': (kfg.GLOBAL_FEATS, np.float32)}
 
 @patch
 def visual(self:MSCoCoDataset,
@@ -111,7 +113,8 @@ def visual(self:MSCoCoDataset,
 ) -> dict:             # the visual half of its item
     "ATT_FEATS and whatever else is known about the picture."
     path = self.feature_path(dataset_dict)
-    out = {kfg.ATT_FEATS: torch.zeros(1, 1)} if path is None else region_fields(read_np(path, _array_names), self.max_feat_num, path)
+    if path is None: out = {kfg.ATT_FEATS: torch.zeros(1, 1)}
+    else: out = region_fields(read_np(path, _array_names), self.max_feat_num, path)
     for name, (key, dtype) in _TABLES.items():
         if name in dataset_dict: out[key] = torch.from_numpy(np.array(dataset_dict[name], dtype=dtype))
     return out
@@ -122,7 +125,16 @@ def words(self:MSCoCoDataset,
     rng=random,        # where chance comes from
 ) -> dict:             # the half of its item that is text
     "The chosen sentences in training, else how long a caption may become."
-    return caption_fields(dataset_dict, self.seq_per_img, rng, dataset_dict['image_id']) if self.stage == 'train' else decode_fields(self.max_seq_len)
+    if self.stage != 'train': return decode_fields(self.max_seq_len)
+    return caption_fields(dataset_dict, self.seq_per_img, rng, dataset_dict['image_id'])
+
+@patch
+def __call__(self:MSCoCoDataset,
+    dataset_dict:dict, # one entry
+    rng=random,        # where chance comes from
+) -> dict:             # the item
+    "Read one image's features and choose its sentences."
+    return {kfg.IDS: dataset_dict['image_id'], **self.visual(dataset_dict), **self.words(dataset_dict, rng)}
 
 # %% ../../../nbs/06_datasets/50_mscoco.ipynb #ddffbe57
 @DATASETS_REGISTRY.register()
@@ -140,8 +152,10 @@ class MSCoCoSampleByTxtDataset(MSCoCoDataset):
         gv_feat_file:str,   # id → global feature; '' for none
         attribute_file:str, # id → attribute probabilities; '' for none
     ):
-        assert seq_per_img == 1, f"DATALOADER.SEQ_PER_SAMPLE is {seq_per_img}, but MSCoCoSampleByTxtDataset draws one sentence at a time: set it to 1"
-        super().__init__(stage, anno_file, seq_per_img, max_feat_num, max_seq_len, feats_folder, relation_file, gv_feat_file, attribute_file)
+        assert seq_per_img == 1, (f"DATALOADER.SEQ_PER_SAMPLE is {seq_per_img}, but MSCoCoSampleByTxtDataset draws one "
+                                  "sentence at a time: set it to 1")
+        super().__init__(stage, anno_file, seq_per_img, max_feat_num, max_seq_len, feats_folder, relation_file,
+                         gv_feat_file, attribute_file)
 
     def load_data(self,
         cfg=None, # the whole config, not used

@@ -50,15 +50,18 @@ class MSCoCoBertDataset:
         images_ids_file:str, # one id per line: the images of this stage
         tokenizer,           # `BertTokenizer`
     ):
-        self.stage, self.anno_file, self.seq_per_img, self.max_seq_length = stage, anno_file, seq_per_img, max_seq_length
-        self.max_feat_num, self.feats_folder, self.images_ids_file, self.tokenizer = max_feat_num, feats_folder, images_ids_file, tokenizer
+        self.stage, self.anno_file, self.images_ids_file, self.tokenizer = stage, anno_file, images_ids_file, tokenizer
+        self.seq_per_img, self.max_seq_length = seq_per_img, max_seq_length
+        self.max_feat_num, self.feats_folder = max_feat_num, feats_folder
 
     @classmethod
     def from_config(cls, cfg, stage:str='train'):
         "Arguments from `DATALOADER`, `MODEL.MAX_SEQ_LEN` and `MODEL.PRETRAINING`."
         d, p = cfg.DATALOADER, cfg.MODEL.PRETRAINING
-        return dict(stage=stage, anno_file=stage_file(d.ANNO_FOLDER, 'mscoco_bert_caption_anno_{}.pkl', stage), seq_per_img=d.SEQ_PER_SAMPLE, max_seq_length=cfg.MODEL.MAX_SEQ_LEN,
-                    max_feat_num=d.MAX_FEAT_NUM, feats_folder=d.FEATS_FOLDER, images_ids_file=stage_file(d.ANNO_FOLDER, 'coco_{}_image_id.txt', stage),
+        return dict(stage=stage, anno_file=stage_file(d.ANNO_FOLDER, 'mscoco_bert_caption_anno_{}.pkl', stage),
+                    seq_per_img=d.SEQ_PER_SAMPLE, max_seq_length=cfg.MODEL.MAX_SEQ_LEN,
+                    max_feat_num=d.MAX_FEAT_NUM, feats_folder=d.FEATS_FOLDER,
+                    images_ids_file=stage_file(d.ANNO_FOLDER, 'coco_{}_image_id.txt', stage),
                     tokenizer=BertTokenizer.from_pretrained(p.MODEL_NAME, do_lower_case=p.DO_LOWER_CASE))
 
     def feature_path(self,
@@ -74,8 +77,9 @@ class MSCoCoBertDataset:
         "Read one image's regions and choose its sentences."
         id, as_float = dataset_dict['image_id'], lambda a: torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
         feats, locs = map(as_float, read_np_bbox(self.feature_path(dataset_dict), self.max_feat_num))
-        words = caption_fields(dataset_dict, self.seq_per_img, rng, id) if self.stage == 'train' else decode_fields(self.max_seq_length)
-        return {kfg.IDS: id, kfg.ATT_FEATS: feats, kfg.ATT_FEATS_LOC: locs, **words}
+        item = {kfg.IDS: id, kfg.ATT_FEATS: feats, kfg.ATT_FEATS_LOC: locs}
+        if self.stage != 'train': return item | decode_fields(self.max_seq_length)
+        return item | caption_fields(dataset_dict, self.seq_per_img, rng, id)
 
 # %% ../../../nbs/06_datasets/53_mscoco_bert.ipynb #9d800b97
 @patch
@@ -99,9 +103,12 @@ def tokenize_all(self:MSCoCoBertDataset,
     path, # `dataset_coco.json`: images with cocoid and sentences
 ) -> list: # of {image_id, tokens_ids, target_ids}
     "Tokenize the captions of the images of this stage."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file, and {self.anno_file} with ready rows is not there either")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file, and {self.anno_file} with ready rows is not there either")
     wanted = read_lines_set(self.images_ids_file) - {''}
-    images = {str(o['cocoid']): o['sentences'] for o in json.loads(Path(path).read_text(encoding='utf-8'))['images'] if str(o['cocoid']) in wanted}
-    if missing := sorted(wanted - images.keys()): raise ValueError(f"{self.images_ids_file}: id {missing[0]} is not in {path} ({len(missing)} such ids)")
-    rows = {i: piece_rows([s['raw'] for s in sents], self.tokenizer, self.max_seq_length) for i, sents in images.items()}
+    images = json.loads(Path(path).read_text(encoding='utf-8'))['images']
+    texts = {str(o['cocoid']): [s['raw'] for s in o['sentences']] for o in images if str(o['cocoid']) in wanted}
+    if missing := sorted(wanted - texts.keys()):
+        raise ValueError(f"{self.images_ids_file}: id {missing[0]} is not in {path} ({len(missing)} such ids)")
+    rows = {i: piece_rows(t, self.tokenizer, self.max_seq_length) for i, t in texts.items()}
     return [dict(image_id=i, tokens_ids=t, target_ids=g) for i, (t, g) in rows.items()]

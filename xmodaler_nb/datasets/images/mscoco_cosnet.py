@@ -66,7 +66,8 @@ class MSCoCoCOSNetDataset(MSCoCoDataset):
     @classmethod
     def from_config(cls, cfg, stage:str='train'):
         "Arguments from `DATALOADER` and `MODEL.COSNET.NUM_CLASSES`."
-        return {**super().from_config(cfg, stage), 'obj_classes': cfg.MODEL.COSNET.NUM_CLASSES, 'sample_prob': cfg.DATALOADER.SAMPLE_PROB}
+        return {**super().from_config(cfg, stage), 'obj_classes': cfg.MODEL.COSNET.NUM_CLASSES,
+                'sample_prob': cfg.DATALOADER.SAMPLE_PROB}
 
     def visual(self,
         dataset_dict:dict, # one entry
@@ -74,7 +75,8 @@ class MSCoCoCOSNetDataset(MSCoCoDataset):
         "The grid and the global feature of a CLIP file."
         path = self.feature_path(dataset_dict)
         content = read_np(path)
-        if 'g_feature' not in content: raise ValueError(f"{path}: has no array 'g_feature' (it has: {', '.join(sorted(content))})")
+        if 'g_feature' not in content:
+            raise ValueError(f"{path}: has no array 'g_feature' (it has: {', '.join(sorted(content))})")
         grid = region_fields({k: v for k, v in content.items() if k == 'features'}, self.max_feat_num, path)
         return {**grid, kfg.GLOBAL_FEATS: torch.from_numpy(content['g_feature'].astype(np.float32))}
 
@@ -90,7 +92,7 @@ class MSCoCoCOSNetDataset(MSCoCoDataset):
 def semantics(self:MSCoCoCOSNetDataset,
     dataset_dict:dict, # one entry
     rng=random,        # where chance comes from
-) -> dict:             # SEMANTICS_IDS: list of (m,) int64; in training SEMANTICS_LABELS: list of (m,), SEMANTICS_MISS_LABELS: list of (C+1,)
+) -> dict:             # int64 lists SEMANTICS_IDS (m,); in training SEMANTICS_LABELS (m,), SEMANTICS_MISS_LABELS (C+1,)
     "The retrieved words of an image, once per sentence."
     ids = np.asarray(dataset_dict['attr_pred']).astype(np.int64)
     if self.stage != 'train': return {kfg.SEMANTICS_IDS: [torch.from_numpy(ids.copy())]}

@@ -25,14 +25,18 @@ class MSCoCoFeatDataset:
         sample_ids:list,  # ids, as they shall appear in the results
         file_paths:list,  # one .npz or .npy per id
     ):
-        if len(sample_ids) != len(file_paths): raise ValueError(f"DATALOADER.SAMPLE_IDS has {len(sample_ids)} ids, but DATALOADER.FILE_PATHS {len(file_paths)} files")
-        self.max_seq_len, self.max_feat_num, self.sample_ids, self.file_paths = max_seq_len, max_feat_num, list(sample_ids), list(file_paths)
+        if len(sample_ids) != len(file_paths):
+            raise ValueError(f"DATALOADER.SAMPLE_IDS has {len(sample_ids)} ids, but DATALOADER.FILE_PATHS "
+                             f"{len(file_paths)} files")
+        self.max_seq_len, self.max_feat_num = max_seq_len, max_feat_num
+        self.sample_ids, self.file_paths = list(sample_ids), list(file_paths)
 
     @classmethod
     def from_config(cls, cfg, stage:str='test'):
         "Arguments from `DATALOADER` and `MODEL.MAX_SEQ_LEN`."
         d = cfg.DATALOADER
-        return dict(max_seq_len=cfg.MODEL.MAX_SEQ_LEN, max_feat_num=d.MAX_FEAT_NUM, sample_ids=d.SAMPLE_IDS, file_paths=d.FILE_PATHS)
+        return dict(max_seq_len=cfg.MODEL.MAX_SEQ_LEN, max_feat_num=d.MAX_FEAT_NUM, sample_ids=d.SAMPLE_IDS,
+                    file_paths=d.FILE_PATHS)
 
     def load_data(self,
         cfg=None, # not used

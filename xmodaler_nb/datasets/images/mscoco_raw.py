@@ -29,7 +29,8 @@ def read_image(
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such picture")
     try:
         with Image.open(path) as img: img = img.convert('RGB')
-    except (UnidentifiedImageError, OSError, SyntaxError) as e: raise ValueError(f"{path}: not a picture that can be read ({e})") from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as e:
+        raise ValueError(f"{path}: not a picture that can be read ({e})") from None
     return square(img, size)
 
 def square(
@@ -56,7 +57,8 @@ class MSCoCoRawDataset(MSCoCoFeatDataset):
         file_paths:list,    # one picture per id
         image_size:int=448, # pixels per side
     ):
-        super().__init__(max_seq_len=max_seq_len, max_feat_num=max_feat_num, sample_ids=sample_ids, file_paths=file_paths)
+        super().__init__(max_seq_len=max_seq_len, max_feat_num=max_feat_num, sample_ids=sample_ids,
+                         file_paths=file_paths)
         self.image_size = image_size
 
     @classmethod
@@ -68,7 +70,8 @@ class MSCoCoRawDataset(MSCoCoFeatDataset):
         dataset_dict:dict, # one entry
     ) -> dict:             # the item
         "Read one picture."
-        return {kfg.IDS: dataset_dict['image_id'], kfg.IMAGES: read_image(dataset_dict['path'], self.image_size), **decode_fields(self.max_seq_len)}
+        return {kfg.IDS: dataset_dict['image_id'], kfg.IMAGES: read_image(dataset_dict['path'], self.image_size),
+                **decode_fields(self.max_seq_len)}
 
 # %% ../../../nbs/06_datasets/54_mscoco_raw.ipynb #1faaa0fb
 @DATASETS_REGISTRY.register()

@@ -10,8 +10,10 @@ import os
 import random
 import numpy as np
 import torch
+from fastcore.basics import patch
 from ...config import configurable, kfg
-from ..annotations import caption_fields, decode_fields, load_annotations, one_per_sentence, stage_file
+from ..annotations import (caption_fields, decode_fields, load_annotations, one_per_sentence,
+                                              stage_file)
 from ..build import DATASETS_REGISTRY
 from ...functional import read_np
 
@@ -44,8 +46,9 @@ class MSVDDataset:
     def from_config(cls, cfg, stage:str='train'):
         "Arguments from `DATALOADER` and `MODEL.MAX_SEQ_LEN`."
         d = cfg.DATALOADER
-        return dict(stage=stage, anno_file=stage_file(d.ANNO_FOLDER, cls.anno_name, stage), seq_per_img=d.SEQ_PER_SAMPLE,
-                    max_feat_num=d.MAX_FEAT_NUM, max_seq_len=cfg.MODEL.MAX_SEQ_LEN, feats_folder=d.FEATS_FOLDER)
+        return dict(stage=stage, anno_file=stage_file(d.ANNO_FOLDER, cls.anno_name, stage),
+                    seq_per_img=d.SEQ_PER_SAMPLE, max_feat_num=d.MAX_FEAT_NUM, max_seq_len=cfg.MODEL.MAX_SEQ_LEN,
+                    feats_folder=d.FEATS_FOLDER)
 
     def load_data(self,
         cfg=None, # the whole config, not used
@@ -66,13 +69,16 @@ class MSVDDataset:
         "Which frames are used."
         return evenly_spaced_frames(n, self.max_feat_num)
 
-    def __call__(self,
-        dataset_dict:dict, # one entry
-        rng=random,        # where chance comes from
-    ) -> dict:             # the item
-        "Read one clip's frames and its sentence."
-        path, id = self.feature_path(dataset_dict), dataset_dict['video_id']
-        frames = read_np(path)['features']
-        if frames.ndim != 2: raise ValueError(f"{path}: features have sizes {frames.shape}, expected (frames, width)")
-        item = {kfg.IDS: id, kfg.ATT_FEATS: torch.from_numpy(frames[self.pick_frames(len(frames))].astype(np.float32))}
-        return {**item, **(caption_fields(dataset_dict, self.seq_per_img, rng, id) if self.stage == 'train' else decode_fields(self.max_seq_len))}
+# %% ../../../nbs/06_datasets/60_msvd.ipynb #b7393ace
+@patch
+def __call__(self:MSVDDataset,
+    dataset_dict:dict, # one entry
+    rng=random,        # where chance comes from
+) -> dict:             # the item
+    "Read one clip's frames and its sentence."
+    path, id = self.feature_path(dataset_dict), dataset_dict['video_id']
+    frames = read_np(path)['features']
+    if frames.ndim != 2: raise ValueError(f"{path}: features have sizes {frames.shape}, expected (frames, width)")
+    item = {kfg.IDS: id, kfg.ATT_FEATS: torch.from_numpy(frames[self.pick_frames(len(frames))].astype(np.float32))}
+    if self.stage != 'train': return {**item, **decode_fields(self.max_seq_len)}
+    return {**item, **caption_fields(dataset_dict, self.seq_per_img, rng, id)}

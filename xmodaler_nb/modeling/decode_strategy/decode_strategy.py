@@ -170,7 +170,8 @@ STALE_KEYS = (kfg.TIME_STEP, kfg.HISTORY_STATES, kfg.ENC_HISTORY_STATES)   # of 
 @patch
 def initial_state(self:DecodeStrategy, batched_inputs, model):
     "The state before the first word, on a copy of the batch."
-    batch = Batch({k: v for k, v in batched_inputs.items() if k not in STALE_KEYS})
+    batch = batched_inputs.copy()                       # an expanded batch stays one
+    for k in STALE_KEYS: batch.pop(k, None)
     if not self._masks_fit(batch): del batch[kfg.TOKENS_MASKS]
     state = as_stepper(model).init_state(batch)
     return state.record_attention() if self.recording(batched_inputs) else state

@@ -37,13 +37,14 @@ class TDConvEDDecoder(Decoder):
         use_norm:bool,           # weight normalisation
     ):
         super().__init__()
-        self.num_layers, self.hidden_size, linear = len(kernel_sizes), hidden_size, NormedLinear if use_norm else nn.Linear
+        self.num_layers, self.hidden_size = len(kernel_sizes), hidden_size
+        linear = NormedLinear if use_norm else nn.Linear
         self.gv_feat_embed = linear(hidden_size, hidden_size)
         self.wt_gv_embed = linear(2*hidden_size, hidden_size)
         self.p_att_feats = linear(hidden_size, att_embed_size)
         self.dropout = nn.Dropout(conv_dropout)
-        self.layers = nn.ModuleList([ShiftedConvLayer(hidden_size, hidden_size, k, 1, 'zeros', conv_dropout,
-                                                      use_norm) for k in kernel_sizes])
+        layer = lambda k: ShiftedConvLayer(hidden_size, hidden_size, k, 1, 'zeros', conv_dropout, use_norm)
+        self.layers = nn.ModuleList([layer(k) for k in kernel_sizes])
         self.att = SoftAttention(hidden_size=hidden_size, att_embed_size=att_embed_size,
                                  att_embed_dropout=att_embed_dropout, use_norm=use_norm)
 
@@ -52,8 +53,8 @@ class TDConvEDDecoder(Decoder):
         "Arguments from `MODEL.TDCONVED.DECODER`."
         d = cfg.MODEL.TDCONVED.DECODER
         return dict(num_hidden_layers=d.NUM_HIDDEN_LAYERS, hidden_size=d.HIDDEN_SIZE, kernel_sizes=d.KERNEL_SIZES,
-                    conv_dropout=d.DROPOUT,
-                    att_embed_size=d.ATT_EMBED_SIZE, att_embed_dropout=d.ATT_EMBED_DROPOUT, use_norm=d.USE_NORM)
+                    conv_dropout=d.DROPOUT, att_embed_size=d.ATT_EMBED_SIZE,
+                    att_embed_dropout=d.ATT_EMBED_DROPOUT, use_norm=d.USE_NORM)
 
     @classmethod
     def add_config(cls, cfg):
@@ -70,8 +71,8 @@ def _init_decoding_buffer(self:TDConvEDDecoder,
 ) -> dict:          # HISTORY_STATES: one (batch_size, κ-1, d) per layer
     "The past before the first word."
     like = self.gv_feat_embed.bias
-    return {kfg.HISTORY_STATES: [like.new_zeros(batch_size, layer.kernel_size - 1,
-                                                self.hidden_size) for layer in self.layers]}
+    empty = lambda layer: like.new_zeros(batch_size, layer.kernel_size - 1, self.hidden_size)
+    return {kfg.HISTORY_STATES: [empty(layer) for layer in self.layers]}
 
 @patch
 def _clear_decoding_buffer(self:TDConvEDDecoder):
@@ -98,7 +99,7 @@ def _merge_inputs(self:TDConvEDDecoder, words, g):
 
 @patch
 def _attend(self:TDConvEDDecoder, x, b):
-    "Every position asks the frames: context (b, t, d) and weights (b·t, n)."
+    "Every position attends to the frames: context (b, t, d) and weights (b·t, n)."
     mask = b.get(kfg.EXT_ATT_MASKS)
     if mask is not None: mask = mask.reshape(mask.size(0), -1)
     weights = self.att.weights(x.flatten(0, 1), b[kfg.P_ATT_FEATS], mask)

@@ -21,7 +21,7 @@ class VisualGridEmbedding(nn.Module):
         in_dim:int,   # width of the grid features
         g_in_dim:int, # width of the global vector, which must be out_dim; 0 = no global vector
         out_dim:int,  # d
-        **kwargs,     # embeddings_act, embeddings_norm, embeddings_dropout: modules or None; embeddings_pos: parameter (1, n+1, d)
+        **kwargs,     # embeddings_{act,norm,dropout}: modules or None; embeddings_pos: parameter (1, n+1, d)
     ):
         super().__init__()
         self.out_dim = out_dim

@@ -34,6 +34,7 @@ def encode_grid(
         levels.append(x[:,0])
     return torch.cat([gvfeat_embed(torch.cat(levels, -1))[:,None], x[:,1:]], 1)
 
+# %% ../../../nbs/07_modeling/20_encoder/45_gtransformer_encoder.ipynb #656dd84e
 @ENCODER_REGISTRY.register()
 class GTransformerEncoder(Encoder):
     "Self-attention over a global token and grid cells."

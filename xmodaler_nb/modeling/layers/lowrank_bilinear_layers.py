@@ -61,7 +61,7 @@ def attend(self:LowRank,
     value1:Tensor,         # (b, d)
     value2:Tensor,         # as `key`
     precompute:bool=False, # `key` and `value2` are projected already
-) -> tuple:                # answer (b, d), spatial weights (b, h, n)
+) -> tuple:                # output (b, d), spatial weights (b, h, n)
     "Answer and weights."
     k, v2 = (key, value2) if precompute else self.precompute(key, value2)
     q = self._queries(self.in_proj_q, query)
@@ -77,7 +77,7 @@ def forward(self:LowRank,
     value2:Tensor,         # as `key`
     precompute:bool=False, # `key` and `value2` are projected already
 ) -> Tensor:               # (b, d)
-    "Second-order answer of the regions to the query."
+    "Second-order feature of the regions under the query."
     return self.attend(query, key, mask, value1, value2, precompute)[0]
 
 # %% ../../../nbs/07_modeling/00_layers/45_lowrank_bilinear_layers.ipynb #02b0af4e
@@ -88,7 +88,7 @@ class LowRankBilinearLayer(nn.Module):
         att_heads:int,      # h
         att_mid_dim:list,   # [d/h, hidden, d/h]
         att_mid_drop:float, # inside the attention, in [0,1)
-        dropout:float,      # on the answer, in [0,1)
+        dropout:float,      # on the output, in [0,1)
         act_type:str,       # activation of the projections
         elu_alpha:float,    # of elu and celu
     ):
@@ -129,7 +129,7 @@ class LowRankBilinearAttention(nn.Module):
         att_heads:int,      # h
         att_mid_dim:list,   # [d/h, hidden, d/h]
         att_mid_drop:float, # inside the attention, in [0,1)
-        dropout:float,      # on each block's answer, in [0,1)
+        dropout:float,      # on each block's output, in [0,1)
         layer_num:int,      # blocks
         act_type:str,       # activation of the projections
         elu_alpha:float,    # of elu and celu
@@ -157,7 +157,7 @@ def attend(self:LowRankBilinearAttention,
     att_feats:Tensor,     # (i, n, d)
     att_mask:Tensor|None, # (i, n), 1 = real region
     p_att_feats=None,     # from `precompute`; None = project now
-) -> tuple:               # answer (b, d), weights of the last block averaged over heads (b, n)
+) -> tuple:               # output (b, d), weights of the last block averaged over heads (b, n)
     "Answer and weights."
     parts = None if p_att_feats is None else p_att_feats.chunk(2*len(self.layers), -1)
     g, outs, beta = gv_feat, [gv_feat], None
@@ -174,6 +174,6 @@ def forward(self:LowRankBilinearAttention,
     att_mask:Tensor|None,   # (i, n), 1 = real region
     p_att_feats=None,       # from `precompute`
     precompute:bool=False,  # use `p_att_feats`
-) -> tuple:                 # answer (b, d), and `att_feats` as they came
-    "All blocks, then one map of everything they said."
+) -> tuple:                 # output (b, d), and `att_feats` as they came
+    "All blocks, then one map of all their outputs."
     return self.attend(gv_feat, att_feats, att_mask, p_att_feats if precompute else None)[0], att_feats

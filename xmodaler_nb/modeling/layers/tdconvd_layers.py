@@ -6,7 +6,8 @@
 __all__ = ['ShiftedConvLayer', 'SoftAttention', 'TemporalDeformableBlock', 'TemporalDeformableLayer']
 
 # %% ../../../nbs/07_modeling/00_layers/56_tdconvd_layers.ipynb #54f77b14
-from .tdconved_layers import ShiftedConvLayer, SoftAttention, TemporalDeformableBlock, TemporalDeformableLayer
+from .tdconved_layers import (ShiftedConvLayer, SoftAttention, TemporalDeformableBlock,
+                                                         TemporalDeformableLayer)
 
 # %% ../../../nbs/07_modeling/00_layers/56_tdconvd_layers.ipynb #4ee4a846
 _all_ = ['ShiftedConvLayer', 'SoftAttention', 'TemporalDeformableBlock', 'TemporalDeformableLayer']

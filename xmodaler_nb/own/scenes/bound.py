@@ -11,6 +11,7 @@ from collections import Counter
 import numpy as np
 from .grammar import captions
 from ...evaluation.cider import DocumentFrequency
+from ...datasets.layout import write_json
 
 # %% ../../../nbs/15_own/00_scenes/60_bound.ipynb #65829b91
 def ngrams(
@@ -31,7 +32,7 @@ class PairCider:
     def idf(self,
         gram:tuple, # of words
     ) -> float:     # ln N - ln max(1, df)
-        "How telling an n-gram is."
+        "How informative an n-gram is."
         return self.df.ref_len - float(np.log(max(1, self.df.table.get(gram, 0))))
     def table(self,
         hyps:list, # c sentences
@@ -63,7 +64,8 @@ def candidates(
     n:int=120,               # draws
 ) -> list:                   # of different captions
     "Captions the grammar might write: a third as it is, the rest sharpened."
-    return list(dict.fromkeys(captions(scene, rng, n//3) + captions(scene, rng, n//3, 2.) + captions(scene, rng, n-2*(n//3), 4.)))
+    plain, sharp = captions(scene, rng, n//3), captions(scene, rng, n//3, 2.)
+    return list(dict.fromkeys(plain + sharp + captions(scene, rng, n-2*(n//3), 4.)))
 
 def expected_best_caption(
     scene,                   # a `Scene` or a clip, the truth
@@ -106,7 +108,8 @@ def bound_table(
         rows['one_vs_rest'].append((others.sum()-np.trace(others))/(len(refs)*(len(refs)-1)))
         rows['most_frequent'].append(on_refs[-1])
         best_captions.append(all_captions[best])
-    return {**{k:round(float(np.mean(v)), 4) for k, v in rows.items()}, 'captions': dict(bound=best_captions, most_frequent=common)}
+    return {**{k:round(float(np.mean(v)), 4) for k, v in rows.items()},
+            'captions': dict(bound=best_captions, most_frequent=common)}
 
 # %% ../../../nbs/15_own/00_scenes/60_bound.ipynb #888bfbd8
 def bounds(
@@ -124,8 +127,5 @@ def bounds(
     train = [c for i in data.ids('train') for c in data.captions(i)]
     table = bound_table([data.scene(i) for i in ids], [data.captions(i) for i in ids], train, seed)
     table['captions']['bound'] = dict(zip(map(str, ids), table['captions']['bound']))
-    if cache:
-        tmp = path.with_name(f'.{path.name}-{os.getpid()}')
-        tmp.write_text(json.dumps(dict(seed=seed, stamp=data.info, table=table))+'\n')
-        os.replace(tmp, path)
+    if cache: write_json(path, dict(seed=seed, stamp=data.info, table=table))
     return table

@@ -15,7 +15,8 @@ import numpy as np
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #6f1eb80f
 SIZE = 64                                                             # side of a scene in pixels
 COLOURS = dict(red=(205, 40, 40), orange=(240, 135, 25), yellow=(240, 220, 50), green=(35, 140, 55), blue=(45, 80, 205),
-               purple=(130, 50, 160), pink=(245, 140, 185), brown=(120, 72, 38), white=(240, 240, 240), black=(35, 35, 40))
+               purple=(130, 50, 160), pink=(245, 140, 185), brown=(120, 72, 38), white=(240, 240, 240),
+               black=(35, 35, 40))
 RADII = dict(small=(6, 7), medium=(9, 10), large=(13, 14))            # half the side of a thing's square, in pixels
 MATERIALS = ('rubber', 'metal', 'wood', 'glass')
 
@@ -35,9 +36,13 @@ def _inside(u, v, corners):
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #74f03b58
 def _disc(u, v, x=0., y=0., r=1.): return (u-x)**2 + (v-y)**2 <= r*r
-def _boat(u, v):  return _inside(u, v, [(-1, .3), (1, .3), (.6, .95), (-.6, .95)]) | _inside(u, v, [(-.08, -1), (.1, -1), (.75, .12), (.1, .12), (.1, .4), (-.08, .4)])
+def _boat(u, v):
+    return _inside(u, v, [(-1, .3), (1, .3), (.6, .95), (-.6, .95)]) | _inside(u, v,
+        [(-.08, -1), (.1, -1), (.75, .12), (.1, .12), (.1, .4), (-.08, .4)])
 def _fish(u, v):  return ((u+.25)**2/.5625 + v**2/.36 <= 1) | _inside(u, v, [(.3, 0), (1, -.65), (1, .65)])
-def _cup(u, v):   return _inside(u, v, [(-.95, -.8), (.45, -.8), (.3, .9), (-.8, .9)]) | (_disc(u, v, .4, -.1, .58) & ~_disc(u, v, .4, -.1, .3) & (u > .3))
+def _cup(u, v):
+    return _inside(u, v, [(-.95, -.8), (.45, -.8), (.3, .9), (-.8, .9)]) | (_disc(u, v, .4, -.1, .58) & ~_disc(u, v,
+        .4, -.1, .3) & (u > .3))
 def _house(u, v): return ((abs(u) <= .72) & (v > -.15) & (v <= .95)) | _inside(u, v, [(0, -1), (1, -.1), (-1, -.1)])
 def _heart(u, v):
     x, y = 1.2*u, .15-1.2*v
@@ -115,7 +120,8 @@ class Scene:
     def from_dict(cls, d): return cls(**{**d, 'things': tuple(Thing(**t) for t in d['things'])})
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #daaee1dd
-CONVERSE = dict(left='right', right='left', above='below', below='above', near='near', on='under', under='on', behind='front', front='behind')
+CONVERSE = dict(left='right', right='left', above='below', below='above', near='near', on='under', under='on',
+                behind='front', front='behind')
 CONVERSE[''] = ''
 RELATIONS = tuple(k for k in CONVERSE if k)
 
@@ -163,8 +169,10 @@ def random_integer(
     return lo + int(rng.random()*(hi-lo+1))
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #410407a0
-PLACES = dict(grass=((112, 172, 86), (92, 150, 66)), sand=((232, 208, 154), (218, 190, 132)), water=((96, 158, 205), (66, 128, 182)), snow=((230, 236, 243), (214, 222, 234)),
-              table=((186, 138, 88), (170, 120, 74)), night=((22, 24, 52), (38, 40, 82)), road=((128, 128, 133), (108, 108, 113)), carpet=((158, 62, 82), (138, 46, 66)))
+PLACES = dict(grass=((112, 172, 86), (92, 150, 66)), sand=((232, 208, 154), (218, 190, 132)),
+              water=((96, 158, 205), (66, 128, 182)), snow=((230, 236, 243), (214, 222, 234)),
+              table=((186, 138, 88), (170, 120, 74)), night=((22, 24, 52), (38, 40, 82)),
+              road=((128, 128, 133), (108, 108, 113)), carpet=((158, 62, 82), (138, 46, 66)))
 
 def _contrasts(c, place): return min(sum((i-j)**2 for i, j in zip(c, g)) for g in PLACES[place]) >= 90**2
 ALLOWED = {p:tuple(k for k, c in COLOURS.items() if _contrasts(c, p)) for p in PLACES}
@@ -177,7 +185,8 @@ def sample_thing(
 ) -> Thing:                  # at position 0,0
     "Draw a thing that is visible in a place."
     size = random_choice(rng, sizes)
-    return Thing(category or random_choice(rng, CATEGORIES), random_choice(rng, ALLOWED[place]), size, random_choice(rng, dict(rubber=4, metal=3, wood=3, glass=2)),
+    return Thing(category or random_choice(rng, CATEGORIES), random_choice(rng, ALLOWED[place]), size,
+                 random_choice(rng, dict(rubber=4, metal=3, wood=3, glass=2)),
                  0, 0, random_choice(rng, RADII[size]), rng.random() < .5)
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #ab892296
@@ -186,14 +195,16 @@ _NUMBER_WEIGHTS = {1:2, 2:4, 3:3, 4:2, 5:1}
 
 def _sizes(rng, n):
     "Size names for n things, largest first."
-    return [random_choice(rng, dict(large=5, medium=3, small=1 if n == 1 else 0))] + [random_choice(rng, dict(large=1, medium=4, small=4)) for _ in range(n-1)]
+    return [random_choice(rng, dict(large=5, medium=3, small=1 if n == 1 else 0))] + [random_choice(rng,
+        dict(large=1, medium=4, small=4)) for _ in range(n-1)]
 
 def _fits(t, others, gap):
     "Three pixels from the border, and `gap` from all others?"
     x1, y1, x2, y2 = t.box
     return min(x1, y1) >= 3 and max(x2, y2) <= SIZE-3 and all(max(gaps(t.box, o.box)) >= gap for o in others)
 
-def _random_position(rng, t, **kw): return replace(t, x=random_integer(rng, t.r, SIZE-1-t.r), y=random_integer(rng, t.r, SIZE-1-t.r), **kw)
+def _random_position(rng, t, **kw):
+    return replace(t, x=random_integer(rng, t.r, SIZE-1-t.r), y=random_integer(rng, t.r, SIZE-1-t.r), **kw)
 
 def _place_beside(rng, first, t, target):
     "Put `t` beside `first` so that *first is `want` t*, wherever that is; None if this draw does not come out right."
@@ -202,12 +213,14 @@ def _place_beside(rng, first, t, target):
     elif target in ('above', 'below'): dx, dy = random_integer(rng, -16, 16), random_integer(rng, touch+5, SIZE-8-touch)
     elif target == 'near':            dx, dy = side*(touch+random_integer(rng, 2, 5)), random_integer(rng, -5, 5)
     elif target == 'on':              dx, dy = random_integer(rng, -6, 6), touch+2
-    else:                           dx, dy = side*(touch-random_integer(rng, 2, t.r if target == 'behind' else 5)), random_integer(rng, -5, 5)
+    else:
+        dx, dy = side*(touch-random_integer(rng, 2, t.r if target == 'behind' else 5)), random_integer(rng, -5, 5)
     if target == 'right': dx = -dx                                      # first is right of t: t lies to the left
     if target == 'below': dy = -dy
     t = replace(t, x=first.x+dx, y=first.y+dy, z=-1 if target == 'front' else 1)
     if relation(first, t) != target: return None
-    if target in RELATIONS[:4] and max(gaps(first.box, t.box)) < 7: return None     # a clear distance for the directions
+    # a clear distance for the directions
+    if target in RELATIONS[:4] and max(gaps(first.box, t.box)) < 7: return None
     if target in ('behind', 'front') and _hidden(first, t) > .3: return None
     return t
 
@@ -230,7 +243,7 @@ def _hidden(a, b):
     return float((m[y:y+2*lo.r+1, x:x+2*lo.r+1]*lo.cover).sum()/lo.area)
 
 def _sample_things(rng, n, place):
-    "Things by falling area: the second at least a fifth smaller than the first, all others at least a fifth smaller than the second. Sometimes two of a kind."
+    "Things by falling area, the first two each at least a fifth larger than what follows; sometimes two of a kind."
     same = random_choice(rng, CATEGORIES) if n > 1 and rng.random() < .25 else None
     while True:
         things, limit = [], float('inf')
@@ -241,6 +254,7 @@ def _sample_things(rng, n, place):
             if i < 2: limit = t.area
         else: return things
 
+# %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #24a9284b
 def _try_scene(rng, n, place, target):
     "One attempt; None when it does not fit."
     things = _sample_things(rng, n, place)
@@ -266,7 +280,9 @@ def sample_scene(
     place:str|None=None,     # a name in `PLACES`; None: drawn
 ) -> Scene:                  # every relation of the first two things holds by a margin
     "Draw a scene; attempts that do not fit are repeated."
-    n, place, target = n or random_choice(rng, _NUMBER_WEIGHTS), place or random_choice(rng, tuple(PLACES)), random_choice(rng, _RELATION_WEIGHTS)
+    n = n or random_choice(rng, _NUMBER_WEIGHTS)
+    place = place or random_choice(rng, tuple(PLACES))
+    target = random_choice(rng, _RELATION_WEIGHTS)
     while True:
         things = _try_scene(rng, n, place, target)
         if things: return Scene(place, things, int(rng.random()*2**31))
@@ -279,15 +295,17 @@ def _background(place, rng):
     t = y[...,None]/(SIZE-1)
     noise = rng.random((SIZE, SIZE)) - .5                              # in [-0.5, 0.5)
     shift = int(rng.random()*16)
-    tex = dict(grass=lambda: 16*noise + 4*((x*5+y*3+shift)%7 < 2), sand=lambda: 14*noise, snow=lambda: 6*noise - 8*(noise > .46),
-               water=lambda: 4*noise + 4*abs((y+shift+(x//8)%2)%8-4) - 8, table=lambda: 5*noise - 14*((y+shift)%16 == 0),
+    tex = dict(grass=lambda: 16*noise + 4*((x*5+y*3+shift)%7 < 2), sand=lambda: 14*noise,
+               snow=lambda: 6*noise - 8*(noise > .46),
+               water=lambda: 4*noise + 4*abs((y+shift+(x//8)%2)%8-4) - 8,
+               table=lambda: 5*noise - 14*((y+shift)%16 == 0),
                night=lambda: 5*noise + 120*(noise > .494), road=lambda: 20*noise,
                carpet=lambda: 6*noise + 8*(((x+shift)//4+y//4)%2))[place]()
     return top*(1-t) + bottom*t + tex[...,None]
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #13593e2f
 def _material(t, rgb):
-    "Colours of a thing's square, (2r+1, 2r+1, 3): flat rubber, a highlight on metal, grain on wood, a glint across glass."
+    "Colours of a thing's square, (2r+1, 2r+1, 3): flat rubber, light on metal, grain on wood, a glint across glass."
     n = 2*t.r+1
     p = (np.arange(n)-t.r)/t.r
     u, v = np.meshgrid(p, p)
@@ -324,7 +342,8 @@ def render(
     tints = {t:np.array(COLOURS[t.colour])+16*(rng.random(3)-.5) for t in scene.things}
     for t in sorted(scene.things, key=lambda t: t.z):
         top, left = t.y-t.r, t.x-t.r
-        _blend(img, lambda a, b, c, d, y1, y2, x1, x2: backdrop[y1:y2,x1:x2], _contour(t.category, t.r, t.flip), top-2, left-2)
+        _blend(img, lambda a, b, c, d, y1, y2, x1, x2: backdrop[y1:y2,x1:x2], _contour(t.category, t.r, t.flip),
+               top-2, left-2)
         surface = _material(t, tints[t])
         _blend(img, lambda a, b, c, d, *_: surface[a:b,c:d], t.cover, top, left)
     return np.clip(np.floor(img+.5), 0, 255).astype(np.uint8)
@@ -332,14 +351,16 @@ def render(
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #bcb78d63
 MOTIONS = dict(left=(-1, 0), right=(1, 0), up=(0, -1), down=(0, 1), closer=(0, 0), away=(0, 0), still=(0, 0))
 FRAMES = 8                                                            # frames of a clip
-_TRAVEL = dict(slow=1.5, fast=4.)                                     # pixels per frame; of a growing thing a third of it, in radius
+# pixels per frame; of a growing thing a third of it, in radius
+_TRAVEL = dict(slow=1.5, fast=4.)
 
 def _frame_thing(t, motion, speed, i):
     "The moving thing at frame i, counted from the middle of the clip."
     k = i-(FRAMES-1)/2
     s = _TRAVEL[speed or 'slow']*k
     dx, dy = MOTIONS[motion]
-    if motion in ('closer', 'away'): return replace(t, r=max(4, t.r+int(np.floor((s if motion == 'closer' else -s)/3+.5))))
+    if motion in ('closer', 'away'):
+        return replace(t, r=max(4, t.r+int(np.floor((s if motion == 'closer' else -s)/3+.5))))
     return replace(t, x=t.x+int(np.floor(dx*s+.5)), y=t.y+int(np.floor(dy*s+.5)))
 
 def clip_scenes(
@@ -353,10 +374,12 @@ def sample_clip(
     rng:np.random.Generator, # where chance comes from
 ) -> Scene:                  # with `motion` and `speed`; things are where they are at half time
     "Draw a scene whose first thing moves and stays inside the picture."
-    place, n, motion = random_choice(rng, tuple(PLACES)), random_choice(rng, {1:2, 2:3}), random_choice(rng, tuple(MOTIONS))
+    place, n, motion = random_choice(rng, tuple(PLACES)), random_choice(rng, {1:2, 2:3}), random_choice(rng,
+        tuple(MOTIONS))
     speed = '' if motion == 'still' else random_choice(rng, ('slow', 'fast'))
     while True:
-        first = _random_position(rng, sample_thing(rng, place, dict(large=1) if motion in ('closer', 'away') else dict(large=1, medium=3)))
+        first = _random_position(rng, sample_thing(rng, place,
+            dict(large=1) if motion in ('closer', 'away') else dict(large=1, medium=3)))
         rest = [_random_position(rng, sample_thing(rng, place, ('small',)), z=1) for _ in range(n-1)]
         scene = Scene(place, (first, *rest), int(rng.random()*2**31), motion, speed)
         moments = [s.things[0] for s in clip_scenes(scene)]

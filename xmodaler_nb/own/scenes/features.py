@@ -10,6 +10,8 @@ __all__ = ['WORK', 'ROW', 'EXTRACTORS', 'as_rgb', 'shrink', 'background', 'compo
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #4e8303c8
 from functools import lru_cache
 import numpy as np
+from fastcore.basics import patch
+from ...datasets.videos.msvd import evenly_spaced_frames
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #02899009
 WORK = 64                                                             # longer side of the picture we look at, pixels
@@ -21,10 +23,12 @@ def as_rgb(
     if hasattr(image, 'convert'): image = image.convert('RGBA' if image.mode in ('RGBA', 'LA', 'PA') else 'RGB')
     a = np.asarray(image)
     if a.ndim == 2: a = a[...,None]
-    if a.ndim != 3 or a.shape[2] not in (1, 3, 4) or 0 in a.shape: raise ValueError(f"image: expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), got shape {np.shape(image)}")
+    if a.ndim != 3 or a.shape[2] not in (1, 3, 4) or 0 in a.shape:
+        raise ValueError(f"image: expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), got shape {np.shape(image)}")
     if a.dtype != np.uint8:
         a = a.astype(float)
-        if not (np.isfinite(a).all() and a.min() >= 0 and a.max() <= 255): raise ValueError(f"image: expected values in [0,1] or [0,255], got {a.min()} to {a.max()}")
+        if not (np.isfinite(a).all() and a.min() >= 0 and a.max() <= 255):
+            raise ValueError(f"image: expected values in [0,1] or [0,255], got {a.min()} to {a.max()}")
         a = np.floor(a*(255 if a.max() <= 1 else 1)+.5).astype(np.uint8)
     if a.shape[2] == 1: a = a.repeat(3, 2)
     if a.shape[2] == 4: a = (a[...,:3].astype(int)*a[...,3:] + 255*(255-a[...,3:].astype(int)) + 127)//255
@@ -67,7 +71,8 @@ def components(
         up_down = np.minimum(lab[:-2,1:-1], lab[2:,1:-1])
         new = np.minimum(np.minimum(up_down, lab[1:-1,1:-1]), np.minimum(lab[1:-1,:-2], lab[1:-1,2:]))
         new = np.where(mask, new, big)
-        flat = np.append(new.ravel(), big)                            # where does the pixel whose number I took stand now?
+        # where does the pixel whose number I took stand now?
+        flat = np.append(new.ravel(), big)
         new = np.where(mask, np.minimum(new, flat[np.minimum(new-1, h*w)]), big)
         if (new == lab[1:-1,1:-1]).all(): return np.where(mask, new, 0)
         lab[1:-1,1:-1] = new
@@ -114,7 +119,8 @@ def box_numbers(
     bw, bh = x2-x1, y2-y1
     whole = float(bw*bh >= 1)
     return [x1, y1, x2, y2, (x1+x2)-1, (y1+y2)-1, 2*bw, 2*bh, 4*bw*bh, 8*area/(h*w) if not whole else area/(h*w), whole,
-            min((bw*w)/(bh*h), 3.)-1, 6*max(bw, bh)-1.6 if not whole else 0., 2.*(rank == 0), 2.*(rank == 1), 2.*(rank >= 2)]
+            min((bw*w)/(bh*h), 3.)-1, 6*max(bw, bh)-1.6 if not whole else 0., 2.*(rank == 0), 2.*(rank == 1),
+            2.*(rank >= 2)]
 
 def neighbour_numbers(
     box,    # of the region
@@ -126,7 +132,8 @@ def neighbour_numbers(
     if neighbour is None: return [0.]*10
     dx, dy = (box[0]+box[2]-neighbour[0]-neighbour[2])/w, (box[1]+box[3]-neighbour[1]-neighbour[3])/h
     gx, gy = max(box[0]-neighbour[2], neighbour[0]-box[2])/w, max(box[1]-neighbour[3], neighbour[1]-box[3])/h
-    g = 64*max(gx, gy)                                                # in 1/64 of the picture; negative: the boxes overlap
+    # in 1/64 of the picture; negative: the boxes overlap
+    g = 64*max(gx, gy)
     steps = [min(max((g-k)/2, -1.), 1.) for k in (0., 2.5, 5.5)]      # overlapping, touching, close
     return [1., dx, dy, abs(dx)-abs(dy), 2*gx, 2*gy, *steps, float(gy > gx)]
 
@@ -190,7 +197,8 @@ def describe(
     px, inside = img[y1:y2,x1:x2], mask[y1:y2,x1:x2]
     if not inside.any(): inside = np.ones_like(inside)                # nothing there: describe all of the box
     m = inside.astype(float)
-    res = np.concatenate([box_numbers(box, h, w, m.sum(), rank), neighbour_numbers(box, neighbour, h, w), colour_numbers(px[inside]),
+    res = np.concatenate([box_numbers(box, h, w, m.sum(), rank), neighbour_numbers(box, neighbour, h, w),
+                          colour_numbers(px[inside]),
                           shape_numbers(m), texture_numbers((px[...,0]+px[...,1]+px[...,2])/3, m)])
     return np.round(res, 4).astype(np.float32)
 
@@ -214,8 +222,10 @@ class SceneFeatures:
         min_area:int=16,      # pixels of the 64-pixel picture
         exactly:int=0,        # fill or cut to this many rows; 0: as many as there are
     ):
-        if kind not in ('regions', 'grid', 'both'): raise ValueError(f"kind: expected regions, grid or both, got {kind!r}")
-        self.kind, self.grid, self.max_regions, self.threshold, self.min_area, self.exactly = kind, grid, max_regions, threshold, min_area, exactly
+        if kind not in ('regions', 'grid', 'both'):
+            raise ValueError(f"kind: expected regions, grid or both, got {kind!r}")
+        self.kind, self.grid, self.max_regions = kind, grid, max_regions
+        self.threshold, self.min_area, self.exactly = threshold, min_area, exactly
     dim = ROW
     @property
     def max_rows(self) -> int:
@@ -236,7 +246,7 @@ def _boxes_and_masks(self, img):
     h, w = img.shape[:2]
     fg, masks = find_regions(img, self.threshold, self.min_area, self.max_regions)
     boxes = [mask_box(m) for m in masks]
-    near = [boxes[0] if i else (boxes[1] if len(boxes) > 1 else None) for i in range(len(boxes))]
+    near = [*boxes[1:2], *boxes[:1]*(len(boxes)-1)] if len(boxes) > 1 else [None]*len(boxes)
     rows = list(zip(boxes, masks, near, range(len(boxes)))) if self.kind != 'grid' else []
     cells = grid_boxes(h, w, self.grid) if self.kind != 'regions' else []
     if self.exactly:
@@ -244,11 +254,12 @@ def _boxes_and_masks(self, img):
         cells = (cells + [o for o in fill if o not in cells])[:max(0, self.exactly-1-len(rows))]
     return (rows + [(b, fg, None, -1) for b in cells])[:self.exactly-1 if self.exactly else None], fg, len(masks)
 
-def _extract(self,
+@patch
+def __call__(self:SceneFeatures,
     image, # any picture, see `as_rgb`
 ) -> dict:
-    """`features` (n, dim) float32, first the whole picture; `boxes` (n, 4) float32 x1 y1 x2 y2 in pixels of `image`; `image_h`, `image_w`;
-    `n_regions`, how many of the rows after the first are found regions."""
+    """`features` (n, dim) float32, first the whole picture; `boxes` (n, 4) float32 x1 y1 x2 y2 in pixels of `image`;
+    `image_h`, `image_w`; `n_regions`, how many of the rows after the first are found regions."""
     full = as_rgb(image)
     img = shrink(full)
     (h, w), (H, W) = img.shape[:2], full.shape[:2]
@@ -257,38 +268,41 @@ def _extract(self,
     first = describe(x, ~fg, (0, 0, w, h), None)
     feats = np.stack([first] + [describe(x, m, b, o, k) for b, m, o, k in rows])
     boxes = np.array([(0, 0, w, h)] + [b for b, *_ in rows], np.float32)*np.array([W/w, H/h, W/w, H/h], np.float32)
-    return dict(features=feats, boxes=boxes.astype(np.float32), image_h=H, image_w=W, n_regions=min(n, len(rows)) if self.kind != 'grid' else 0)
-SceneFeatures.__call__ = _extract
+    return dict(features=feats, boxes=boxes.astype(np.float32), image_h=H, image_w=W,
+                n_regions=min(n, len(rows)) if self.kind != 'grid' else 0)
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #6ed56a80
 class ClipFeatures:
     "Clip -> one vector per frame, from the pixels alone."
     def __init__(self,
-        max_frames:int=0,     # keep this many, evenly spread; 0: all
+        max_frames:int=0,     # keep this many, evenly spaced; 0: all
         threshold:float=42.,  # as in `SceneFeatures`
         min_area:int=16,      # as in `SceneFeatures`
     ):
         self.max_frames, self.threshold, self.min_area = max_frames, threshold, min_area
     dim = 3*ROW+8
-    to_dict, from_dict, __repr__ = SceneFeatures.to_dict, classmethod(SceneFeatures.from_dict.__func__), SceneFeatures.__repr__
+    to_dict, __repr__ = SceneFeatures.to_dict, SceneFeatures.__repr__
+    from_dict = classmethod(SceneFeatures.from_dict.__func__)
     def __call__(self,
         frames,    # sequence of pictures of one size, or (f, h, w, 3) array
     ) -> dict:     # `features` (f, dim) float32, `boxes` (f, 4) of the largest region, `image_h`, `image_w`
         "Describe every frame and the motion between them."
         frames = list(frames)
         if not frames: raise ValueError("frames: expected at least one, got none")
-        if self.max_frames: frames = [frames[i*len(frames)//self.max_frames] for i in range(self.max_frames)] if len(frames) > self.max_frames else frames
+        frames = [frames[i] for i in evenly_spaced_frames(len(frames), self.max_frames)]
         ex = SceneFeatures('regions', max_regions=2, threshold=self.threshold, min_area=self.min_area)
         outs = [ex(o) for o in frames]
         rows = [np.concatenate([o['features'], np.zeros((3-len(o['features']), ROW), np.float32)]) for o in outs]
         first = [o['boxes'][min(1, len(o['boxes'])-1)] for o in outs]
         h, w = outs[0]['image_h'], outs[0]['image_w']
-        feats = np.stack([np.concatenate([r.ravel(), _motion(a, b, h, w)]) for r, a, b in zip(rows, first[:1]+first, first)])
+        steps = zip(rows, first[:1]+first, first)
+        feats = np.stack([np.concatenate([r.ravel(), _motion(a, b, h, w)]) for r, a, b in steps])
         return dict(features=feats.astype(np.float32), boxes=np.stack(first), image_h=h, image_w=w)
 
 def _motion(a, b, h, w):
     "From box a to box b, in 1/64 of the picture: shift of the centre, growth, and their absolute values; rounded."
-    d = np.array([(b[0]+b[2]-a[0]-a[2])/2/w, (b[1]+b[3]-a[1]-a[3])/2/h, (b[2]-b[0]-a[2]+a[0])/w, (b[3]-b[1]-a[3]+a[1])/h])*16
+    d = np.array([(b[0]+b[2]-a[0]-a[2])/2/w, (b[1]+b[3]-a[1]-a[3])/2/h, (b[2]-b[0]-a[2]+a[0])/w,
+                  (b[3]-b[1]-a[3]+a[1])/h])*16
     return np.round(np.concatenate([d, abs(d)]), 4)
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #a09bcdaf

@@ -14,20 +14,31 @@ import numpy as np
 from .draw import CONVERSE, relation
 
 # %% ../../../nbs/15_own/00_scenes/20_grammar.ipynb #fefb7d8d
-NOUNS = dict(ball=dict(ball=8, sphere=2), box=dict(box=7, cube=3), cone=dict(cone=7, pyramid=3), star=dict(star=1), ring=dict(ring=8, hoop=2),
-             heart=dict(heart=1), cross=dict(cross=8, plus=2), moon=dict(moon=7, crescent=3), boat=dict(boat=7, sailboat=3), fish=dict(fish=1),
+NOUNS = dict(ball=dict(ball=8, sphere=2), box=dict(box=7, cube=3), cone=dict(cone=7, pyramid=3), star=dict(star=1),
+             ring=dict(ring=8, hoop=2),
+             heart=dict(heart=1), cross=dict(cross=8, plus=2), moon=dict(moon=7, crescent=3),
+             boat=dict(boat=7, sailboat=3), fish=dict(fish=1),
              cup=dict(cup=7, mug=3), house=dict(house=8, hut=2))
 PLURALS = dict(box='boxes', cross='crosses', fish='fish')             # the rest take an s
-COLOUR_WORDS = dict(red=dict(red=9, scarlet=1), orange=dict(orange=1), yellow=dict(yellow=9, golden=1), green=dict(green=1), blue=dict(blue=1),
-                    purple=dict(purple=8, violet=2), pink=dict(pink=1), brown=dict(brown=1), white=dict(white=1), black=dict(black=1))
+COLOUR_WORDS = dict(red=dict(red=9, scarlet=1), orange=dict(orange=1), yellow=dict(yellow=9, golden=1),
+                    green=dict(green=1), blue=dict(blue=1),
+                    purple=dict(purple=8, violet=2), pink=dict(pink=1), brown=dict(brown=1), white=dict(white=1),
+                    black=dict(black=1))
 SIZE_WORDS = dict(large=dict(large=6, big=4), small=dict(small=7, little=2, tiny=1))
-MATERIAL_WORDS = dict(rubber=dict(rubber=1), metal=dict(shiny=5, metal=5), wood=dict(wooden=7, striped=3), glass=dict(glass=1))
-PLACE_WORDS = dict(grass={'on the grass':7, 'on the lawn':2, 'in a meadow':1}, sand={'on the sand':6, 'on the beach':4}, water={'on the water':6, 'in the sea':4},
-                   snow={'in the snow':8, 'on white snow':2}, table={'on the table':6, 'on a wooden table':3, 'on a desk':1},
-                   night={'in the night sky':7, 'among the stars':3}, road={'on the road':6, 'on the street':4}, carpet={'on the carpet':7, 'on a red rug':3})
-RELATION_WORDS = dict(left={'to the left of':6, 'left of':4}, right={'to the right of':6, 'right of':4}, above={'above':8, 'over':2}, below={'below':7, 'under':3},
-                      near={'next to':5, 'beside':3, 'near':2}, on={'on top of':7, 'on':3}, under={'under':6, 'beneath':4}, behind={'behind':1}, front={'in front of':1})
-SIDE_WORDS = dict(left='to its left', right='to its right', above='above it', below='below it', near='beside it', on='on top of it', under='under it', behind='behind it', front='in front of it')
+MATERIAL_WORDS = dict(rubber=dict(rubber=1), metal=dict(shiny=5, metal=5), wood=dict(wooden=7, striped=3),
+                      glass=dict(glass=1))
+PLACE_WORDS = dict(grass={'on the grass':7, 'on the lawn':2, 'in a meadow':1},
+                   sand={'on the sand':6, 'on the beach':4}, water={'on the water':6, 'in the sea':4},
+                   snow={'in the snow':8, 'on white snow':2},
+                   table={'on the table':6, 'on a wooden table':3, 'on a desk':1},
+                   night={'in the night sky':7, 'among the stars':3}, road={'on the road':6, 'on the street':4},
+                   carpet={'on the carpet':7, 'on a red rug':3})
+RELATION_WORDS = dict(left={'to the left of':6, 'left of':4}, right={'to the right of':6, 'right of':4},
+                      above={'above':8, 'over':2}, below={'below':7, 'under':3},
+                      near={'next to':5, 'beside':3, 'near':2}, on={'on top of':7, 'on':3},
+                      under={'under':6, 'beneath':4}, behind={'behind':1}, front={'in front of':1})
+SIDE_WORDS = dict(left='to its left', right='to its right', above='above it', below='below it', near='beside it',
+                  on='on top of it', under='under it', behind='behind it', front='in front of it')
 NUMBERS = {1:'one', 2:'two', 3:'three', 4:'four', 5:'five'}
 
 # %% ../../../nbs/15_own/00_scenes/20_grammar.ipynb #bd21f429
@@ -83,11 +94,12 @@ def plural(
 
 # %% ../../../nbs/15_own/00_scenes/20_grammar.ipynb #2161d2c4
 class Phrases:
-    "What a template may use: the things and the place of a scene, said by one chooser."
+    "What a template may use: the things and the place of a scene, worded by one chooser."
     def __init__(self, c:Chooser, scene):
         self.c, self.scene, self.things = c, scene, scene.things
         self.a = scene.things[0]
-        self.b = None if len(self.things) < 2 else scene.things[1] if len(self.things) < 3 or c.bernoulli(.9) else scene.things[2]
+        self.b = scene.things[1] if len(self.things) > 1 else None
+        if len(self.things) > 2 and not c.bernoulli(.9): self.b = scene.things[2]
         self.rel = relation(self.a, self.b) if self.b else ''
     def phrase(self, t): return with_article(noun_phrase(self.c, t, material=.25 if t is self.a else .12))
     def phrase_a(self): return self.phrase(self.a)
@@ -104,7 +116,7 @@ class Phrases:
 def fixed_words(
     text, # fixed words, separated by spaces
 ):        # list of pairs ('word', word)
-    "Words that are said as they stand."
+    "Words that every caption of a template has."
     return [('word', o) for o in text.split()]
 
 def _alone(s):  return s.phrase_a() + s.place()
@@ -120,13 +132,22 @@ def _pair(s):   return s.phrase_a() + s.relation() + s.phrase_b() + s.maybe_plac
 def _there_is(s):  return fixed_words('there is') + s.phrase_a() + s.relation() + s.phrase_b() + s.maybe_place(.3)
 def _converse(s): return s.phrase_b() + s.relation(CONVERSE[s.rel]) + s.phrase_a() + s.maybe_place(.4)
 def _and(s):    return s.phrase_a() + fixed_words('and') + s.phrase_b() + s.place()
-def _place_first(s):  return s.place() + fixed_words(s.c({'there is':6, 'we see':4})) + s.phrase_a() + s.relation() + s.phrase_b()
-def _verb(s):   return s.phrase_a() + fixed_words(s.c({'is':4, 'lies':3, 'sits':3})) + s.relation() + s.phrase_b() + s.maybe_place(.3)
-def _with(s):   return s.phrase_a() + s.place() + fixed_words('with') + s.phrase_b() + fixed_words(SIDE_WORDS.get(CONVERSE[s.rel], ''))
-def _photo(s):  return fixed_words(s.c({'a picture of':6, 'a photo of':4})) + s.phrase_a() + s.relation() + s.phrase_b() + s.maybe_place(.2)
+def _place_first(s):
+    return s.place() + fixed_words(s.c({'there is':6, 'we see':4})) + s.phrase_a() + s.relation() + s.phrase_b()
+def _verb(s):
+    is_ = lambda: fixed_words(s.c({'is':4, 'lies':3, 'sits':3}))
+    return s.phrase_a() + is_() + s.relation() + s.phrase_b() + s.maybe_place(.3)
+def _with(s):
+    side = fixed_words(SIDE_WORDS.get(CONVERSE[s.rel], ''))
+    return s.phrase_a() + s.place() + fixed_words('with') + s.phrase_b() + side
+def _photo(s):
+    start = fixed_words(s.c({'a picture of':6, 'a photo of':4}))
+    return start + s.phrase_a() + s.relation() + s.phrase_b() + s.maybe_place(.2)
 def _count(s):
     what = NUMBERS[len(s.things)] + ' ' + s.c({'objects':6, 'things':3, 'toys':1})
-    return fixed_words(what) + s.place() + fixed_words(s.c({'with':4, 'including':3, 'and one is':2, 'one of them is':1})) + s.phrase_a()
+    place = s.place()
+    joint = fixed_words(s.c({'with':4, 'including':3, 'and one is':2, 'one of them is':1}))
+    return fixed_words(what) + place + joint + s.phrase_a()
 def _kinds(s):
     "Two of a kind, and something else; where there are none, a plain count."
     by_kind = {}
@@ -135,13 +156,20 @@ def _kinds(s):
     if len(ts) < 2: return _count(s)
     rest = next((t for t in s.things if t.category != kind), None)
     same = ts[0].colour if len({t.colour for t in ts}) == 1 else None
-    return fixed_words(NUMBERS[len(ts)]) + (fixed_words(s.c(COLOUR_WORDS[same])) if same else []) + fixed_words(plural(s.c(NOUNS[kind]))) + (fixed_words('and') + s.phrase(rest) if rest else []) + s.place()
-MANY_THINGS_TEMPLATES = {_pair:46, _there_is:9, _converse:8, _and:10, _place_first:6, _verb:8, _with:6, _photo:6, _count:5, _kinds:4}
+    colour = fixed_words(s.c(COLOUR_WORDS[same])) if same else []
+    things = fixed_words(plural(s.c(NOUNS[kind])))
+    others = fixed_words('and') + s.phrase(rest) if rest else []
+    return fixed_words(NUMBERS[len(ts)]) + colour + things + others + s.place()
+MANY_THINGS_TEMPLATES = {_pair:46, _there_is:9, _converse:8, _and:10, _place_first:6, _verb:8, _with:6, _photo:6,
+                         _count:5, _kinds:4}
 
 # %% ../../../nbs/15_own/00_scenes/20_grammar.ipynb #b41e1e0b
-MOTION_WORDS = dict(left={'to the left':7, 'left':3}, right={'to the right':7, 'right':3}, up={'up':6, 'upwards':4}, down={'down':6, 'downwards':4})
-GROW_WORDS = dict(closer={'comes closer':6, 'gets bigger':4}, away={'goes away':6, 'gets smaller':4}, still={'stays still':6, 'does not move':4})
-ING_WORDS = dict(closer={'coming closer':6, 'getting bigger':4}, away={'going away':6, 'getting smaller':4}, still={'staying still':6, 'not moving':4})
+MOTION_WORDS = dict(left={'to the left':7, 'left':3}, right={'to the right':7, 'right':3}, up={'up':6, 'upwards':4},
+                    down={'down':6, 'downwards':4})
+GROW_WORDS = dict(closer={'comes closer':6, 'gets bigger':4}, away={'goes away':6, 'gets smaller':4},
+                  still={'stays still':6, 'does not move':4})
+ING_WORDS = dict(closer={'coming closer':6, 'getting bigger':4}, away={'going away':6, 'getting smaller':4},
+                 still={'staying still':6, 'not moving':4})
 SPEED_WORDS = dict(slow={'slowly':1}, fast={'quickly':6, 'fast':4})
 
 def _speed(s, p=.6): return fixed_words(s.c(SPEED_WORDS[s.scene.speed])) if s.scene.speed and s.c.bernoulli(p) else []
@@ -156,8 +184,11 @@ def _motion_participle(s):
 def _near_b(s, p=.3): return fixed_words('near') + s.phrase_b() if s.b and s.c.bernoulli(p) else s.maybe_place(.6)
 
 def _moves(s):  return s.phrase_a() + _motion_verb(s) + _speed(s) + _near_b(s)
-def _watch(s):  return fixed_words(s.c({'we see':6, 'there is':4})) + s.phrase_a() + _motion_participle(s) + _speed(s) + s.maybe_place(.4)
-def _clip(s):   return fixed_words(s.c({'a clip of':6, 'a video of':4})) + s.phrase_a() + _motion_participle(s) + _speed(s)
+def _watch(s):
+    start = fixed_words(s.c({'we see':6, 'there is':4}))
+    return start + s.phrase_a() + _motion_participle(s) + _speed(s) + s.maybe_place(.4)
+def _clip(s):
+    return fixed_words(s.c({'a clip of':6, 'a video of':4})) + s.phrase_a() + _motion_participle(s) + _speed(s)
 def _where(s):  return s.place() + s.phrase_a() + _motion_verb(s) + _speed(s)
 def _adverb(s): return s.phrase_a() + _speed(s, 1.) + _motion_verb(s) + s.maybe_place(.6)
 def _while(s):
@@ -180,7 +211,8 @@ def _shorten(parts):
 
 def _articles(words):
     "A phrase may have lost its first word: fit a and an to what follows."
-    return [('an' if b[0] in 'aeiou' else 'a') if a in ('a', 'an') else a for a, b in zip(words, words[1:]+['.'])]
+    article = lambda b: 'an' if b[0] in 'aeiou' else 'a'
+    return [article(b) if a in ('a', 'an') else a for a, b in zip(words, words[1:]+['.'])]
 
 def caption(
     scene,          # a `Scene`, or a clip (a scene with a motion)
@@ -188,7 +220,8 @@ def caption(
     template=None,  # one of the templates; None: drawn
 ) -> str:           # lower-case words, at most MAX_WORDS
     "Write one caption of a scene."
-    if template is None: template = c(MOTION_TEMPLATES if scene.motion else ONE_THING_TEMPLATES if len(scene.things) == 1 else MANY_THINGS_TEMPLATES)
+    still = ONE_THING_TEMPLATES if len(scene.things) == 1 else MANY_THINGS_TEMPLATES
+    if template is None: template = c(MOTION_TEMPLATES if scene.motion else still)
     while True:
         words = ' '.join(o for _, o in _shorten(template(Phrases(c, scene)))).split()
         if len(words) >= MIN_WORDS: return ' '.join(_articles(words))
@@ -207,9 +240,12 @@ def captions(
 @lru_cache(maxsize=None)
 def vocabulary() -> tuple: # of words, sorted
     "Every word the grammar can say."
-    tables = [*NOUNS.values(), *COLOUR_WORDS.values(), *SIZE_WORDS.values(), *MATERIAL_WORDS.values(), *PLACE_WORDS.values(), *RELATION_WORDS.values(),
-              *MOTION_WORDS.values(), *GROW_WORDS.values(), *ING_WORDS.values(), *SPEED_WORDS.values(), SIDE_WORDS.values(), NUMBERS.values()]
+    tables = [*NOUNS.values(), *COLOUR_WORDS.values(), *SIZE_WORDS.values(), *MATERIAL_WORDS.values(),
+              *PLACE_WORDS.values(), *RELATION_WORDS.values(),
+              *MOTION_WORDS.values(), *GROW_WORDS.values(), *ING_WORDS.values(), *SPEED_WORDS.values(),
+              SIDE_WORDS.values(), NUMBERS.values()]
     phrases = [o for t in tables for o in t] + [plural(o) for t in NOUNS.values() for o in t] + [
-        'a an and there is with in of it a single only one lone lies sits a picture of a photo of we see objects things toys including and one is one of them is',
+        'a an and there is with in of it a single only one lone lies sits a picture of a photo of we see objects '
+        'things toys including and one is one of them is',
         'moves slides travels moving sliding near a clip of a video of while stays']
     return tuple(sorted({o for t in phrases for o in t.split()}))

@@ -39,7 +39,8 @@ def relation_matrix(
 # %% ../../../nbs/15_own/00_scenes/40_labels.ipynb #bd107c8d
 def attribute_words() -> tuple: # of words
     "Content words of the grammar: what a caption can be about."
-    tables = [*NOUNS.values(), *COLOUR_WORDS.values(), *SIZE_WORDS.values(), *MATERIAL_WORDS.values(), *PLACE_WORDS.values()]
+    tables = [*NOUNS.values(), *COLOUR_WORDS.values(), *SIZE_WORDS.values(), *MATERIAL_WORDS.values(),
+              *PLACE_WORDS.values()]
     skip = {'on', 'in', 'the', 'a', 'among'}
     return tuple(sorted({o for t in tables for p in t for o in p.split()} - skip))
 
@@ -49,7 +50,8 @@ class AttributePredictor:
         weights:np.ndarray,            # (3·ROW + 1, a) float32
         words:tuple=attribute_words(), # a words
     ):
-        if weights.shape != (3*ROW+1, len(words)): raise ValueError(f"weights: expected {(3*ROW+1, len(words))}, got {weights.shape}")
+        if weights.shape != (3*ROW+1, len(words)):
+            raise ValueError(f"weights: expected {(3*ROW+1, len(words))}, got {weights.shape}")
         self.weights, self.words = weights, words
     @staticmethod
     def pool(
@@ -84,7 +86,8 @@ def class_probabilities(
     features:np.ndarray, # (n, ROW)
 ) -> np.ndarray:         # (n, 10) float32, rows sum to 1
     "How much each region looks like each colour."
-    i = 16+10                                                         # the colour group starts with the mean, scaled to [-1,1]
+    # the colour group starts with the mean, scaled to [-1,1]
+    i = 16+10
     mean = (features[:,i:i+3].astype(float)+1)/2
     d = ((mean[:,None]-np.array(list(COLOURS.values()))[None]/255)**2).sum(-1)
     p = np.exp(-(d-d.min(1, keepdims=True))/.03)
@@ -99,7 +102,8 @@ def _unique(scene):
 def _count_question(scene, rng):
     kind = random_choice(rng, scene.things).category
     n = sum(t.category == kind for t in scene.things)
-    return (f'how many {plural(kind)} are there', NUMBERS[n]) if rng.random() < .5 else ('how many things are there', NUMBERS[len(scene.things)])
+    return (f'how many {plural(kind)} are there', NUMBERS[n]) if rng.random() < .5 else ('how many things are there',
+        NUMBERS[len(scene.things)])
 def _colour_question(scene, rng):
     ts = _unique(scene)
     if not ts: return None

@@ -16,12 +16,14 @@ from collections import Counter
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ...datasets.layout import (SPLITS, PREFIXES, Folder, annotation, encode_words, folder_paths, write_annotations, write_coco,
+from ...datasets.layout import (SPLITS, PREFIXES, Folder, annotation, encode_words, folder_paths,
+                                         write_annotations, write_coco,
                                          write_features, write_frames, write_json, write_pickle, write_vocabulary)
 from .draw import Scene, sample_scene, sample_clip, render, render_clip
 from .grammar import captions, vocabulary, MAX_WORDS
 from .features import SceneFeatures, ClipFeatures, extractor_from_dict
-from .labels import (relation_matrix, RELATION_CLASSES, AttributePredictor, attribute_words, class_probabilities,
+from .labels import (relation_matrix, RELATION_CLASSES, AttributePredictor, attribute_words,
+                                           class_probabilities,
                                            REGION_CLASSES, questions)
 
 # %% ../../../nbs/15_own/00_scenes/50_write.ipynb #fe5a42b4
@@ -106,7 +108,8 @@ def write_karpathy(
     "`dataset_coco.json`, `coco_{split}_image_id.txt` and `wordpieces.txt`."
     folder = Path(folder)
     sentences = lambda o: [dict(raw=c, tokens=c.split()) for c in o['captions']]
-    images = [dict(cocoid=o['id'], split=o['split'], filename=f"{o['id']}.png", sentences=sentences(o)) for o in records]
+    images = [dict(cocoid=o['id'], split=o['split'], filename=f"{o['id']}.png",
+                   sentences=sentences(o)) for o in records]
     write_json(folder/'dataset_coco.json', dict(images=images, dataset='scenes'))
     for s in SPLITS:
         ids = [o['id'] for o in records if o['split'] == s]
@@ -133,7 +136,8 @@ def stored_arrays(
     size = dict(image_h=np.array([r['image_h']]), image_w=np.array([r['image_w']]))
     if variant != 'boxes': return dict(features=feats, region_boxes=boxes, n_regions=np.array([r['n_regions']]), **size)
     k = int(len(feats) > 1)                                           # nothing found: the whole picture is the region
-    return dict(features=feats[k:], boxes=boxes[k:], cls_prob=class_probabilities(feats[k:]), num_boxes=np.array([len(feats)-k]), **size)
+    return dict(features=feats[k:], boxes=boxes[k:], cls_prob=class_probabilities(feats[k:]),
+                num_boxes=np.array([len(feats)-k]), **size)
 
 # %% ../../../nbs/15_own/00_scenes/50_write.ipynb #f2173f82
 def region_relations(
@@ -155,7 +159,8 @@ def write_variants(
         regions = plain
         if v not in ('regions', 'boxes'): regions = {o['id']: VARIANTS[v](o['pixels']) for o in records}
         for i, r in regions.items(): write_features(Path(folder)/variant_folder(v), i, **stored_arrays(r, v))
-        if v == 'regions36': write_pickle(Path(folder)/'relation.pkl', {str(i): region_relations(r) for i, r in regions.items()})
+        if v == 'regions36':
+            write_pickle(Path(folder)/'relation.pkl', {str(i): region_relations(r) for i, r in regions.items()})
     return plain
 
 def write_attributes(
@@ -214,15 +219,19 @@ class ScenesData(Folder):
         self.vocab = (folder/'vocabulary.txt').read_text().split('\n')[:-1]
         self._extractor = extractor_from_dict(json.loads((folder/'extractor.json').read_text()))
         self._scenes = None
-        super().__init__(folder, dict(prefix='msvd' if self.video else 'mscoco', counts=self.info['counts'], vocab_size=len(self.vocab)+1,
-                                      max_len=MAX_WORDS, width=self._extractor.dim, rows=8 if self.video else self._extractor.max_rows))
+        super().__init__(folder, dict(prefix='msvd' if self.video else 'mscoco', counts=self.info['counts'],
+                                      vocab_size=len(self.vocab)+1,
+                                      max_len=MAX_WORDS, width=self._extractor.dim,
+                                      rows=8 if self.video else self._extractor.max_rows))
     def __repr__(self):
         kind = 'clips' if self.video else 'pictures'
-        return f"ScenesData({self.folder.name}: {self.info['counts']}, {kind}, {len(self.vocab)} words, seed {self.info['seed']})"
+        i = self.info
+        return f"ScenesData({self.folder.name}: {i['counts']}, {kind}, {len(self.vocab)} words, seed {i['seed']})"
     @property
     def records(self) -> dict:
         "id -> dict with split, scene (plain), captions."
-        if self._scenes is None: self._scenes = {int(k): v for k, v in json.loads((self.folder/'scenes.json').read_text()).items()}
+        if self._scenes is None:
+            self._scenes = {int(k): v for k, v in json.loads((self.folder/'scenes.json').read_text()).items()}
         return self._scenes
     def ids(self,
         split:str, # train | val | test
@@ -253,19 +262,27 @@ def features(self:ScenesData,
     with np.load(self.folder/variant_folder(variant)/f'{id}.npz') as z: return dict(z)
 
 # %% ../../../nbs/15_own/00_scenes/50_write.ipynb #d7b99f70
-VERSION = 5                                                           # of the generator; a folder of another version is made anew
+# of the generator; a folder of another version is made anew
+VERSION = 5
+
+def _known(what, name, known):
+    "The name, if it is a known one."
+    if name not in known: raise ValueError(f"{what}: known are {', '.join(known)}, got {name!r}")
+    return name
 
 def _find_existing(folder, info, overwrite):
     "The data set that exists already; None if it must be made."
     if not folder.exists() or not any(folder.iterdir()): return None
     stamp = folder/'stamp.json'
-    if not stamp.exists(): raise FileExistsError(f"{folder}: exists, is not empty and is not a scenes folder; nothing was written")
+    if not stamp.exists():
+        raise FileExistsError(f"{folder}: exists, is not empty and is not a scenes folder; nothing was written")
     old = json.loads(stamp.read_text())
     if old == info: return ScenesData(folder)
     differ = [k for k in info if old.get(k) != info[k]]
     if overwrite or differ == ['version']: return None
     changes = ', '.join(f'{k} {old.get(k)!r} instead of {info[k]!r}' for k in differ)
-    raise FileExistsError(f"{folder}: holds scenes with other parameters ({changes}); take another folder or overwrite=True")
+    raise FileExistsError(f"{folder}: holds scenes with other parameters ({changes}); take another folder or "
+                          f"overwrite=True")
 
 def _move_into_place(tmp, folder, info):
     "Rename the finished folder to its place; if another process was faster, use what it made."
@@ -318,11 +335,11 @@ def make_scenes(
     overwrite:bool=False,   # replace a scenes folder with other parameters?
 ) -> ScenesData:            # the folder as an object
     "Draw, describe, extract and write a data set, or reuse one with the same parameters."
-    if counts is None and size not in SIZES: raise ValueError(f"size: known are {', '.join(SIZES)}, got {size!r}")
-    unknown = [v for v in variants if v not in VARIANTS]
-    if unknown: raise ValueError(f"variants: known are {', '.join(VARIANTS)}, got {unknown[0]!r}")
+    if counts is None: counts = SIZES[_known('size', size, SIZES)]
+    for v in variants: _known('variants', v, VARIANTS)
     folder, variants = Path(folder), [] if video else sorted({'regions', *variants})
-    info = dict(generator='scenes', version=VERSION, seed=seed, video=video, counts=dict(counts or SIZES[size]), variants=variants)
+    info = dict(generator='scenes', version=VERSION, seed=seed, video=video, counts=dict(counts),
+                variants=variants)
     existing = _find_existing(folder, info, overwrite)
     if existing: return existing
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -353,8 +370,7 @@ def select(self:ScenesData,
     variant = next((p for p in parts if p in VARIANTS), 'regions')
     extractor = self.extractor() if variant == 'regions' else VARIANTS[variant]
     known = {v: {} for v in VARIANTS} | _more_entries(self.folder, extractor.dim, len(self.vocab))
-    unknown = [p for p in parts if p not in known]
-    if unknown: raise ValueError(f"select: known are {', '.join(known)}, got {unknown[0]!r}")
+    for p in parts: _known('select', p, known)
     rows = self.report['rows'] if self.video else extractor.max_rows
     report = self.report | dict(features=variant_folder(variant), width=extractor.dim, rows=rows)
     return Folder(self.folder, report, {k: v for p in parts for k, v in known[p].items()})
