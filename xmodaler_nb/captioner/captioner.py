@@ -63,7 +63,7 @@ def read_item(
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #ebc06534
 class Captioner:
-    "Model, vocabulary and extractor behind one question: what is on this picture?"
+    "Model, vocabulary and extractor in one object that captions pictures."
     def __init__(self,
         model,           # a meta-architecture that decodes
         cfg:CfgNode,     # the config it was built from
@@ -71,47 +71,90 @@ class Captioner:
         extractor=None,  # picture → dict(features, boxes, …); None = only features can be captioned
         metrics:dict|None=None, # scores of the run, for the model card
     ):
-        if len(vocab) > cfg.MODEL.VOCAB_SIZE: raise ValueError(f"the vocabulary has {len(vocab)} words, the model only knows MODEL.VOCAB_SIZE = {cfg.MODEL.VOCAB_SIZE}")
-        self.model, self.cfg, self.vocab, self.extractor, self.metrics = model.eval(), cfg, list(vocab), extractor, metrics or {}
+        if len(vocab) > cfg.MODEL.VOCAB_SIZE:
+            raise ValueError(f"the vocabulary has {len(vocab)} words, the model only knows "
+                             f"MODEL.VOCAB_SIZE = {cfg.MODEL.VOCAB_SIZE}")
+        self.model, self.cfg, self.vocab = model.eval(), cfg, list(vocab)
+        self.extractor, self.metrics = extractor, metrics or {}
 
     @property
     def device(self): # torch.device
         "Where the model lives."
         return next(self.model.parameters()).device
 
-    def item(self,
-        x,       # picture or features, see above
-        id='0',  # what to call it
-    ) -> tuple:  # (item for `collate`, picture or None, boxes or None)
-        "One input as the model's data set would have returned it."
-        image, item = None, {kfg.IDS: id, kfg.G_TOKENS_TYPE: torch.ones(self.cfg.MODEL.MAX_SEQ_LEN, dtype=torch.long)}
-        grid = self.cfg.MODEL.VISUAL_EMBED.NAME == 'VisualGridEmbedding'     # only these models read `g_feature`
-        if _is_file(x): item.update(read_item(x, self.cfg.DATALOADER.MAX_FEAT_NUM, grid)); self._check_width(item[kfg.ATT_FEATS]); return item, None, None
-        if not _is_features(x): image, x = self.extract(x)
-        parts = x if isinstance(x, dict) else {'features': x}
-        feats = torch.as_tensor(np.asarray(parts['features'], dtype='float32')) if not torch.is_tensor(parts['features']) else parts['features'].float().cpu()
-        self._check_width(feats)
-        limit = self.cfg.DATALOADER.MAX_FEAT_NUM
-        item[kfg.ATT_FEATS] = feats[:limit] if limit > 0 else feats
-        for name, key in (('global_feat', kfg.GLOBAL_FEATS), ('g_feature', kfg.GLOBAL_FEATS), ('attribute', kfg.ATTRIBUTE), ('relation', kfg.RELATION)):
-            if name in parts and (grid or name != 'g_feature'): item[key] = torch.as_tensor(np.asarray(parts[name]), dtype=torch.long if name == 'relation' else torch.float32)
-        return item, image, parts.get('boxes')
+# %% ../../nbs/17_captioner/10_captioner.ipynb #f44be7dc
+@patch
+def item(self:Captioner,
+    x,       # picture or features, see above
+    id='0',  # what to call it
+) -> tuple:  # (item for `collate`, picture or None, boxes or None)
+    "One input as the model's data set would have returned it."
+    if _is_file(x): fields, image, boxes = self._from_file(x)
+    elif _is_features(x): fields, image, boxes = self._from_arrays(x)
+    else: fields, image, boxes = self._from_picture(x)
+    self._check_width(fields[kfg.ATT_FEATS])
+    types = torch.ones(self.cfg.MODEL.MAX_SEQ_LEN, dtype=torch.long)
+    return {kfg.IDS: id, kfg.G_TOKENS_TYPE: types, **fields}, image, boxes
 
-    def extract(self,
-        x, # picture or clip, see above
-    ) -> tuple: # (picture (h, w, 3) uint8 or None, what the extractor found)
-        "What the extractor sees."
-        if self.extractor is None: raise ValueError('this captioner has no extractor, so it cannot look at pictures; give it features (n, d) as its training data had them')
-        if _is_clip(x):
-            frames = [load_picture(f) for f in x]
-            if not hasattr(self.extractor, 'preprocess'): return frames[len(frames)//2], self.extractor(np.stack(frames))
-            return frames[len(frames)//2], {'features': np.concatenate([self.extractor(f)['features'] for f in frames])}
+@patch
+def _reads_grid(self:Captioner):
+    "Whether the model reads `g_feature`, the global vector beside a grid."
+    return self.cfg.MODEL.VISUAL_EMBED.NAME == 'VisualGridEmbedding'
+
+@patch
+def _from_file(self:Captioner, x):
+    "Fields of a feature file; neither picture nor boxes."
+    return read_item(x, self.cfg.DATALOADER.MAX_FEAT_NUM, self._reads_grid()), None, None
+
+@patch
+def _from_picture(self:Captioner, x):
+    "Fields of what the extractor makes of a picture or clip, the picture, and the boxes."
+    image, arrays = self.extract(x)
+    fields, _, boxes = self._from_arrays(arrays)
+    return fields, image, boxes
+
+@patch
+def _from_arrays(self:Captioner, x):
+    "Fields of a matrix of features, or of a dict with `features` and more; no picture."
+    arrays, limit = x if isinstance(x, dict) else {'features': x}, self.cfg.DATALOADER.MAX_FEAT_NUM
+    feats = _as_float(arrays['features'])
+    fields = {kfg.ATT_FEATS: feats[:limit] if limit > 0 else feats}
+    for name, key in _MORE_FIELDS:
+        if name not in arrays or (name == 'g_feature' and not self._reads_grid()): continue
+        dtype = torch.long if name == 'relation' else torch.float32
+        fields[key] = torch.as_tensor(np.asarray(arrays[name]), dtype=dtype)
+    return fields, None, arrays.get('boxes')
+
+_MORE_FIELDS = (('global_feat', kfg.GLOBAL_FEATS), ('g_feature', kfg.GLOBAL_FEATS),
+                ('attribute', kfg.ATTRIBUTE), ('relation', kfg.RELATION))
+
+def _as_float(x):
+    "A float32 tensor on the CPU."
+    return x.float().cpu() if torch.is_tensor(x) else torch.as_tensor(np.asarray(x, dtype='float32'))
+
+# %% ../../nbs/17_captioner/10_captioner.ipynb #59da1ad8
+@patch
+def extract(self:Captioner,
+    x, # picture or clip, see above
+) -> tuple: # (picture (h, w, 3) uint8 or None, arrays of the extractor)
+    "Features of a picture or clip."
+    if self.extractor is None:
+        raise ValueError('this captioner has no extractor, so it cannot look at pictures; '
+                         'give it features (n, d) as its training data had them')
+    if not _is_clip(x):
         image = load_picture(x)
         return image, self.extractor(image)
+    frames = [load_picture(f) for f in x]
+    middle = frames[len(frames)//2]
+    if not hasattr(self.extractor, 'preprocess'): return middle, self.extractor(np.stack(frames))
+    return middle, {'features': np.concatenate([self.extractor(f)['features'] for f in frames])}
 
-    def _check_width(self, feats):
-        width = self.cfg.MODEL.VISUAL_EMBED.IN_DIM
-        if feats.dim() != 2 or feats.shape[1] != width: raise ValueError(f"features have sizes {tuple(feats.shape)}, this model was trained on (n, {width})")
+@patch
+def _check_width(self:Captioner, feats):
+    "Features must be as wide as those of the training data."
+    width = self.cfg.MODEL.VISUAL_EMBED.IN_DIM
+    if feats.dim() != 2 or feats.shape[1] != width:
+        raise ValueError(f"features have sizes {tuple(feats.shape)}, this model was trained on (n, {width})")
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #11780ea9
 @patch

@@ -215,7 +215,8 @@ def finish(self:GreedyDecoder, run, batched_inputs, state):
     "The working batch with the sentences."
     beams = torch.zeros(run.n, 1, dtype=torch.long, device=run.active.device)
     ids, lps = run.history.backtrack(beams, self.max_seq_len, self.eos_token_id)
-    working = state.batch if run.rows is None else run.initial_batch             # removed rows took their states with them
+    # removed rows took their states with them
+    working = state.batch if run.rows is None else run.initial_batch
     out = Batch({**batched_inputs, **working, kfg.G_SENTS_IDS: ids[:,0], kfg.G_LOGP: lps[:,0]})
     for k in (kfg.RECORD, kfg.TRACE): out.pop(k, None)
     if run.trace is not None: out[kfg.TRACE] = run.trace.close()

@@ -14,7 +14,8 @@ from ...config import kfg
 class Decoder(nn.Module):
     "Base of the decoders: start states, and which keys are state and which are memory."
     state_keys = (kfg.G_HIDDEN_STATES, kfg.G_CELL_STATES)
-    memory_keys = (kfg.ATT_FEATS, kfg.GLOBAL_FEATS, kfg.ATT_MASKS, kfg.EXT_ATT_MASKS, kfg.P_ATT_FEATS, kfg.EXT_G_TOKENS_MASKS, kfg.G_TOKENS_TYPE)
+    memory_keys = (kfg.ATT_FEATS, kfg.GLOBAL_FEATS, kfg.ATT_MASKS, kfg.EXT_ATT_MASKS, kfg.P_ATT_FEATS,
+                   kfg.EXT_G_TOKENS_MASKS, kfg.G_TOKENS_TYPE)
     shares_images = False   # True: `forward` accepts memory with one row per image under several rows of state
     num_layers, hidden_size = 1, 0
 
@@ -32,6 +33,6 @@ class Decoder(nn.Module):
 
     def preprocess(self,
         batched_inputs:dict, # the encoded batch, one row per image
-    ) -> dict:               # what this decoder wants to have ready
+    ) -> dict:               # fields that this decoder reads at every step
         "Prepare once per image; by default nothing."
         return {}

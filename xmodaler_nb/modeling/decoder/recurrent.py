@@ -55,7 +55,7 @@ class RecurrentDecoder(Decoder):
     shares_images, supports_packing = True, True
 
     def _cell(self, run, h, c):
-        "One step: pass, lists of states and cells → lists of new states and cells, and attention weights (b, n) or None."
+        "One step: the pass and lists of states and cells → new states, new cells, attention weights (b, n) or None."
         raise TypeError(f"{type(self).__name__} has no equations: define _cell(run, h, c)")
 
     def forward(self,
@@ -92,7 +92,8 @@ class Unrolled:
     ):
         rows, steps = words.shape[:2]
         n = batch[kfg.ATT_FEATS].size(0) if kfg.ATT_FEATS in batch else rows
-        self.batch, self.word, self.grids, self.t, self.lstms = batch, Known(words.transpose(0, 1)), [(n, rows//n)]*steps, 0, {}
+        self.batch, self.word = batch, Known(words.transpose(0, 1))
+        self.grids, self.t, self.lstms = [(n, rows//n)]*steps, 0, {}
 
     @property
     def image(self): return Known(self.batch[kfg.GLOBAL_FEATS])
@@ -100,6 +101,7 @@ class Unrolled:
     def next(self, *states): return states
     def collect(self, out): return torch.stack(out, 1)
 
+# %% ../../../nbs/07_modeling/30_decoder/15_recurrent.ipynb #f9f58b35
 @patch
 def lstm(self:Unrolled,
     cell:nn.LSTMCell, # its parameters are used; it is not called
@@ -163,7 +165,8 @@ class Packed(Unrolled):
     ):
         n, self.packing = packing.rows.size(0), packing
         images = {k: packing.sort_images(v) for k, v in batch.items() if isinstance(v, Tensor) and v.size(0) == n}
-        self.batch, self.word, self.grids, self.t, self.lstms = batch.merge(images), Known(packing.pack(words)), packing.grids, 0, {}
+        self.batch, self.word = batch.merge(images), Known(packing.pack(words))
+        self.grids, self.t, self.lstms = packing.grids, 0, {}
 
     def start(self, *states): return [self.packing.sort_rows(x) for x in states]
     def next(self, *states): return [self.packing.cut(self.t, x) for x in states]
@@ -181,7 +184,7 @@ def image_gates(
 class Cached(Stepwise):
     "One step without gradients: known products are not made again, and equal rows are multiplied once."
     def __init__(self,
-        batch:dict, # as for `Stepwise`, and P_GLOBAL_FEATS (i, 4·d); PARENTS (b,) and G_TOKENS_IDS (b,) where they are known
+        batch:dict, # as for `Stepwise`, and P_GLOBAL_FEATS (i, 4·d); PARENTS (b,) and G_TOKENS_IDS (b,) if known
     ):
         super().__init__(batch)
         parents = unique_rows(batch.get(kfg.PARENTS))
@@ -206,9 +209,10 @@ def lstm(self:Cached,
     else: gates = add_by_image(gates, self.batch[kfg.P_GLOBAL_FEATS])
     return gates_to_state(gates, c)[:2]
 
+# %% ../../../nbs/07_modeling/30_decoder/15_recurrent.ipynb #c2e7c05e
 @patch
 def _gate_sums(self:Cached, products):
-    "Sum (b, 4·d) of products `x @ w.T`; those whose rows are equal in the same way are added up before they are copied."
+    "Sum (b, 4·d) of products `x @ w.T`; those with the same equal rows are added up before they are copied."
     groups = {}
     for x, w in products: groups.setdefault(id(self.unique.get(id(x))), []).append((x, w))
     sums = [self._sum_group(*group) for group in groups.values()]

@@ -37,7 +37,8 @@ class SALSTMDecoder(RecurrentDecoder):
         "Arguments from `MODEL.SALSTM` and the widths of the embeddings."
         m, s = cfg.MODEL, cfg.MODEL.SALSTM
         return dict(hidden_size=m.DECODER_DIM, token_embed_dim=m.TOKEN_EMBED.DIM,
-                    visual_embed_dim=m.VISUAL_EMBED.OUT_DIM, att_embed_size=s.ATT_EMBED_SIZE, att_embed_dropout=s.ATT_EMBED_DROPOUT)
+                    visual_embed_dim=m.VISUAL_EMBED.OUT_DIM, att_embed_size=s.ATT_EMBED_SIZE,
+                    att_embed_dropout=s.ATT_EMBED_DROPOUT)
 
     @classmethod
     def add_config(cls, cfg):

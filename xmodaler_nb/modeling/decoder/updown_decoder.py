@@ -42,8 +42,9 @@ class UpDownDecoder(RecurrentDecoder):
     def from_config(cls, cfg):
         "Arguments from `MODEL.UPDOWN` and the widths of the embeddings."
         m, u = cfg.MODEL, cfg.MODEL.UPDOWN
-        return dict(hidden_size=m.DECODER_DIM, token_embed_dim=m.TOKEN_EMBED.DIM, visual_embed_dim=m.VISUAL_EMBED.OUT_DIM,
-                    att_embed_size=u.ATT_EMBED_SIZE, dropout1=u.DROPOUT1, dropout2=u.DROPOUT2, att_embed_dropout=u.ATT_EMBED_DROPOUT)
+        return dict(hidden_size=m.DECODER_DIM, token_embed_dim=m.TOKEN_EMBED.DIM,
+                    visual_embed_dim=m.VISUAL_EMBED.OUT_DIM, att_embed_size=u.ATT_EMBED_SIZE,
+                    dropout1=u.DROPOUT1, dropout2=u.DROPOUT2, att_embed_dropout=u.ATT_EMBED_DROPOUT)
 
     @classmethod
     def add_config(cls, cfg):
@@ -54,7 +55,7 @@ class UpDownDecoder(RecurrentDecoder):
 @patch
 def preprocess(self:UpDownDecoder,
     batched_inputs:dict, # the encoded batch: ATT_FEATS (i, n, d_v), GLOBAL_FEATS (i, d_v)
-) -> dict:               # P_ATT_FEATS (i, n, d_att), zero states with i rows; without gradients P_GLOBAL_FEATS (i, 4·d), too
+) -> dict:               # P_ATT_FEATS (i, n, d_att), zero states with i rows; without gradients P_GLOBAL_FEATS (i, 4·d)
     "Project the regions and start the states."
     b, d = batched_inputs, self.hidden_size
     feats = b[kfg.ATT_FEATS]

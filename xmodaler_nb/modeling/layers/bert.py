@@ -419,6 +419,7 @@ class BertPredictionHeadTransform(nn.Module):
 
     @classmethod
     def from_config(cls, cfg):
+        "Arguments from `MODEL.BERT`."
         return dict(hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE, hidden_act=cfg.MODEL.BERT.HIDDEN_ACT, layer_norm_eps=EPS)
 
     def forward(self,

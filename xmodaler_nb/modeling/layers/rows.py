@@ -61,7 +61,7 @@ def unique_rows(
     return (first, inverse) if rows is None or torch.equal(rows, rows[first][inverse]) else None
 
 # %% ../../../nbs/07_modeling/00_layers/05_rows.ipynb #2ac71638
-MASKED = -10000.   # added to a score that must not count, X-modaler's constant: after the softmax nothing is left of it, even in half precision
+MASKED = -10000.   # added to a score that must not count, X-modaler's constant; the softmax makes it zero
 
 def words_mask(
     batch:dict, # EXT_G_TOKENS_MASKS (j, 1, t, t) additive; TIME_STEP while decoding

@@ -18,9 +18,10 @@ from .lstm_gates import gates_to_state, state_to_gates
 class _Tape:
     "What the steps of one unrolled pass share."
     def __init__(self, weight_ih, weight_hh, known, stepwise, grids):
-        self.known, self.stepwise, self.grids = known, stepwise, grids         # column slices of weight_ih; (images, rows per image) of each step
+        self.known, self.stepwise = known, stepwise                    # column slices of weight_ih
+        self.grids = grids                                             # (images, rows per image) of each step
         self.step_weights = [weight_ih.detach()[:,s] for s in stepwise] + [weight_hh.detach()]
-        self.inputs = {}                                                       # step → its inputs, for the backward pass
+        self.inputs = {}                                               # step → its inputs, for the backward pass
 
     def sizes(self): return [i*s for i, s in self.grids]
 
@@ -32,6 +33,7 @@ class _Tape:
         "Whether the blocks leave columns of weight_ih out."
         return sum(len(range(*s.indices(weight_ih.size(1)))) for s in (*self.known, *self.stepwise)) < weight_ih.size(1)
 
+# %% ../../../nbs/07_modeling/00_layers/15_unrolled_lstm.ipynb #05ba46d7
 class _KnownSums(Function):
     "Gate sums of everything known, one slice per step; backwards, all gradients of the weights."
     @staticmethod
@@ -93,7 +95,7 @@ class _Step(Function):
         gates, c, tanh_c, *inputs = ctx.saved_tensors
         dgates, dc = state_to_gates(dh.to(c.dtype), dc, gates, c, tanh_c)
         dgates = dgates.to(ctx.dtype)
-        ctx.tape.inputs[ctx.t] = inputs                                        # by step, so that a repeated backward overwrites
+        ctx.tape.inputs[ctx.t] = inputs                                # by step: a repeated backward overwrites
         needed = ctx.needs_input_grad[4:]
         return None, None, dgates, dc, *(dgates @ w if n else None for w, n in zip(ctx.tape.step_weights, needed))
 
@@ -103,7 +105,7 @@ class UnrolledLSTM:
     def __init__(self,
         cell:nn.LSTMCell, # owns the parameters
         grids:list,       # (images, rows per image) of each step
-        known:list,       # of (columns, tensor): input columns (slice) known beforehand, as (t, b, ·), or (1, words, ·) step after step, or (n, ·) per image
+        known:list,       # of (columns, tensor): (t, b, ·), or (1, words, ·) step after step, or (n, ·) per image
         stepwise=(),      # columns (slices) given at each step, in the order of the call
     ):
         dtype = _autocast_dtype(cell.weight_ih)
@@ -141,7 +143,7 @@ class Packing:
         rows = rows[np.argsort(-n.max(1), kind='stable')]
         active = n.reshape(-1)[rows] > np.arange(n.max())[:,None,None]           # (t, n, s)
         self.grids = [(int(a.any(1).sum()), int(a.sum(1).max())) for a in active]
-        self.rows = torch.from_numpy(rows).to(device)                            # (n, s), row at each place of the table
+        self.rows = torch.from_numpy(rows).to(device)                  # (n, s), row at each place of the table
         self.word_index = torch.from_numpy(self._word_index(n.reshape(-1), rows)).to(device)
 
     def _word_index(self, lengths, rows):

@@ -56,7 +56,8 @@ def expand_images(
     images = {k: batch[k] for k in IMAGE_KEYS if isinstance(batch.get(k), Tensor)}
     copies = {k: repeat_rows(_flat_global(k, x), s) for k, x in images.items()}
     new = ExpandedBatch({**batch, **copies}, images, copies)
-    if kfg.IDS in batch and len(batch[kfg.IDS])*s == len(copies[kfg.ATT_FEATS]): new[kfg.IDS] = np.repeat(np.asarray(batch[kfg.IDS]), s)
+    ids = batch.get(kfg.IDS)
+    if ids is not None and len(ids)*s == len(copies[kfg.ATT_FEATS]): new[kfg.IDS] = np.repeat(np.asarray(ids), s)
     return new
 
 def _flat_global(key, x):
@@ -86,11 +87,12 @@ class BaseEncoderDecoder(nn.Module):
         predictor,      # module or None: states → logits
         greedy_decoder, # decode strategy for `use_beam_search=False` and beam size 1
         beam_searcher,  # decode strategy for `use_beam_search=True`
-        expand='late',  # when images are repeated for their captions: 'late' after the encoder, 'early' before the embedding
+        expand='late',  # images are repeated after the encoder ('late') or before the embedding ('early')
         backbone=None,  # module or None: pictures → features, for batches that bring pictures
     ):
         super().__init__()
-        if expand not in ('late', 'early'): raise ValueError(f"MODEL.EXPAND is {expand!r}, but must be 'late' or 'early'")
+        if expand not in ('late', 'early'):
+            raise ValueError(f"MODEL.EXPAND is {expand!r}, but must be 'late' or 'early'")
         self.vocab_size, self.max_seq_len, self.expand = vocab_size, max_seq_len, expand
         self.token_embed, self.visual_embed = token_embed, visual_embed
         self.encoder, self.decoder, self.predictor = encoder, decoder, predictor
@@ -120,8 +122,8 @@ class BaseEncoderDecoder(nn.Module):
     ) -> dict:                # the batch with logits, or what the decode strategy returns
         "Teacher forcing or decoding."
         if use_beam_search is None: return self._forward(batched_inputs)
-        if use_beam_search and self.beam_searcher.beam_size > 1: return self.decode_beam_search(batched_inputs, output_sents)
-        return self.greedy_decode(batched_inputs, output_sents)
+        beam = use_beam_search and self.beam_searcher.beam_size > 1
+        return (self.decode_beam_search if beam else self.greedy_decode)(batched_inputs, output_sents)
 
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #28bcda78
 @patch
@@ -158,8 +160,9 @@ def run_backbone(self:BaseEncoderDecoder,
 ):                  # the batch with features; the same object if it has them
     "Pictures become features."
     if kfg.IMAGES not in batched_inputs or kfg.ATT_FEATS in batched_inputs: return batched_inputs
-    if self.backbone is None: raise ValueError("the batch has pictures (IMAGES) and no ATT_FEATS, but the model has no backbone: "
-                                               "name one in MODEL.BACKBONE.NAME")
+    if self.backbone is None:
+        raise ValueError("the batch has pictures (IMAGES) and no ATT_FEATS, but the model has no backbone: "
+                         "name one in MODEL.BACKBONE.NAME")
     return Batch({k: v for k, v in batched_inputs.items() if k != kfg.IMAGES}).merge(self.backbone(batched_inputs))
 
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #cc66e111
@@ -209,7 +212,7 @@ def encode_for_decoder(self:BaseEncoderDecoder,
 def _rows_to_encode(self:BaseEncoderDecoder, batch, per_caption):
     "The batch with the image rows that are encoded, and how many rows of state each of them gets."
     if not per_caption: batch = _drop_captions(batch, self.max_seq_len)
-    own_words = kfg.SEMANTICS_IDS in batch and not per_caption         # rows of an expanded batch have lists of their own
+    own_words = kfg.SEMANTICS_IDS in batch and not per_caption         # expanded rows have word lists of their own
     if self.expand == 'late' and not own_words: return collapse_images(batch)
     return expand_images(batch, captions_per_image(batch)) if per_caption else batch, 1
 
@@ -232,13 +235,13 @@ def decoder_memory_keys(self:BaseEncoderDecoder) -> tuple:
 
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #f6e0f28c
 def _drop_captions(batch, steps):
-    "The batch without captions; masks stay if there is one for each row that is decoded."
+    "The batch without captions, with types and word lists of each image's first one; masks stay if every row has one."
     new, n = batch.copy(), len(batch[kfg.ATT_FEATS])
     for k in (kfg.G_TOKENS_IDS, kfg.TOKENS_MASKS): new.pop(k, None)
     types, mask, s = batch.get(kfg.G_TOKENS_TYPE), batch.get(kfg.TOKENS_MASKS), captions_per_image(batch)
-    if types is not None and len(types) > n: new[kfg.G_TOKENS_TYPE] = types[::len(types)//n]   # of each image's first caption
+    if types is not None and len(types) > n: new[kfg.G_TOKENS_TYPE] = types[::len(types)//n]
     for k in (kfg.SEMANTICS_IDS, kfg.SEMANTICS_MASK):
-        if k in batch: new[k] = batch[k][::s]                          # an image is decoded with its first word list
+        if k in batch: new[k] = batch[k][::s]
     if mask is not None and len(mask) == n: new[kfg.TOKENS_MASKS] = _extend_mask(mask, steps)
     return new
 

@@ -37,7 +37,7 @@ def build_model(
 def model_device(
     name:str, # 'cuda', 'cuda:1', 'cpu', …
 ) -> torch.device:
-    "The device called `name`; the CPU, with a warning, where a CUDA device is asked for and none exists."
+    "The device called `name`; the CPU, with a warning, where a CUDA device is named and none exists."
     device = torch.device(name)
     if device.type != 'cuda' or torch.cuda.is_available(): return device
     logging.getLogger(__name__).warning("MODEL.DEVICE is %s, but there is no CUDA device here: using the CPU", name)
@@ -64,7 +64,9 @@ def add_component_keys(
     model = tmp.get('MODEL', {})
     if model.get('META_ARCHITECTURE') in META_ARCH_REGISTRY: return add_config(cfg, tmp)
     to_come = keys_to_come()
-    for slot, registry in (('ENCODER', ENCODER_REGISTRY), ('DECODER', DECODER_REGISTRY), ('PREDICTOR', PREDICTOR_REGISTRY), ('META_ARCHITECTURE', META_ARCH_REGISTRY)):
+    registries = dict(ENCODER=ENCODER_REGISTRY, DECODER=DECODER_REGISTRY, PREDICTOR=PREDICTOR_REGISTRY,
+                      META_ARCHITECTURE=META_ARCH_REGISTRY)
+    for slot, registry in registries.items():
         name = model.get(slot, '')
         if name in registry: registry.get(name).add_config(cfg)
         elif name in to_come: _add_missing(cfg.MODEL, to_come[name])
@@ -74,7 +76,7 @@ def load_cfg_file(
     path:str,    # a file, or a published config's relative path
     opts=(),     # KEY VALUE pairs that win over the file
     freeze=True, # refuse later changes?
-    **sections,  # nested keys that win over the file, e.g. MODEL=dict(DECODER_DIM=96, UPDOWN=dict(ATT_EMBED_SIZE=32)), SEED=1
+    **sections,  # nested keys that win over the file, e.g. MODEL=dict(DECODER_DIM=96), SEED=1
 ) -> CfgNode:    # the finished config
     "Defaults, component keys, file, options: the two-stage build of a config."
     path = config_file(str(path))

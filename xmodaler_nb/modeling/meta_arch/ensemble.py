@@ -16,13 +16,15 @@ class Ensemble(nn.Module):
     "Several trained captioners that decode together."
     def __init__(self,
         models:list, # captioners with one vocabulary
-        cfg,         # reads `MODEL.MODEL_WEIGHTS`, one number per member (further ones are ignored), and `DECODE_STRATEGY`
+        cfg,         # reads `MODEL.MODEL_WEIGHTS`, one number per member, and `DECODE_STRATEGY`
     ):
         super().__init__()
         self.__dict__['models'] = list(models)                   # not sub-modules: no parameters, an empty state dict
         self.weights = check_weights(list(cfg.MODEL.MODEL_WEIGHTS), len(self.models))
         self.beam_searcher = build_beam_searcher(cfg)
-        if cfg.DECODE_STRATEGY.NAME != 'EnsembleBeamSearcher': raise ValueError(f"an ensemble needs DECODE_STRATEGY.NAME 'EnsembleBeamSearcher', got {cfg.DECODE_STRATEGY.NAME!r}")
+        name = cfg.DECODE_STRATEGY.NAME
+        if name != 'EnsembleBeamSearcher':
+            raise ValueError(f"an ensemble needs DECODE_STRATEGY.NAME 'EnsembleBeamSearcher', got {name!r}")
 
     def train(self,
         mode:bool=True, # must be False in the end: an ensemble is not trained
@@ -55,5 +57,6 @@ class Ensemble(nn.Module):
         output_sents=False,   # also texts
     ) -> dict:                # IDS, G_SENTS_IDS, G_LOGP
         "Search with all members."
-        if self.beam_searcher.beam_size < 2: raise ValueError(f"an ensemble needs DECODE_STRATEGY.BEAM_SIZE of at least 2, got {self.beam_searcher.beam_size}")
+        k = self.beam_searcher.beam_size
+        if k < 2: raise ValueError(f"an ensemble needs DECODE_STRATEGY.BEAM_SIZE of at least 2, got {k}")
         return self.beam_searcher(batched_inputs, output_sents, model=self.models, weights=self.weights)

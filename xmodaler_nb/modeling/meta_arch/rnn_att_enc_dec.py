@@ -29,12 +29,12 @@ class RnnAttEncoderDecoder(BaseEncoderDecoder):
     def _forward(self, batched_inputs):
         "Teacher forcing: the batch with G_LOGITS."
         batch = batched_inputs if isinstance(batched_inputs, Batch) else Batch(batched_inputs)
-        p = batch.get(kfg.SS_PROB) or 0.
+        p = (batch.get(kfg.SS_PROB) or 0.)*self.training
         words = self.encode_for_decoder(batch)
         steps = self._count_steps(batch[kfg.G_TOKENS_IDS])
-        can_unroll = not (self.training and p > 0) and hasattr(self.decoder, 'unroll')
-        logits = self._unroll(words, steps) if can_unroll else self._step_by_step(words, steps, p if self.training else 0.)
-        return Batch(batch).merge({k: v for k, v in words.items() if k != kfg.G_TOKENS_IDS}).merge({kfg.G_LOGITS: logits})
+        can_unroll = not p and hasattr(self.decoder, 'unroll')
+        logits = self._unroll(words, steps) if can_unroll else self._step_by_step(words, steps, p)
+        return Batch({**batch, **words, kfg.G_TOKENS_IDS: batch[kfg.G_TOKENS_IDS], kfg.G_LOGITS: logits})
 
 # %% ../../../nbs/07_modeling/60_meta_arch/20_rnn_att_enc_dec.ipynb #8dd1f1ed
 @patch

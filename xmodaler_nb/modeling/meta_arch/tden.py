@@ -29,8 +29,10 @@ class TDENCaptioner(TransformerEncoderDecoder):
         expand='late',    # when images are repeated for their captions
         backbone=None,    # module or None: pictures → features
     ):
-        super().__init__(vocab_size=vocab_size, max_seq_len=max_seq_len, token_embed=token_embed, visual_embed=visual_embed, encoder=encoder, decoder=decoder,
-                         predictor=predictor, greedy_decoder=greedy_decoder, beam_searcher=beam_searcher, v_predictor=v_predictor, expand=expand, backbone=backbone)
+        super().__init__(
+            vocab_size=vocab_size, max_seq_len=max_seq_len, token_embed=token_embed, visual_embed=visual_embed,
+            encoder=encoder, decoder=decoder, predictor=predictor, greedy_decoder=greedy_decoder,
+            beam_searcher=beam_searcher, v_predictor=v_predictor, expand=expand, backbone=backbone)
 
     @classmethod
     def from_config(cls, cfg):

@@ -37,8 +37,9 @@ class TransformerEncoderDecoder(BaseEncoderDecoder):
         backbone=None,    # module or None: pictures → features
     ):
         super().__init__(
-            vocab_size=vocab_size, max_seq_len=max_seq_len, token_embed=token_embed, visual_embed=visual_embed, encoder=encoder,
-            decoder=decoder, predictor=predictor, greedy_decoder=greedy_decoder, beam_searcher=beam_searcher, expand=expand, backbone=backbone)
+            vocab_size=vocab_size, max_seq_len=max_seq_len, token_embed=token_embed, visual_embed=visual_embed,
+            encoder=encoder, decoder=decoder, predictor=predictor, greedy_decoder=greedy_decoder,
+            beam_searcher=beam_searcher, expand=expand, backbone=backbone)
         self.v_predictor = v_predictor
 
     @classmethod
@@ -69,6 +70,7 @@ class TransformerEncoderDecoder(BaseEncoderDecoder):
             if part is not None: batch = batch.merge(part(pack_states(batch) if part is self.predictor else batch))
         return batch
 
+# %% ../../../nbs/07_modeling/60_meta_arch/30_transformer_enc_dec.ipynb #4c57774f
 def pack_states(
     batch:dict, # G_HIDDEN_STATES (b, t, d), or a list of them; TOKENS_LENGTHS?
 ) -> dict:      # with TOKENS_LENGTHS: G_HIDDEN_STATES (words, d), row after row
