@@ -38,7 +38,7 @@ def _parser():
     return p
 
 def _find_id(result, image_id):
-    "The id of the result that reads like the one asked for."
+    "The id of the result that is written like the requested one."
     found = next((i for i in result.ids if str(i) == image_id), None)
     if found is None: raise KeyError(f'no image {image_id!r} among the {len(result.ids)} that were scored')
     return found

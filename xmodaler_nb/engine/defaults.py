@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DefaultTrainer', 'extractor_file', 'gather_numbers', 'shard_loader', 'until_stopped', 'decode_loader',
-           'merge_results', 'log_samples']
+           'merge_results', 'log_samples', 'default_argument_parser', 'default_setup', 'default_writers']
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #89f08083
 import logging, math
@@ -27,7 +27,7 @@ from .launch import GlobalTokens
 from .learner import CaptionLearner
 from .learner_parts import Loaders, device_of
 from .methods import MultiLoader, TeacherForcing
-from .setup import default_writers
+from .setup import default_argument_parser, default_setup, default_writers
 from .train_loop import TrainerBase
 from .watch import EarlyStopping, Interrupts, KeepBest, ProgressBar
 from .watch import check_stop, stop_requested, summarize_captions
@@ -35,6 +35,7 @@ from ..evaluation import build_evaluation
 from ..evaluation.split import decode
 from ..utils import comm
 from ..utils.events import truncate_jsonl
+_all_ = ['default_argument_parser', 'default_setup', 'default_writers']    # X-modaler has them here
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #f9a5ea83
 @ENGINE_REGISTRY.register()

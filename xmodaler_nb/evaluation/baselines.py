@@ -14,8 +14,8 @@ def most_frequent_caption(
     train_captions, # list of texts, or {id: [texts]}
 ) -> str:           # ties go to the one that comes first in the alphabet
     "The sentence that people say most often."
-    texts = [t for ts in train_captions.values() for t in ts] if isinstance(train_captions,
-                                                                            dict) else list(train_captions)
+    by_image = isinstance(train_captions, dict)
+    texts = [t for ts in train_captions.values() for t in ts] if by_image else list(train_captions)
     if not texts: raise ValueError('no training captions to count')
     count = Counter(texts)
     return min(count, key=lambda t: (-count[t], t))

@@ -18,14 +18,15 @@ from .ngrams import References, count_ngrams, lay_out
 from ..tokenization.ptb import ptb_tokenize
 
 # %% ../../nbs/09_evaluation/70_captions.ipynb #c94240d6
-ID_COLUMNS, TEXT_COLUMNS = ('image_id', 'id', 'image', 'video_id', 'file_name'), ('caption', 'captions', 'text',
-                                                                                  'references', 'sentence')
+ID_COLUMNS = 'image_id', 'id', 'image', 'video_id', 'file_name'
+TEXT_COLUMNS = 'caption', 'captions', 'text', 'references', 'sentence'
 
 def _column(names, wanted, what):
     "The first wanted column that exists."
     found = next((c for c in wanted if c in names), None)
     if found is None:
-        raise ValueError(f"no {what} column: looked for {', '.join(wanted)}, found {', '.join(map(str, names)) or 'nothing'}")
+        columns = ', '.join(map(str, names)) or 'nothing'
+        raise ValueError(f"no {what} column: looked for {', '.join(wanted)}, found {columns}")
     return found
 
 def _read_data(data):
@@ -45,7 +46,8 @@ def _pairs(data):
         return list(data.items())
     rows = list(data)
     if rows and not isinstance(rows[0], Mapping):
-        raise TypeError(f"expected {{id: caption}}, COCO json, or a data frame; got a {type(data).__name__} of {type(rows[0]).__name__}")
+        raise TypeError("expected {id: caption}, COCO json, or a data frame; "
+                        f"got a {type(data).__name__} of {type(rows[0]).__name__}")
     if not rows: return []
     i, t = _column(list(rows[0]), ID_COLUMNS, 'id'), _column(list(rows[0]), TEXT_COLUMNS, 'caption')
     return [(r[i], r[t]) for r in rows]
@@ -68,7 +70,8 @@ def _as_list(x):
     if isinstance(x, str): return [x]
     if not isinstance(x, Iterable):
         raise TypeError(f"a caption must be a string or None, or several in a list; got {type(x).__name__}: {x!r}")
-    return ['' if _is_missing(c) else c['caption'] if isinstance(c, Mapping) else c for c in x]
+    texts = [c['caption'] if isinstance(c, Mapping) else c for c in x]
+    return ['' if _is_missing(c) else c for c in texts]
 
 def as_references(
     data,   # see above
@@ -96,14 +99,15 @@ def as_predictions(
 def _format_ids(ids, n=5):
     "A few ids by name, and how many there are."
     ids = list(ids)
-    return f"{len(ids)} id{'s' if len(ids) != 1 else ''}: {', '.join(map(repr, ids[:n]))}{', …' if len(ids) > n else ''}"
+    plural, more = 's'*(len(ids) != 1), ', …'*(len(ids) > n)
+    return f"{len(ids)} id{plural}: {', '.join(map(repr, ids[:n]))}{more}"
 
 # %% ../../nbs/09_evaluation/70_captions.ipynb #fdbecdea
 def align(
     predictions:dict,  # id -> caption
     references:dict,   # id -> captions
     strict:bool=True,  # raise if the ids differ
-) -> tuple:            # (ids to score, in the order of the references), predictions by these ids, ids without prediction, ids without references
+) -> tuple:            # ids to score, in the references' order; predictions; ids lacking one, the other side
     "Match predictions with references."
     if predictions and not any(i in references for i in predictions):
         by_text = {str(i): i for i in references}
@@ -112,8 +116,10 @@ def align(
     missing = [i for i in references if i not in predictions]
     extra = [i for i in predictions if i not in references]
     if strict and (missing or extra):
-        parts = [f"no prediction for {_format_ids(missing)}"]*bool(missing)+[f"no references for {_format_ids(extra)}"]*bool(extra)
-        raise ValueError(f"{'; '.join(parts)}. Pass strict=False to score the {len(references)-len(missing)} images that have both")
+        both = len(references)-len(missing)
+        problems = {'no prediction for': missing, 'no references for': extra}
+        text = '; '.join(f'{what} {_format_ids(ids)}' for what, ids in problems.items() if ids)
+        raise ValueError(f'{text}. Pass strict=False to score the {both} images that have both')
     return [i for i in references if i in predictions], predictions, missing, extra
 
 # %% ../../nbs/09_evaluation/70_captions.ipynb #c4915ca0
@@ -131,8 +137,8 @@ class EvalResult:
         metrics:dict=None, # metric -> the object that computed it
     ):
         self.ids, self.hyps, self.refs, self.scores, self.skipped = ids, hyps, refs, scores, skipped
-        self.missing, self.extra, self.notes, self.metrics = missing, extra, notes+[n for s in scores.values()
-                                                                                    for n in s.notes], metrics or {}
+        self.missing, self.extra, self.metrics = missing, extra, metrics or {}
+        self.notes = notes+[n for s in scores.values() for n in s.notes]
         self.corpus = {k: v for s in scores.values() for k, v in s.corpus.items()}
         columns = {k: np.asarray(v).tolist() for s in scores.values() for k, v in s.image.items()}
         self.per_image = {i: dict(zip(columns, row))
@@ -190,8 +196,8 @@ def evaluate(
 ) -> EvalResult:          # `.corpus`, `.per_image`, `.skipped`, `.missing`, `.extra`
     "Score captions against references."
     names = [metrics] if isinstance(metrics, str) else list(metrics)
-    names, options = list(dict.fromkeys(map(metric_name, names))), {metric_name(k): v
-                                                                    for k, v in (options or {}).items()}
+    names = list(dict.fromkeys(map(metric_name, names)))
+    options = {metric_name(k): v for k, v in (options or {}).items()}
     if df is not None:
         options['CIDEr_D'] = {'df': df if isinstance(df, DocumentFrequency) else DocumentFrequency.from_file(df),
                               **options.get('CIDEr_D', {})}
@@ -201,7 +207,9 @@ def evaluate(
         raise ValueError("no image to score: predictions and references have no id in common" if extra or missing
                          else "no image to score: both sides are empty")
     without_refs = [i for i in ids if not refs[i]]
-    notes = [f"no reference text for {_format_ids(without_refs)}: scored against an empty reference"] if without_refs else []
+    notes = []
+    if without_refs:
+        notes.append(f'no reference text for {_format_ids(without_refs)}: scored against an empty reference')
     raw = [_text(preds[i]) for i in ids], [list(map(_text, refs[i])) or [''] for i in ids]
     hyps, refs = _tokens(*raw, tokenize)
     return score_tokens(ids, hyps, References(refs), names, options, missing, extra, notes, raw)
@@ -216,7 +224,7 @@ def score_tokens(
     missing:list=(),   # ids without prediction, for the record
     extra:list=(),     # ids without references, for the record
     notes:list=(),     # remarks, for the record
-    raw:tuple=None,    # (predictions, references) before tokenising, for metrics that tokenise themselves; None: the tokens
+    raw:tuple=None,    # (predictions, references) as text, for metrics with their own tokens; None: the tokens
 ) -> EvalResult:
     "Score tokenised captions against prepared references."
     ready, skipped, scores, ngram_counts, options = {}, {}, {}, None, options or {}

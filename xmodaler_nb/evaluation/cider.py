@@ -26,7 +26,7 @@ def similarity(
     o,                # `Order` of one n-gram length
     idf:np.ndarray,   # (n-grams,) weight of one occurrence
 ) -> np.ndarray:      # (sentences,) clipped cosine of each reference with its hypothesis; 0 for hypotheses
-    "How alike each reference and its image's hypothesis are."
+    "How similar each reference is to the hypothesis of its image."
     n_sent = len(layout.lens)
     if not len(o.group): return np.zeros(n_sent)
     weight = o.tf*idf[o.gram]

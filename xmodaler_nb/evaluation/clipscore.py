@@ -22,8 +22,8 @@ def _unit(x):
 def _vectors(out): return out if isinstance(out, Tensor) else out.pooler_output
 
 def _device(model):
-    return next((p.device for p in model.parameters()), torch.device('cpu')) if isinstance(model,
-                                                                                           nn.Module) else torch.device('cpu')
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.device for p in parameters), torch.device('cpu'))
 
 @torch.no_grad()
 def text_vectors(
@@ -79,12 +79,14 @@ class ClipScore:
         weight:float=2.5, # of the cosine
     ):
         if model is None or images is None: raise MetricUnavailable(self.problem())
-        self.model, self.images, self.tokenize, self.preprocess, self.prompt, self.weight = model, images, tokenize, preprocess, prompt, weight
+        self.model, self.images, self.tokenize = model, images, tokenize
+        self.preprocess, self.prompt, self.weight = preprocess, prompt, weight
 
     @staticmethod
     def problem():
         "What is missing: always a model, which only you can hand in."
-        return "it needs a CLIP model and the pictures: evaluate(..., metrics=[..., 'CLIPScore'], options={'CLIPScore': ClipScore(model, images)})"
+        return ("it needs a CLIP model and the pictures: "
+                "evaluate(..., metrics=[..., 'CLIPScore'], options={'CLIPScore': ClipScore(model, images)})")
 
     def __call__(self,
         ids:list,   # images
@@ -94,15 +96,16 @@ class ClipScore:
         "Score raw captions."
         missing = [i for i in ids if i not in self.images]
         if missing:
-            raise MetricUnavailable(f'CLIPScore has no picture for {len(missing)} of {len(ids)} ids, the first is {missing[0]!r}')
+            raise MetricUnavailable(f'CLIPScore has no picture for {len(missing)} of {len(ids)} ids, '
+                                    f'the first is {missing[0]!r}')
         texts = [self.prompt+t for t in chain(hyps, *refs)]
-        v, t = image_vectors(self.model, [self.images[i] for i in ids], self.preprocess), text_vectors(self.model,
-                                                                                                       texts, self.tokenize)
+        v = image_vectors(self.model, [self.images[i] for i in ids], self.preprocess)
+        t = text_vectors(self.model, texts, self.tokenize)
         c, r = t[:len(hyps)], t[len(hyps):]
         owner = torch.arange(len(refs)).repeat_interleave(torch.tensor([len(x) for x in refs]))
         clip = self.weight*(v*c).sum(-1).clamp_min(0)
-        best = torch.zeros(len(hyps), dtype=torch.float64).scatter_reduce(0, owner, (c[owner]*r).sum(-1),
-                                                                          'amax').clamp_min(0)
+        cosine, best = (c[owner]*r).sum(-1), torch.zeros(len(hyps), dtype=torch.float64)
+        best = best.scatter_reduce(0, owner, cosine, 'amax').clamp_min(0)
         both = torch.where(clip+best > 0, 2*clip*best/(clip+best).clamp_min(1e-12), 0.)
         image = dict(zip(self.names, (clip.numpy(), both.numpy())))
         return Scores({k: float(x.mean()) for k, x in image.items()}, image)

@@ -9,6 +9,7 @@ __all__ = ['COCOEvaler']
 import json
 import logging
 from pathlib import Path
+from fastcore.basics import patch
 from .build import EVALUATION_REGISTRY
 from .captions import ALL_METRICS, score_tokens, _format_ids, _text
 from .metrics import make_metric, problem
@@ -37,23 +38,6 @@ class COCOEvaler:
         self.metrics = {m: make_metric(m) for m in ALL_METRICS if m not in self.skipped}
         for m, why in self.skipped.items(): logging.getLogger(__name__).info('%s will not be computed: %s', m, why)
 
-    def captions(self, results):
-        "The caption of every annotated image; complains about missing, extra and doubled ids by name."
-        by_id, duplicates = {}, []
-        for r in results:
-            if self.key_id not in r or self.value not in r:
-                raise ValueError(f"a result needs the keys {self.key_id!r} and {self.value!r}, got {sorted(map(str, r))}")
-            i = as_id(r[self.key_id])
-            if i in by_id: duplicates.append(i)
-            by_id[i] = _text(r[self.value])
-        known = set(self.ids)
-        problems = {'no caption for': [i for i in self.ids if i not in by_id],
-                    f'not annotated in {self.annfile}:': [i for i in by_id if i not in known],
-                    'more than one caption for': duplicates}
-        text = '; '.join(f'{k} {_format_ids(v)}' for k, v in problems.items() if v)
-        if text: raise ValueError(text)
-        return [by_id[i] for i in self.ids]
-
     def eval(self,
         results:list,  # of dicts with the id and the caption
         epoch:int,     # names the result file; -1: evaluation only
@@ -71,3 +55,22 @@ class COCOEvaler:
         folder.mkdir(parents=True, exist_ok=True)
         rows = [{self.key_id: i, self.value: c} for i, c in zip(self.ids, captions)]
         (folder/f'{epoch}.json').write_text(json.dumps(rows), encoding='utf-8')
+
+# %% ../../nbs/09_evaluation/76_coco_evaler.ipynb #5d27c289
+@patch
+def captions(self:COCOEvaler, results):
+    "The caption of every annotated image; an error names missing, extra and doubled ids."
+    by_id, duplicates = {}, []
+    for r in results:
+        if self.key_id not in r or self.value not in r:
+            raise ValueError(f"a result needs the keys {self.key_id!r} and {self.value!r}, got {sorted(map(str, r))}")
+        i = as_id(r[self.key_id])
+        if i in by_id: duplicates.append(i)
+        by_id[i] = _text(r[self.value])
+    known = set(self.ids)
+    problems = {'no caption for': [i for i in self.ids if i not in by_id],
+                f'not annotated in {self.annfile}:': [i for i in by_id if i not in known],
+                'more than one caption for': duplicates}
+    text = '; '.join(f'{k} {_format_ids(v)}' for k, v in problems.items() if v)
+    if text: raise ValueError(text)
+    return [by_id[i] for i in self.ids]

@@ -44,7 +44,9 @@ def compare(
 ) -> dict:           # {name: {'difference': a - b, 'low': …, 'high': …, 'a_better': share of draws}}
     "Is a better than b? Paired bootstrap."
     if a.ids != b.ids:
-        raise ValueError(f'the two results are not about the same pictures in the same order: {len(a.ids)} and {len(b.ids)} ids, {len(set(a.ids) & set(b.ids))} in common')
+        common = len(set(a.ids) & set(b.ids))
+        raise ValueError('the two results are not about the same pictures in the same order: '
+                         f'{len(a.ids)} and {len(b.ids)} ids, {common} in common')
     x, y, out = bootstrap(a, n, seed), bootstrap(b, n, seed), {}
     for k in x.keys() & y.keys():
         d = x[k]-y[k]

@@ -26,7 +26,7 @@ def ngram_credit(
     df,                 # `DocumentFrequency`
     sigma:float=6.,     # width of the length penalty, as in CIDEr-D
     n:int=4,            # longest n-gram
-) -> list:              # of dicts: ngram, count, correct (clipped, as BLEU counts), references (how many have it), CIDEr_D
+) -> list:              # of dicts: ngram, count, correct (clipped, as in BLEU), references (how many have it), CIDEr_D
     "What each n-gram of a caption brought in; the `CIDEr_D` column adds up to the caption's CIDEr-D."
     hyp_weights, norm = _weights(caption, df, n)
     rows = {g: dict(ngram=' '.join(g), count=tf, correct=0, references=0, CIDEr_D=0.) for k in range(1, n+1)
@@ -42,8 +42,8 @@ def ngram_credit(
                 row['references'] += 1
                 row['correct'] = max(row['correct'], min(row['count'], counts[g]))
                 if both > 0:
-                    row['CIDEr_D'] += 10/n/len(refs)*penalty*min(hyp_weights[k][g],
-                                                                 ref_weights[k][g])*ref_weights[k][g]/both
+                    w = ref_weights[k][g]
+                    row['CIDEr_D'] += 10/n/len(refs)*penalty*min(hyp_weights[k][g], w)*w/both
     return sorted(rows.values(), key=lambda r: (-r['CIDEr_D'], -r['correct']))
 
 # %% ../../nbs/09_evaluation/73_credit.ipynb #f43bdd6a

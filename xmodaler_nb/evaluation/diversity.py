@@ -68,7 +68,7 @@ def caption_kernel(
     df,             # `DocumentFrequency`
     n:int=4,        # longest n-gram
 ) -> np.ndarray:    # (m, m) float64, mean over orders of the cosines; symmetric, no negative eigenvalue
-    "How alike the captions of one picture are, pair by pair."
+    "How similar the captions of one picture are, pair by pair."
     out = np.zeros((len(captions), len(captions)))
     counts = [Counter(g for k in range(1, n+1) for g in ngrams(c, k)) for c in captions]
     for k in range(1, n+1):

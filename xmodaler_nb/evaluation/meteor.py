@@ -62,8 +62,8 @@ def word_links(
     "Where a reference word could link to, exact first, then by stem, then by sense."
     at = hyp.positions
     if related_words.keys().isdisjoint(at): return ()
-    return [(0 if s else 2, i, 1 << i, s) for s, i in sorted((s, i) for w in related_words.keys() & at.keys()
-                                                             for s in related_words[w] for i in at[w])]
+    places = sorted((s, i) for w in related_words.keys() & at.keys() for s in related_words[w] for i in at[w])
+    return [(0 if s else 2, i, 1 << i, s) for s, i in places]
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #92fe8957
 def candidates(
@@ -102,6 +102,7 @@ def unambiguous_links(
             n += 1
     return {j: row[0] for j, row in enumerate(links) if len(row) == 1 and not row[0][4] & twice}, seen, n
 
+# %% ../../nbs/09_evaluation/55_meteor.ipynb #84011f64
 def search(
     links:list,  # from `candidates`
     n1:int,      # words of the caption
@@ -138,7 +139,7 @@ def _prune_paths(paths):
     return paths
 
 def _extend_run(run, cur, m):
-    "A run (where it would go on from, what it adds, end of its last link), with position `cur`: committed link or None for a gap."
+    "A run (where it would continue, what it adds, end of its last link) with position `cur`: a link or a gap (None)."
     i, end, gain = (-1, -1, 0) if m is None else (m[1], m[1]+m[2], abs(cur-m[1])-m[0]*_CREDIT)
     if run is None: return i, gain, end
     start, total, last = run
@@ -175,8 +176,8 @@ class Grams:
         longest:int=7,     # words per n-gram
     ):
         sentences = list(sentences)
-        data = np.frombuffer(' '.join(' '.join(s.words) for s in sentences if s.words).encode('utf-8',
-                                                                                              'surrogatepass'), np.uint8)
+        text = ' '.join(' '.join(s.words) for s in sentences if s.words)
+        data = np.frombuffer(text.encode('utf-8', 'surrogatepass'), np.uint8)
         lens = np.fromiter((len(s.words) for s in sentences), np.int32, len(sentences))
         end = np.append(np.flatnonzero(data == 32), len(data)) if len(data) else np.zeros(0, np.int64)
         start, hashed = np.append(0, end[:-1]+1) if len(data) else end, ByteHash()
@@ -227,6 +228,7 @@ def match_paraphrases(
     def place(g, word, size): return g.sent[word], word-g.first[g.sent[word]], size
     return *place(left, lw[l], ls[l]), *place(right, rw[r], rs[r])
 
+# %% ../../nbs/09_evaluation/55_meteor.ipynb #5896d078
 def phrase_links(
     hyps:Grams,  # captions, one per image
     refs:Grams,  # references
@@ -248,7 +250,7 @@ def statistics(
     hyp:Sentence,  # the caption
     ref:Sentence,  # the reference
     chosen:list,   # from `search`
-) -> list:         # 23 integers: n1, n2, f1, f2; per stage content hyp, ref, function hyp, ref; chunks, matched hyp, matched ref
+) -> list:         # 23 integers: n1 n2 f1 f2; per stage content and function words; chunks, matched hyp, ref
     "What the score depends on."
     s = [0]*23
     s[0], s[1], s[2], s[3] = len(hyp.words), len(ref.words), hyp.n_function, ref.n_function
@@ -256,8 +258,8 @@ def statistics(
     for j, (_, i, k, l, _, stage) in chosen:
         if i != next_i or j != next_j: s[20] += 1
         next_i, next_j, at = i+k, j+l, 4+4*stage
-        f1, f2 = (hyp.function[i], ref.function[j]) if k == l == 1 else (sum(hyp.function[i:next_i]),
-                                                                         sum(ref.function[j:next_j]))
+        f1, f2 = hyp.function[i], ref.function[j]
+        if k*l > 1: f1, f2 = sum(hyp.function[i:next_i]), sum(ref.function[j:next_j])
         s[at] += k-f1
         s[at+1] += l-f2
         s[at+2] += f1
@@ -291,7 +293,9 @@ class Meteor:
     def __init__(self,
         tables=None,    # `MeteorTables`; None: from the installed pycocoevalcap
         longest=1000,   # captions with more words are cut there: the search is made for sentences
-    ): self.tables, self.longest, self.hyps, self.refs, self.cut, self.reference_cache = tables or load_tables(), longest, {}, {}, set(), None
+    ):
+        self.tables, self.longest = tables or load_tables(), longest
+        self.hyps, self.refs, self.cut, self.reference_cache = {}, {}, set(), None
 
     @staticmethod
     def problem():
@@ -331,7 +335,8 @@ def notes(self:Meteor,
     cut, foreign = len(self.cut & texts), sum(1 for t in texts if not t.isascii() and _FOREIGN(t))
     if cut: out.append(f'METEOR: {cut} captions of more than {self.longest} words were cut there')
     if 20*foreign > len(texts):
-        out.append(f'METEOR knows English only: in {foreign} of {len(texts)} captions it splits words of another script into letters')
+        out.append(f'METEOR knows English only: in {foreign} of {len(texts)} captions '
+                   'it splits words of another script into letters')
     return tuple(out)
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #800d79f1
@@ -362,9 +367,9 @@ def references(self:Meteor, refs):
     if self.reference_cache is None or self.reference_cache[0] != texts:
         rs = [[self.sentence(p, self.refs) for r in row for p in (_split_bars(r) if '|||' in r else (r,))]
               for row in texts]
-        self.reference_cache = texts, rs, None if self.tables.index is None else Grams(chain.from_iterable(rs),
-                                                                                       np.repeat(np.arange(len(rs)),
-                                                                                                 list(map(len, rs))))
+        owner = np.repeat(np.arange(len(rs)), list(map(len, rs)))
+        grams = None if self.tables.index is None else Grams(chain.from_iterable(rs), owner)
+        self.reference_cache = texts, rs, grams
     return self.reference_cache[1]
 
 @patch
@@ -373,6 +378,7 @@ def phrases(self:Meteor, hyps, refs):
     if self.tables.index is None: return [()]*sum(map(len, refs))
     return phrase_links(Grams(hyps, np.arange(len(hyps))), self.reference_cache[2], self.tables.index)
 
+# %% ../../nbs/09_evaluation/55_meteor.ipynb #7770cfac
 @patch
 def __call__(self:Meteor,
     hyps:list,     # one tokenised hypothesis per image

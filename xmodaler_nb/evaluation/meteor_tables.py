@@ -126,7 +126,8 @@ def meteor_folder(
     "The folder of METEOR's files on this machine."
     if os.environ.get('XMODALER_METEOR'): return Path(os.environ['XMODALER_METEOR'])
     spec = importlib.util.find_spec('pycocoevalcap')
-    return Path(next(iter(spec.submodule_search_locations)))/'meteor' if spec and spec.submodule_search_locations else None
+    if not spec or not spec.submodule_search_locations: return None
+    return Path(next(iter(spec.submodule_search_locations)))/'meteor'
 
 def meteor_problem(
     folder=None,  # None: `meteor_folder()`
@@ -134,14 +135,16 @@ def meteor_problem(
     "Why METEOR cannot run."
     folder = Path(folder) if folder else meteor_folder()
     if folder is None:
-        return "its synonym and paraphrase tables come with pycocoevalcap, which is not installed (pip install 'xmodaler_nb[coco]')"
+        return ("its synonym and paraphrase tables come with pycocoevalcap, "
+                "which is not installed (pip install 'xmodaler_nb[coco]')")
     missing = [f for f in (JAR, PARAPHRASES) if not (folder/f).is_file()]
-    return f"{', '.join(missing)} not found in the METEOR folder {folder.name!r} (pycocoevalcap's, or XMODALER_METEOR)" if missing else None
+    if not missing: return None
+    return f"{', '.join(missing)} not found in the METEOR folder {folder.name!r} (pycocoevalcap's, or XMODALER_METEOR)"
 
 def cache_folder() -> Path:
     "Where compiled indices are kept."
-    base = os.environ.get('XMODALER_CACHE') or os.path.join(os.environ.get('XDG_CACHE_HOME')
-                                                            or os.path.expanduser('~/.cache'), 'xmodaler_nb')
+    user = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    base = os.environ.get('XMODALER_CACHE') or os.path.join(user, 'xmodaler_nb')
     return Path(base)
 
 # %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #d6435bf1

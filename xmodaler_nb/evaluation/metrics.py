@@ -17,7 +17,7 @@ class Scores(NamedTuple):
     "What a metric returns."
     corpus:dict             # {name: float} for the whole set
     image:dict              # {name: (images,) float64}
-    recompute:Callable=None     # (k,) image numbers -> {name: float}, the corpus value of that selection; None: the mean
+    recompute:Callable=None     # (k,) image numbers -> {name: float}, corpus value of the selection; None: the mean
     notes:tuple=()          # what a reader of the numbers should know
 
     def resample(self,
@@ -51,7 +51,8 @@ def metric_name(
     "The name of a metric as this library writes it."
     if _fold(name) in _ALIASES: return _ALIASES[_fold(name)]
     near = get_close_matches(_fold(name), _ALIASES, 1, 0.5)
-    raise ValueError(f"unknown metric {name!r}{f'; did you mean {_ALIASES[near[0]]!r}?' if near else ';'} known: {', '.join(METRICS)}")
+    hint = f' did you mean {_ALIASES[near[0]]!r}?' if near else ''
+    raise ValueError(f"unknown metric {name!r};{hint} known: {', '.join(METRICS)}")
 
 # %% ../../nbs/09_evaluation/05_metrics.ipynb #be5b9df2
 def metric_class(
@@ -77,8 +78,8 @@ def problem(
 class Availability(list):
     "Rows of `available`, printed as a table."
     def __repr__(self):
-        rows = [('metric', 'runs', 'why not / what it gives')]+[(r['metric'], 'yes' if r['available'] else 'no',
-                                                                 r['reason'] or r['gives']) for r in self]
+        rows = [(r['metric'], 'yes' if r['available'] else 'no', r['reason'] or r['gives']) for r in self]
+        rows.insert(0, ('metric', 'runs', 'why not / what it gives'))
         w = [max(len(r[i]) for r in rows) for i in (0, 1)]
         return '\n'.join(f"{a:{w[0]}}  {b:{w[1]}}  {c}" for a, b, c in rows)
 

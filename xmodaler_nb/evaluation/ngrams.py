@@ -36,7 +36,8 @@ def word_numbers(
     owner = np.empty(1 << rows, np.int64)
     owner[slot[::-1]] = place[::-1]                                # backwards: the earliest piece is written last
     candidate = owner[slot]
-    known = (first == first[candidate]) & (second == second[candidate]) & (stop-start == (stop-start)[candidate]) & (stop-start <= 16)
+    size = stop-start
+    known = (first == first[candidate]) & (second == second[candidate]) & (size == size[candidate]) & (size <= 16)
     unresolved = np.flatnonzero((candidate == place) | ~known)
     words = [data[a:b].decode('utf-8', 'surrogatepass')
              for a, b in zip(start[unresolved].tolist(), stop[unresolved].tolist())]
@@ -51,15 +52,15 @@ def _as_integers(data):
     start = np.append(0, stop+1)[:-1]
     # at[i]: eight bytes from byte i on
     at, size = np.ndarray(len(data)+8, '<u8', padded, strides=(1,)), stop-start
-    return start, stop, at[start] & _MASKS[np.minimum(size, 8)], at[np.minimum(start+8,
-                                                                               len(data))] & _MASKS[np.clip(size-8, 0,
-                                                                                                            8)]
+    first = at[start] & _MASKS[np.minimum(size, 8)]
+    second = at[np.minimum(start+8, len(data))] & _MASKS[np.clip(size-8, 0, 8)]
+    return start, stop, first, second
 
 # %% ../../nbs/09_evaluation/00_ngrams.ipynb #29ae88e4
 def encode(
     sentences:list,  # of strings, tokens separated by white space
     vocab,           # what `new_vocab` returned; grows
-) -> tuple:          # (all word numbers in a row int64, words per sentence int64, per sentence: single blanks between words and nothing else?)
+) -> tuple:          # (all word numbers in a row, words per sentence, per sentence: only single blanks between words?)
     "Sentences as numbers."
     text, n, end = ' \n '.join(sentences), len(sentences), vocab['\n']
     # ours shall be the only line breaks
@@ -140,7 +141,7 @@ class Order(NamedTuple):
     gram:np.ndarray   # (rows,) n-gram number, dense from 0
     sent:np.ndarray   # (rows,) sentence
     tf:np.ndarray     # (rows,) how often
-    group:np.ndarray  # (groups,) first row of each (n-gram, image); that row is the hypothesis' if the hypothesis has it
+    group:np.ndarray  # (groups,) first row of each (n-gram, image): the hypothesis' if it has the n-gram
     position:np.ndarray  # (n-grams,) a position in `Layout.words` where the n-gram stands
 
 def _changes(x):

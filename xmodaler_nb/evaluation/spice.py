@@ -23,7 +23,8 @@ def spice_folder(
 ) -> Path|None:  # where `pycocoevalcap` keeps SPICE; None if it is not installed
     "The folder of the SPICE program."
     spec = importlib.util.find_spec('pycocoevalcap')
-    return Path(next(iter(spec.submodule_search_locations)))/'spice' if spec and spec.submodule_search_locations else None
+    if not spec or not spec.submodule_search_locations: return None
+    return Path(next(iter(spec.submodule_search_locations)))/'spice'
 
 def spice_problem(
     folder=None,     # None: `spice_folder()`
@@ -36,7 +37,8 @@ def spice_problem(
     if shutil.which(java) is None: return f'no {java!r} program on this machine; SPICE is written in Java'
     missing = [f for f in (JAR, *MODELS) if not (folder/f).is_file()]
     if missing:
-        return f"{', '.join(missing)} not found in pycocoevalcap's folder {folder.name!r}; pycocoevalcap.spice.get_stanford_models downloads the models"
+        return (f"{', '.join(missing)} not found in pycocoevalcap's folder {folder.name!r}; "
+                "pycocoevalcap.spice.get_stanford_models downloads the models")
     return None
 
 # %% ../../nbs/09_evaluation/56_spice.ipynb #4a9bb15c

@@ -45,7 +45,8 @@ class BaseScorer:
         eos_id:int,     # end mark
     ):
         if not len(types) == len(scorers) == len(weights):
-            raise ValueError(f"{len(types)} types, {len(scorers)} scorers, {len(weights)} weights: one of each is needed per part")
+            raise ValueError(f"{len(types)} types, {len(scorers)} scorers, {len(weights)} weights: "
+                             "one of each is needed per part")
         self.types, self.scorers, self.weights, self.eos_id = types, scorers, weights, eos_id
         self.gt_path = gt_path if not isinstance(gt_path, dict) else 'the given references'
         self.gts = read_references(gt_path)

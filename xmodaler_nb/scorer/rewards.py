@@ -44,7 +44,8 @@ def length_penalty(
 ) -> float:        # ≤ 0; 0 between the shortest and the longest reference
     "Words too many or too few, as a share of the nearest allowed length."
     low, high = min(lengths), max(lengths)
-    return (n-low)/max(1, low) if n < low else (high-n)/max(1, high) if n > high else 0.
+    if n < low: return (n-low)/max(1, low)
+    return min(0., (high-n)/max(1, high))
 
 @SCORER_REGISTRY.register()
 class Length(RewardPart):
