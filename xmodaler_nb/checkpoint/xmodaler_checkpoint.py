@@ -94,15 +94,21 @@ def tag_last_checkpoint(self:XmodalerCheckpointer,
 
 # %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #9666aee7
 @patch
+def _tagged(self:XmodalerCheckpointer, tag):
+    "Path of the checkpoint that the tag names and '', or '' and why there is none."
+    try: name = check_name(tag.read_text(encoding='utf8').strip())
+    except (CheckpointError, UnicodeDecodeError, OSError) as e: return '', f'{tag} does not hold a name ({e})'
+    path = Path(self.save_dir)/name
+    return (str(path), '') if self._is_complete(path) else ('', f'{name} is missing or incomplete')
+
+@patch
 def get_checkpoint_file(self:XmodalerCheckpointer) -> str:  # path, '' if there is none
     "The checkpoint to resume from: the tagged one, or the newest complete one if that is damaged."
     if not self.save_dir: return ''
     tag = Path(self.save_dir)/'last_checkpoint'
     if not tag.is_file(): return ''
-    try: name = check_name(tag.read_text(encoding='utf8').strip())
-    except (CheckpointError, UnicodeDecodeError, OSError) as e: name, why = None, f'{tag} does not hold a name ({e})'
-    else: why = f'{name} is missing or incomplete'
-    if name and self._is_complete(Path(self.save_dir)/name): return str(Path(self.save_dir)/name)
+    path, why = self._tagged(tag)
+    if path: return path
     complete = self.get_all_checkpoint_files()
     if not complete: return ''
     self.logger.warning("last_checkpoint: %s; using %s instead", why, Path(complete[-1]).name)
@@ -114,6 +120,12 @@ def has_checkpoint(self:XmodalerCheckpointer) -> bool:
     return self.get_checkpoint_file() != ''
 
 # %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #f9b00b28
+@patch
+def _with_last(self:XmodalerCheckpointer, error):
+    "The error of a failed write, with the checkpoint that is left."
+    last = self.get_checkpoint_file()
+    return OSError(f"{error}; " + (f'the last good checkpoint is {last}' if last else 'there is no earlier checkpoint'))
+
 @patch
 def save(self:XmodalerCheckpointer,
     name:str,        # directory name of the checkpoint
@@ -128,10 +140,7 @@ def save(self:XmodalerCheckpointer,
     files = {k: v() if callable(v) else v for k, v in self.files.items()}
     meta = {k: v for k, v in kwargs.items() if isinstance(v, (int, float, str, bool, type(None)))}
     try: write_checkpoint(path, self.model.state_dict(), {**state, **kwargs}, meta, files)
-    except OSError as e:
-        last = self.get_checkpoint_file()
-        last = f'the last good checkpoint is {last}' if last else 'there is no earlier checkpoint'
-        raise OSError(f"{e}; {last}") from e
+    except OSError as e: raise self._with_last(e) from e
     self.logger.info("saved checkpoint %s", path)
     if tag: self.tag_last_checkpoint(name)
 
@@ -185,6 +194,11 @@ def strip_prefix(
     if not state_dict or not all(k.startswith(prefix) for k in state_dict): return dict(state_dict)
     return strip_prefix({k[len(prefix):]: v for k, v in state_dict.items()}, prefix)
 
+def _pop_misshaped(weights, own):
+    "Remove the weights of another shape than the model's; return their names and both shapes."
+    names = [k for k in weights if k in own and own[k].shape != weights[k].shape]
+    return [(k, tuple(weights.pop(k).shape), tuple(own[k].shape)) for k in names]
+
 @patch
 def _load_model(self:XmodalerCheckpointer,
     checkpoint:dict,   # what `_load_file` returned
@@ -192,9 +206,7 @@ def _load_model(self:XmodalerCheckpointer,
     "Load what fits; return what did not."
     weights = strip_prefix(checkpoint['model'])
     self._convert_ndarray_to_tensor(weights)
-    own, wrong = self.model.state_dict(), []
-    for k in [k for k in weights if k in own and own[k].shape != weights[k].shape]:
-        wrong.append((k, tuple(weights.pop(k).shape), tuple(own[k].shape)))
+    wrong = _pop_misshaped(weights, self.model.state_dict())
     res = self.model.load_state_dict(weights, strict=False)
     shape_names = {k for k, _, _ in wrong}
     return IncompatibleKeys([k for k in res.missing_keys if k not in shape_names], res.unexpected_keys, wrong)

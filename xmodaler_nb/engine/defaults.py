@@ -196,21 +196,27 @@ def gather_numbers(
     return [t.tolist() for t in out]
 
 @patch
+def _put_losses(self:DefaultTrainer, losses, total, prefix):
+    "Losses and their sum into the storage; a single one only as the sum."
+    self.storage.put_scalar(f'{prefix}total_loss', total)
+    if len(losses) > 1:
+        for k, v in losses.items(): self.storage.put_scalar(prefix+k, v)
+
+@patch
 def _write_metrics(self:DefaultTrainer,
     loss_dict:dict,    # name -> scalar tensor or number
     data_time:float,   # seconds spent waiting for the batch
     prefix:str='',     # in front of the names
 ):
-    "Put the losses of a step into the storage; an error names the entries that are not finite."
+    "Put the losses of a step, means over the processes, into the storage; their sum is `learn.loss`."
     numbers = self.learn.step_losses or self.learn.record_losses(loss_dict)
     rows = gather_numbers([*numbers.values(), float(data_time)], device_of(self.model))
     mean = {k: sum(r[i] for r in rows)/len(rows) for i, k in enumerate(numbers)}
     total = sum(v for k, v in mean.items() if 'acc' not in k)
+    self.learn.loss = torch.tensor(float(total))
     if not comm.is_main_process(): return
     self.storage.put_scalar('data_time', max(r[-1] for r in rows))
-    self.storage.put_scalar(f'{prefix}total_loss', total)
-    if len(mean) > 1:
-        for k, v in mean.items(): self.storage.put_scalar(prefix+k, v)
+    self._put_losses(mean, total, prefix)
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #740802a5
 @patch(cls_method=True)
@@ -327,15 +333,22 @@ def _eval_hook(self:DefaultTrainer, stage, ema=False):
     return hooks.EvalHook(cfg.SOLVER.EVAL_PERIOD, start, evaluate, self.iters_per_epoch, name, shard)
 
 @patch
+def _sampling_hook(self:DefaultTrainer):
+    "The hook that raises the share of sampled words."
+    ss, n = self.cfg.SCHEDULED_SAMPLING, self.iters_per_epoch
+    return hooks.ScheduledSampling(ss.START_EPOCH*n, ss.INC_EVERY_EPOCH*n, ss.INC_PROB, ss.MAX_PROB)
+
+@patch
+def _saving_hook(self:DefaultTrainer):
+    "The hook that writes checkpoints."
+    e, period = self.cfg.ENGINE, self.cfg.SOLVER.CHECKPOINT_PERIOD*self.iters_per_epoch
+    keep, every_iters = e.get('KEEP_LAST', 0) or None, e.get('CHECKPOINT_ITERS', 0)
+    return hooks.PeriodicCheckpointer(self.checkpointer, period, self.max_iter, keep, every_iters=every_iters)
+
+@patch
 def _state_hooks(self:DefaultTrainer):
     "Hooks that change what a checkpoint holds, and the one that writes it."
-    cfg, n = self.cfg, self.iters_per_epoch
-    ss, e = cfg.SCHEDULED_SAMPLING, cfg.ENGINE
-    sampling = hooks.ScheduledSampling(ss.START_EPOCH*n, ss.INC_EVERY_EPOCH*n, ss.INC_PROB, ss.MAX_PROB)
-    period, keep = cfg.SOLVER.CHECKPOINT_PERIOD*n, e.get('KEEP_LAST', 0) or None
-    every_iters = e.get('CHECKPOINT_ITERS', 0)
-    saving = hooks.PeriodicCheckpointer(self.checkpointer, period, self.max_iter, keep, every_iters=every_iters)
-    return [hooks.LRScheduler(), sampling, hooks.ModelWeightsManipulating(), saving]
+    return [hooks.LRScheduler(), self._sampling_hook(), hooks.ModelWeightsManipulating(), self._saving_hook()]
 
 @patch
 def _watch_hooks(self:DefaultTrainer):
@@ -388,6 +401,12 @@ def _stateful(self:DefaultTrainer):
     return {k: p for k, p in parts.items() if p is not None}
 
 @patch
+def _load_gradients(self:DefaultTrainer, gradients):
+    "Gradients that were being accumulated when the state was saved."
+    for n, p in comm.unwrap_model(self.model).named_parameters():
+        if n in gradients: p.grad = gradients[n].to(p)
+
+@patch
 def load_state_dict(self:DefaultTrainer,
     state_dict:dict,  # from `state_dict`, or the `trainer` part of an X-modaler file
 ):
@@ -395,9 +414,7 @@ def load_state_dict(self:DefaultTrainer,
     TrainerBase.load_state_dict(self, state_dict)
     for k, part in self._stateful().items():
         if state_dict.get(k): part.load_state_dict(state_dict[k])
-    gradients = state_dict.get('gradients', {})
-    for n, p in comm.unwrap_model(self.model).named_parameters():
-        if n in gradients: p.grad = gradients[n].to(p)
+    self._load_gradients(state_dict.get('gradients', {}))
     rng = state_dict.get('rng') or []
     if len(rng) == comm.get_world_size(): self.learn.resume_rng = rng[comm.get_rank()]
     self._rescale(state_dict.get('iters_per_epoch', self.iters_per_epoch))

@@ -38,18 +38,24 @@ class ModelEma(nn.Module):
         self.decay, self.device = decay, device
         if device is not None: self.module.to(device)
 
+    @staticmethod
+    def _copy_counters(average, current):
+        "Copy the entries that are not averaged; return those that are, (average, current), shared weights once."
+        pairs = {}                                               # by memory
+        for k, v in average.items():
+            m = current[k].to(v.device)
+            if not v.is_floating_point(): v.copy_(m)
+            else: pairs.setdefault(v.data_ptr(), (v, m))
+        return list(pairs.values())
+
     @torch.no_grad()
     def _update(self, model, decay):
         average, current = self.module.state_dict(), unwrap_model(model).state_dict()
         changed = sorted(set(average) ^ set(current))
         if changed: raise ValueError(f"the model's entries changed since the average was made: {changed[:5]}")
-        pairs = {}                                               # by memory: shared weights once
-        for k, v in average.items():
-            m = current[k].to(v.device)
-            if not v.is_floating_point(): v.copy_(m)             # counters
-            else: pairs.setdefault(v.data_ptr(), (v, m))
+        pairs = self._copy_counters(average, current)
         if not pairs: return
-        avg, new = map(list, zip(*pairs.values()))
+        avg, new = map(list, zip(*pairs))
         torch._foreach_mul_(avg, decay)
         torch._foreach_add_(avg, new, alpha=1-decay)
 

@@ -285,14 +285,20 @@ def _do_eval(self:EvalHook,
     comm.synchronize()
 
 @patch
-def _record(self:EvalHook, results, epoch, seconds):
-    "Into the storage and the log."
+def _put_values(self:EvalHook, values):
+    "Into the storage under the stage's prefix, those of the test stage also under their bare names."
     prefix, storage = stage_prefix(self.stage), self.trainer.storage
-    self.results = values = self._numbers(results)
     for k, v in values.items():
         storage.put_scalar(prefix+k, v, smoothing_hint=False)
         if prefix == 'test/': storage.put_scalar(k, v, smoothing_hint=False)
-    storage.put_scalar(f'eval_time/{prefix[:-1]}', seconds, smoothing_hint=False)
+
+@patch
+def _record(self:EvalHook, results, epoch, seconds):
+    "Into the storage and the log."
+    self.results = values = self._numbers(results)
+    self._put_values(values)
+    name = f'eval_time/{stage_prefix(self.stage)[:-1]}'
+    self.trainer.storage.put_scalar(name, seconds, smoothing_hint=False)
     text = '\n'.join(f'  {k}: {v:.4f}' for k, v in values.items())
     logger.info("%s\n%s, epoch %s\n%s\n%s", '#'*60, self.stage, epoch, text, '#'*60)
 

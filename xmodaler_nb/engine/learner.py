@@ -110,13 +110,16 @@ def compute_losses(self:CaptionLearner,
     return {'loss': self.loss_func(pred, *self.yb)}
 
 # %% ../../nbs/14_engine/10_learner.ipynb #1ce98f73
+def _to_floats(scalars):
+    "The values of scalars, tensors or numbers; all tensors in one transfer."
+    return torch.stack([torch.as_tensor(v, dtype=torch.float32).detach().reshape(()) for v in scalars]).tolist()
+
 @patch
 def record_losses(self:CaptionLearner,
     entries:dict,   # {name: scalar tensor}
 ) -> dict:          # {name: float}
     "Bring the numbers of a loss to the CPU, all in one transfer, and stop if one is not finite."
-    scalars = [torch.as_tensor(v, dtype=torch.float32).detach().reshape(()) for v in entries.values()]
-    numbers = dict(zip(entries, torch.stack(scalars).tolist()))
+    numbers = dict(zip(entries, _to_floats(entries.values())))
     bad = [k for k, v in numbers.items() if not math.isfinite(v)]
     if bad and self.guard_nan: raise FloatingPointError(self.nan_message(bad, numbers))
     for k, v in numbers.items(): self.step_losses[unused_name(k, self.step_losses)] = v

@@ -60,6 +60,10 @@ def _add_processes(add):
 # what a run writes
 RUN_FILES = ('last_checkpoint', 'events.jsonl', 'model_final', 'model_best', 'metrics.json')
 
+def _run_files(folder):
+    "Names of files by which a folder is known to hold a run."
+    return [n for n in RUN_FILES if (folder/n).exists()] + sorted(p.name for p in folder.glob('model_Epoch_*'))[:1]
+
 def check_output_dir(
     folder,               # OUTPUT_DIR
     resume:bool=False,    # continue the run that is there?
@@ -67,7 +71,7 @@ def check_output_dir(
     "Make the folder; refuse one that belongs to another run, or that cannot be written."
     folder = Path(folder)
     if folder.is_file(): raise NotADirectoryError(f"OUTPUT_DIR {folder} is a file; choose another OUTPUT_DIR")
-    files = [n for n in RUN_FILES if (folder/n).exists()] + sorted(p.name for p in folder.glob('model_Epoch_*'))[:1]
+    files = _run_files(folder)
     if files and not resume:
         raise FileExistsError(f"OUTPUT_DIR {folder} holds another run (found {', '.join(files)})."
                               " Continue it with --resume, or choose another OUTPUT_DIR. Nothing was changed")
