@@ -42,7 +42,8 @@ class CaptionData:
     def __len__(self): return len(self.samples)
     def __repr__(self):
         n = Counter(s.split or 'undecided' for s in self.samples)
-        return f"CaptionData({self.name}: {len(self)} samples, {sum(len(s.captions) for s in self.samples)} captions, {', '.join(f'{k} {v}' for k, v in n.items())})"
+        return (f"CaptionData({self.name}: {len(self)} samples, {sum(len(s.captions) for s in self.samples)} captions, "
+                f"{', '.join(f'{k} {v}' for k, v in n.items())})")
 
 def read_text(
     path,        # of a text file
@@ -53,28 +54,36 @@ def read_text(
     data = path.read_bytes()
     try: return data.decode('utf-8-sig'), []
     except UnicodeDecodeError as e:
-        return data.decode('cp1252', 'replace'), [Finding('odd encoding', 'warning', '', str(path), f'not UTF-8 (byte {e.start}); read as Windows-1252')]
+        return data.decode('cp1252',
+                           'replace'), [Finding('odd encoding', 'warning', '', str(path),
+                                                f'not UTF-8 (byte {e.start}); read as Windows-1252')]
 
 def clean_text(
     caption, # text, or a list of words
 ) -> str:    # one line
     "A caption in one normal form."
-    text = caption if isinstance(caption, str) else ' '.join(map(str, caption)) if isinstance(caption, (list, tuple)) else '' if caption is None or caption != caption else str(caption)
+    text = (caption if isinstance(caption, str) else ' '.join(map(str, caption)) if isinstance(caption, (list, tuple))
+            else '' if caption is None or caption != caption else str(caption))
     return ' '.join(unicodedata.normalize('NFC', text).split())
 
-_SPLIT_NAMES = dict(train='train', training='train', restval='train', val='val', valid='val', validation='val', dev='val', test='test', testing='test', eval='test')
+_SPLIT_NAMES = dict(train='train', training='train', restval='train', val='val', valid='val', validation='val',
+                    dev='val', test='test', testing='test', eval='test')
 
 def split_name(
     name,   # as written somewhere
 ) -> str:   # 'train', 'val', 'test' or ''
     "A split under our names; `restval` is training, as usual with Karpathy's splits."
     text = '' if name is None or name != name else str(name).strip().lower()
-    if text not in _SPLIT_NAMES and text: raise ValueError(f"split {name!r} is not one of {', '.join(sorted(_SPLIT_NAMES))}")
+    if text not in _SPLIT_NAMES and text:
+        raise ValueError(f"split {name!r} is not one of {', '.join(sorted(_SPLIT_NAMES))}")
     return _SPLIT_NAMES.get(text, '')
 
 # %% ../../nbs/15_own/40_data.ipynb #46821ac3
-_COLUMNS = dict(file=('file', 'image', 'file_name', 'filename', 'image_path', 'path', 'img', 'video', 'clip', 'image_name', 'filepath', 'url'),
-                id=('id', 'image_id', 'video_id', 'imgid', 'cocoid'), caption=('caption', 'captions', 'text', 'sentence', 'sentences', 'raw', 'description', 'comment', 'references'), split=('split', 'set', 'fold'))
+_COLUMNS = dict(file=('file', 'image', 'file_name', 'filename', 'image_path', 'path', 'img', 'video', 'clip',
+                      'image_name', 'filepath', 'url'),
+                id=('id', 'image_id', 'video_id', 'imgid', 'cocoid'),
+                caption=('caption', 'captions', 'text', 'sentence', 'sentences', 'raw', 'description', 'comment',
+                         'references'), split=('split', 'set', 'fold'))
 
 def _column(row, role, given=None):
     "Which key of a row means `what`."
@@ -86,7 +95,8 @@ def _texts(value):
     "Captions of a cell: a text, a list of texts, of words, or of dicts."
     if isinstance(value, dict): value = [value]
     if not isinstance(value, (list, tuple, np.ndarray)): return [clean_text(value)]
-    return [clean_text(v.get('raw') or v.get('caption') or v.get('tokens') if isinstance(v, dict) else v) for v in value]
+    return [clean_text(v.get('raw') or v.get('caption') or v.get('tokens') if isinstance(v, dict) else v)
+            for v in value]
 
 def samples_from_rows(
     rows,                # of dicts
@@ -100,13 +110,18 @@ def samples_from_rows(
     "Bring rows about the same picture together."
     found = {}
     for n, row in enumerate(rows):
-        keys = {role: _column(row, role, given) for role, given in dict(file=file, caption=caption, split=split, id=id).items()}
-        if keys['caption'] is None or (keys['file'] is None and keys['id'] is None): raise ValueError(f"{where}, row {n}: has columns {', '.join(map(str, row))}; needs one for the caption (such as 'caption') and one for the picture (such as 'image')")
+        keys = {role: _column(row, role, given)
+                for role, given in dict(file=file, caption=caption, split=split, id=id).items()}
+        if keys['caption'] is None or (keys['file'] is None and keys['id'] is None):
+            raise ValueError(f"{where}, row {n}: has columns {', '.join(map(str, row))}; needs one for the caption "
+                             f"(such as 'caption') and one for the picture (such as 'image')")
         missing = next((k for k in (keys['caption'], keys['file']) if k is not None and k not in row), None)
         if missing: raise ValueError(f"{where}, row {n}: has no column {missing!r}")
         path = str(row[keys['file']]) if keys['file'] is not None else ''
         key = str(row[keys['id']]) if keys['id'] is not None and keys['file'] is None else path
-        s = found.setdefault(key, Sample(str(row[keys['id']]) if keys['id'] is not None else key, str(Path(folder)/path) if path else '', [], ''))
+        s = found.setdefault(key,
+                             Sample(str(row[keys['id']]) if keys['id'] is not None else key,
+                                    str(Path(folder)/path) if path else '', [], ''))
         s.captions += _texts(row[keys['caption']])
         if keys['split'] is not None and keys['split'] in row: s.split = split_name(row[keys['split']])
     return list(found.values())
@@ -146,14 +161,17 @@ def from_json(cls:CaptionData,
     "Data in a JSON file, of whatever form."
     text, findings = read_text(path)
     folder = images or Path(path).parent
-    try: content = [json.loads(l) for l in text.splitlines() if l.strip()] if Path(path).suffix == '.jsonl' else json.loads(text)
+    try:
+        content = ([json.loads(l) for l in text.splitlines() if l.strip()] if Path(path).suffix == '.jsonl'
+                   else json.loads(text))
     except ValueError as e: raise ValueError(f"{path}: not JSON ({e})") from None
     if isinstance(content, dict) and 'annotations' in content: return cls.from_coco(path, images)
     if isinstance(content, dict) and isinstance(content.get('images'), list): return cls.from_karpathy(path, images)
     if isinstance(content, dict):
         content = [dict(file=k if file_kind(k) else '', id=k, captions=v) for k, v in content.items()]
         content = [r if r['file'] else dict(id=r['id'], captions=r['captions']) for r in content]
-    if not isinstance(content, list) or not all(isinstance(r, dict) for r in content): raise ValueError(f"{path}: expected records or {{file: captions}}, found a {type(content).__name__}")
+    if not isinstance(content, list) or not all(isinstance(r, dict) for r in content):
+        raise ValueError(f"{path}: expected records or {{file: captions}}, found a {type(content).__name__}")
     return cls(samples_from_rows(content, folder, where=str(path), **columns), findings, Path(path).name)
 
 # %% ../../nbs/15_own/40_data.ipynb #bd2e5e40
@@ -166,13 +184,23 @@ def from_coco(cls:CaptionData,
     out = cls([], [], 'COCO')
     for split, path in (files if isinstance(files, dict) else {'': files}).items():
         text, findings = read_text(path)
-        try: content = json.loads(text); pictures, annotations = content['images'], content['annotations']
-        except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{path}: not COCO's form, a JSON with 'images' and 'annotations' ({type(e).__name__}: {e})") from None
-        by_id = {str(p['id']): Sample(str(p['id']), str(Path(images or Path(path).parent)/p['file_name']) if 'file_name' in p else '', [], split_name(split)) for p in pictures}
+        try:
+            content = json.loads(text)
+            pictures, annotations = content['images'], content['annotations']
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{path}: not COCO's form, a JSON with 'images' and 'annotations' ({type(e).__name__}: "
+                             f"{e})") from None
+        by_id = {str(p['id']): Sample(str(p['id']),
+                                      str(Path(images or Path(path).parent)/p['file_name']) if 'file_name' in p else '',
+                                      [], split_name(split)) for p in pictures}
         for a in annotations:
-            if str(a['image_id']) not in by_id: findings.append(Finding('missing file', 'error', str(a['image_id']), str(path), "an annotation's image is not in 'images'")); continue
+            if str(a['image_id']) not in by_id:
+                findings.append(Finding('missing file', 'error', str(a['image_id']), str(path),
+                                        "an annotation's image is not in 'images'"))
+                continue
             by_id[str(a['image_id'])].captions.append(clean_text(a['caption']))
-        out.samples += by_id.values(); out.findings += findings
+        out.samples += by_id.values()
+        out.findings += findings
     return out
 
 @patch(cls_method=True)
@@ -184,15 +212,19 @@ def from_karpathy(cls:CaptionData,
     text, findings = read_text(path)
     folder, out = Path(images or Path(path).parent), []
     try: pictures = json.loads(text)['images']
-    except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{path}: not Karpathy's form, a JSON with 'images' ({type(e).__name__}: {e})") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path}: not Karpathy's form, a JSON with 'images' ({type(e).__name__}: {e})") from None
     for n, p in enumerate(pictures):
-        if 'filename' not in p or 'sentences' not in p: raise ValueError(f"{path}: image {n} has {', '.join(p)}; needs 'filename' and 'sentences'")
+        if 'filename' not in p or 'sentences' not in p:
+            raise ValueError(f"{path}: image {n} has {', '.join(p)}; needs 'filename' and 'sentences'")
         id = p.get('cocoid', p.get('imgid', Path(p['filename']).stem))
-        out.append(Sample(str(id), str(folder/p.get('filepath', '')/p['filename']), _texts(p['sentences']), split_name(p.get('split'))))
+        out.append(Sample(str(id), str(folder/p.get('filepath', '')/p['filename']), _texts(p['sentences']),
+                          split_name(p.get('split'))))
     return cls(out, findings, Path(path).name)
 
 # %% ../../nbs/15_own/40_data.ipynb #2a04fc12
-_CAPTION_FILES = [f'{stem}{end}' for stem in ('captions', 'results', 'metadata', 'annotations') for end in ('.json', '.jsonl', '.csv', '.tsv', '.txt', '.token')]
+_CAPTION_FILES = [f'{stem}{end}' for stem in ('captions', 'results', 'metadata', 'annotations')
+                  for end in ('.json', '.jsonl', '.csv', '.tsv', '.txt', '.token')]
 
 @patch(cls_method=True)
 def from_folder(cls:CaptionData,
@@ -202,7 +234,8 @@ def from_folder(cls:CaptionData,
     "A folder of pictures."
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f"{folder}: no such folder")
-    files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGES | CLIPS | FEATURES and not any(q.startswith('.') for q in p.relative_to(folder).parts))
+    files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGES | CLIPS | FEATURES
+                   and not any(q.startswith('.') for q in p.relative_to(folder).parts))
     if not files: raise ValueError(f"{folder}: no pictures ({', '.join(sorted(IMAGES))}), clips or features in it")
     captions = captions or next((folder/n for n in _CAPTION_FILES if (folder/n).is_file()), None)
     if captions is None: out = cls(*_samples_from_texts(folder, files), folder.name)
@@ -213,22 +246,29 @@ def from_folder(cls:CaptionData,
     _find_files(out, folder, files)
     return out
 
-def _folder_split(folder, p): return next((_SPLIT_NAMES[q.lower()] for q in Path(p).relative_to(folder).parts[:-1] if q.lower() in _SPLIT_NAMES), '')
+def _folder_split(folder, p):
+    return next((_SPLIT_NAMES[q.lower()] for q in Path(p).relative_to(folder).parts[:-1] if q.lower() in _SPLIT_NAMES),
+                '')
 
 def _samples_from_texts(folder, files):
     "One text per picture."
     samples, findings = [], []
     for p in files:
         text, odd = read_text(p.with_suffix('.txt')) if p.with_suffix('.txt').is_file() else ('', [])
-        samples.append(Sample(p.relative_to(folder).as_posix(), str(p), [c for l in text.splitlines() if (c := clean_text(l))], _folder_split(folder, p)))
+        samples.append(Sample(p.relative_to(folder).as_posix(), str(p),
+                              [c for l in text.splitlines() if (c := clean_text(l))], _folder_split(folder, p)))
         findings += odd
-    if not any(s.captions for s in samples): raise ValueError(f"{folder}: found {len(files)} files but no captions; expected one of {', '.join(_CAPTION_FILES[:5])} or a .txt beside each")
+    if not any(s.captions for s in samples):
+        raise ValueError(f"{folder}: found {len(files)} files but no captions; expected one of "
+                         f"{', '.join(_CAPTION_FILES[:5])} or a .txt beside each")
     return samples, findings
 
 def _find_files(data, folder, files):
     "Files that captions name in short, splits by folder, and files that no caption names."
     by_name, named = defaultdict(list), set()
-    for p in files: by_name[p.name].append(p); by_name[p.stem].append(p)
+    for p in files:
+        by_name[p.name].append(p)
+        by_name[p.stem].append(p)
     for s in data.samples:
         short = Path(s.file).name if s.file else s.id
         if not (s.file and Path(s.file).is_file()) and len(by_name.get(short, [])) == 1: s.file = str(by_name[short][0])
@@ -247,7 +287,9 @@ def from_xmodaler(cls:CaptionData,
     "A data set in X-modaler's layout."
     folder = Path(folder)
     prefix = next((p for p in PREFIXES if (folder/f'{p}_caption_anno_train.pkl').is_file()), None)
-    if prefix is None: raise FileNotFoundError(f"{folder}: none of {', '.join(f'{p}_caption_anno_train.pkl' for p in PREFIXES)} is in it")
+    if prefix is None:
+        raise FileNotFoundError(f"{folder}: none of {', '.join(f'{p}_caption_anno_train.pkl' for p in PREFIXES)} is in "
+                                f"it")
     vocab, feats, out = load_vocab(folder/'vocabulary.txt'), Path(features or folder/'features'), []
     stored = feature_files(feats) or set()
     for split in SPLITS:
@@ -255,7 +297,8 @@ def from_xmodaler(cls:CaptionData,
         if not path.is_file(): continue
         refs = _coco_captions(folder/f'captions_{split}.json')
         for e in load_annotations(path, ('image_id', 'video_id'), key='id'):
-            captions = refs.get(e['id']) or [' '.join(vocab[i] for i in row[:_sentence_length(row)]) for row in e.get('target_ids', ())]
+            captions = (refs.get(e['id'])
+                        or [' '.join(vocab[i] for i in row[:_sentence_length(row)]) for row in e.get('target_ids', ())])
             name = next((f"{e['id']}{end}" for end in ('.npz', '.npy') if f"{e['id']}{end}" in stored), '')
             out.append(Sample(e['id'], str(feats/name) if name else '', captions, split))
     return cls(out, name=folder.name)
@@ -294,10 +337,12 @@ def decide_splits(self:CaptionData,
     undecided = sorted((k for k in groups if not split_of[k]), key=lambda k: min(s.id for s in groups[k]))
     random.Random(seed).shuffle(undecided)
     used_splits = set(split_of.values())
-    def count(share, split): return max(round(share*len(undecided)), int(share > 0 and split not in used_splits and len(undecided) > 2))
+    def count(share, split):
+        return max(round(share*len(undecided)), int(share > 0 and split not in used_splits and len(undecided) > 2))
     n_val, n_test = count(val, 'val'), count(test, 'test')
     for n, k in enumerate(undecided): split_of[k] = 'val' if n < n_val else 'test' if n < n_val + n_test else 'train'
-    out = CaptionData([Sample(s.id, s.file, list(s.captions), s.split or split_of[k]) for k, g in groups.items() for s in g], self.findings, self.name)
+    out = CaptionData([Sample(s.id, s.file, list(s.captions), s.split or split_of[k]) for k, g in groups.items()
+                       for s in g], self.findings, self.name)
     out.digests = self.digests
     return out
 
@@ -312,7 +357,8 @@ def vocabulary_coverage(
     return (sum(map(sum, known))/total if total else 1., sum(map(all, known))/len(known) if known else 1.)
 
 @patch
-def _words(self:CaptionData, split): return [split_words(c) for s in self.samples if s.split == split for c in s.captions]
+def _words(self:CaptionData, split):
+    return [split_words(c) for s in self.samples if s.split == split for c in s.captions]
 
 @patch
 def coverage_report(self:CaptionData,
@@ -322,7 +368,8 @@ def coverage_report(self:CaptionData,
     train, val, out = self._words('train'), self._words('val'), []
     for n in thresholds:
         words = set(make_vocabulary(train, n)) - {'UNK'}
-        out.append(dict(min_count=n, words=len(words), train=vocabulary_coverage(words, train)[0], val=vocabulary_coverage(words, val)[0], val_captions=vocabulary_coverage(words, val)[1]))
+        out.append(dict(min_count=n, words=len(words), train=vocabulary_coverage(words, train)[0],
+                        val=vocabulary_coverage(words, val)[0], val_captions=vocabulary_coverage(words, val)[1]))
     return out
 
 @patch
@@ -331,7 +378,9 @@ def vocabulary(self:CaptionData,
     min_coverage:float=0.97,       # share of the training words that the chosen threshold covers at least
 ) -> list:                   # words by falling count; 'UNK' last if any word is left out
     "The words of the training captions."
-    if min_count is None: min_count = max((r['min_count'] for r in self.coverage_report((1, 2, 3, 5)) if r['train'] >= min_coverage), default=1)
+    if min_count is None:
+        min_count = max((r['min_count'] for r in self.coverage_report((1, 2, 3, 5)) if r['train'] >= min_coverage),
+                        default=1)
     return make_vocabulary(self._words('train'), min_count)
 
 # %% ../../nbs/15_own/40_data.ipynb #dbbe9bdc
@@ -342,7 +391,8 @@ class WrittenData:
     ):
         self.folder = Path(folder)
         path = self.folder/'report.json'
-        if not path.is_file(): raise FileNotFoundError(f"{self.folder}: no report.json; write the folder with CaptionData.write")
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.folder}: no report.json; write the folder with CaptionData.write")
         self.report = json.loads(path.read_text(encoding='utf-8'))
         self.files = json.loads((self.folder/'files.json').read_text(encoding='utf-8'))
 
@@ -362,7 +412,8 @@ def cfg_sections(self:WrittenData) -> dict: # nested keys, as `load_cfg_file` ta
         DATASETS={s.upper(): _DATASETS[r['prefix']] if s in splits else '' for s in SPLITS},
         DATALOADER=dict(ANNO_FOLDER=str(f), FEATS_FOLDER=str(f/'features'), MAX_FEAT_NUM=r['rows']),
         MODEL=dict(VOCAB_SIZE=r['vocab_size'], MAX_SEQ_LEN=r['max_len'] + 1, VISUAL_EMBED=dict(IN_DIM=r['width'])),
-        SCORER=dict(GT_PATH=str(f/f"{r['prefix']}_train_gts.pkl"), CIDER_CACHED=str(f/f"{r['prefix']}_train_cider.pkl")),
+        SCORER=dict(GT_PATH=str(f/f"{r['prefix']}_train_gts.pkl"),
+                    CIDER_CACHED=str(f/f"{r['prefix']}_train_cider.pkl")),
         INFERENCE=dict(VOCAB=str(f/'vocabulary.txt'),
                        **{f'{s.upper()}_ANNFILE': str(f/f'captions_{s}.json') for s in splits if s != 'train'}))
 
@@ -390,7 +441,8 @@ def small_sizes(
     epochs = math.ceil(MIN_STEPS/(n//batch))
     return dict(
         DATALOADER=dict(TRAIN_BATCH_SIZE=batch, SEQ_PER_SAMPLE=2),
-        MODEL=dict(DECODER_DIM=48, TOKEN_EMBED=dict(DIM=32), VISUAL_EMBED=dict(OUT_DIM=48), UPDOWN=dict(ATT_EMBED_SIZE=32)),
+        MODEL=dict(DECODER_DIM=48, TOKEN_EMBED=dict(DIM=32), VISUAL_EMBED=dict(OUT_DIM=48),
+                   UPDOWN=dict(ATT_EMBED_SIZE=32)),
         SOLVER=dict(EPOCH=epochs, EVAL_PERIOD=epochs, CHECKPOINT_PERIOD=epochs, BASE_LR=0.01))
 
 def merge_sections(
@@ -433,11 +485,15 @@ def _new_ids(samples):
     return {s.id: str(n) for n, s in enumerate(sorted(samples, key=lambda s: s.id), 1)}
 
 def _without_errors(data, table, drop):
-    "The samples without errors, and their non-empty captions; DatasetError if there are errors and they may not be dropped."
+    """The samples without errors, and their non-empty captions; DatasetError if there are errors and they may not be
+    dropped."""
     if table.errors and not drop:
-        raise DatasetError(data.name, [f"{f.kind}: {' '.join(str(x) for x in (f.id, f.where, f.detail) if x)}" for f in table.errors])
+        raise DatasetError(data.name,
+                           [f"{f.kind}: {' '.join(str(x) for x in (f.id, f.where, f.detail) if x)}"
+                            for f in table.errors])
     bad = {f.id for f in table.errors}
-    out = [Sample(s.id, s.file, [c for c in s.captions if split_words(c)], s.split) for s in data.samples if s.id not in bad]
+    out = [Sample(s.id, s.file, [c for c in s.captions if split_words(c)], s.split) for s in data.samples
+           if s.id not in bad]
     if not out: raise DatasetError(data.name, ['no sample is left'])
     return CaptionData(out, data.findings, data.name)
 
@@ -508,7 +564,8 @@ def _write_report(data, table, out, numbers, words, prefix, max_len):
     width, rows = feature_sizes(out/'features', prefix)
     train = [s for s in data.samples if s.split == 'train']
     report = dict(
-        counts={s: sum(x.split == s for x in data.samples) for s in SPLITS}, vocab_size=len(words) + 1, prefix=prefix, max_len=max_len,
+        counts={s: sum(x.split == s for x in data.samples) for s in SPLITS}, vocab_size=len(words) + 1, prefix=prefix,
+                  max_len=max_len,
         coverage=round(vocabulary_coverage(set(words), data._words('train'))[0], 4), width=width, rows=rows,
         train_entries=len(train) if prefix == 'mscoco' else sum(len(s.captions) for s in train),
         findings=table.counts(), thresholds=data.coverage_report())
@@ -521,7 +578,8 @@ def _write_report(data, table, out, numbers, words, prefix, max_len):
 @patch
 def write(self:CaptionData,
     out,                     # folder; made if needed
-    backbone=None,           # nn.Module, extractor or name of a backbone, see `extract_features`; None: feature files are taken as they are, pictures get none
+    # nn.Module, extractor or name
+    backbone=None, # of a backbone, see `extract_features`; None: feature files are taken as they are, pictures get none
     layout:str='xmodaler',   # features as 'xmodaler' (a file each) or 'store'
     min_count:int|None=None, # see `vocabulary`
     max_len:int=20,          # words kept per caption
@@ -564,5 +622,6 @@ def _write_features(data, numbers, out, backbone, layout, prefix, dtype, extract
         if _kinds(data) == {'features'}: copy_features(files, out, layout, prefix, dtype)
         return
     single = 'npz' if prefix == 'mscoco' else 'npy'
-    result = extract_features(backbone, files, out, layout='store' if layout == 'store' else single, dtype=dtype, **extract)
+    result = extract_features(backbone, files, out, layout='store' if layout == 'store' else single, dtype=dtype,
+                              **extract)
     if result.failed: raise DatasetError(str(out), [f'{id}: {error}' for id, error in result.failed.items()])
