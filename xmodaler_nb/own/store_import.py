@@ -81,6 +81,7 @@ def decode_row(
     except (KeyError, TypeError, ValueError, binascii.Error) as e:
         raise ValueError(f"{where}: not a row of boxes and features ({type(e).__name__}: {e})") from None
 
+# %% ../../nbs/15_own/20_store_import.ipynb #3f2a2cd4
 def import_tsv(
     paths,   # one file or a list of them
     out,     # folder of the store

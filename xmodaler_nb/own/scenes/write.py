@@ -360,6 +360,7 @@ def _write_all(folder, info):
     write_json(folder/'scenes.json', _truth(records))
     write_json(folder/'stamp.json', info)
 
+# %% ../../../nbs/15_own/00_scenes/50_write.ipynb #e4f886f9
 def make_scenes(
     folder,                 # where the data set goes
     size:str='tiny',        # tiny | demo, a name in `SIZES`
