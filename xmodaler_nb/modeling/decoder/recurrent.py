@@ -51,7 +51,7 @@ class Stepwise:
 
 # %% ../../../nbs/07_modeling/30_decoder/15_recurrent.ipynb #766c7eb7
 class RecurrentDecoder(Decoder):
-    "A decoder whose equations stand in `_cell`."
+    "A decoder whose equations are in `_cell`."
     shares_images, supports_packing = True, True
 
     def _cell(self, run, h, c):
@@ -61,7 +61,7 @@ class RecurrentDecoder(Decoder):
     def forward(self,
         batched_inputs:dict, # words (b, d_w), states with b rows; memory with b rows or one per image
     ) -> dict:               # new G_HIDDEN_STATES and G_CELL_STATES; ATT_WEIGHTS (b, n) where there is attention
-        "One word further."
+        "Compute one word."
         b = batched_inputs
         cached = kfg.P_GLOBAL_FEATS in b and not (torch.is_grad_enabled() or self.training)
         run = Cached(b) if cached else Stepwise(b)

@@ -31,7 +31,7 @@ def state_to_gates(
     c:Tensor,      # (b, d) cell before
     tanh_c:Tensor, # (b, d) tanh of the cell after
 ) -> tuple:        # gradient at the gates' sums (b, 4·d), and at the cell before
-    "The elementwise half, backwards."
+    "The backward pass of the elementwise half."
     i, f, g, o = gates.chunk(4, -1)
     dc = torch.addcmul(dc, dh*o, 1 - tanh_c*tanh_c)
     dgates = torch.empty_like(gates)

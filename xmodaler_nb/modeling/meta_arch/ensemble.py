@@ -36,7 +36,7 @@ class Ensemble(nn.Module):
     def parameters(self,
         recurse:bool=True, # not used
     ):                     # iterator
-        "Those of the first member: they tell the device."
+        "Those of the first member: an ensemble is on its device."
         return self.models[0].parameters()
 
     def preprocess_batch(self,
