@@ -54,7 +54,8 @@ def _pairs_of_rows(rows, kind):
     "(id, caption) of a list of dictionaries; `kind` is the type of the list, for the error."
     if not rows: return []
     if not isinstance(rows[0], Mapping):
-        raise TypeError(f"expected {{id: caption}}, COCO json, or a data frame; got a {kind} of {type(rows[0]).__name__}")
+        raise TypeError("expected {id: caption}, COCO json, or a data frame; "
+                        f"got a {kind} of {type(rows[0]).__name__}")
     i, t = _id_and_text(rows[0])
     return [(r[i], r[t]) for r in rows]
 
@@ -245,7 +246,8 @@ def score_tokens(
 ) -> EvalResult:
     "Score tokenised captions against prepared references."
     found, scores = {name: _metric(name, options or {}) for name in metrics}, {}
-    ready, skipped = {k: m for k, (m, why) in found.items() if not why}, {k: why for k, (_, why) in found.items() if why}
+    ready = {k: m for k, (m, why) in found.items() if not why}
+    skipped = {k: why for k, (_, why) in found.items() if why}
     ngram_counts = _shared_counts(ready.values(), hyps, refs)
     for name, metric in ready.items():
         own = getattr(metric, 'raw', False)
