@@ -66,7 +66,7 @@ def plain_meshed(model, b):
     hidden = b[kfg.ATT_MASKS].float()*-1e9
     def attend(m, q, kv, mask):
         a = m.attention
-        return m.add(q, a.fc_o(explicit_attention(a.fc_q(q), a.fc_k(kv), a.fc_v(kv), mask, a.num_head)[0]))
+        return m.add_and_norm(q, a.fc_o(explicit_attention(a.fc_q(q), a.fc_k(kv), a.fc_v(kv), mask, a.num_head)[0]))
     for layer, seen in zip(model.decoder.layers, b[kfg.HISTORY_STATES]):
         past.append(torch.cat([seen, x], 1))
         s = attend(layer.self_att, x, past[-1], None)

@@ -143,6 +143,7 @@ def test_self_critical_gradients_through_beams():
 @pytest.mark.parametrize('name', STRATEGIES)
 def test_a_trace_tells_what_happened_and_changes_nothing(which, name):
     "Same words with and without; the sum of a path's log-probabilities is its score; attention follows the path."
+    import xmodaler_nb.look.trace  # gives a trace its `to_html`
     cfg, model = make(which)
     kind, kw = STRATEGIES[name]
     b = batch().merge({kfg.DECODE_BY_SAMPLE: True} if name == 'sampling' else {})

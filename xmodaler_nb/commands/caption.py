@@ -43,7 +43,9 @@ def print_captions(
         row = dict(picture=c.id, caption=c.text, log_prob=round(c.score, 4))
         print(json.dumps(row) if as_json else f'{c.id}: {c.text}')
     empty = sum(not c.text for c in captions)
-    if empty: print(f'warning: {empty} of {len(captions)} captions are empty; the model was probably trained for too few steps '
+    if empty:
+        print(f'warning: {empty} of {len(captions)} captions are empty; the model was probably trained for too few '
+              f'steps '
                     '(raise SOLVER.EPOCH)', file=sys.stderr)
 
 # %% ../../nbs/18_commands/40_caption.ipynb #a423b3d8

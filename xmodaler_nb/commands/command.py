@@ -12,7 +12,8 @@ import sys
 from functools import wraps
 
 # %% ../../nbs/18_commands/05_command.ipynb #f6d9c623
-USER_ERRORS = (KeyError, ValueError, TypeError, AssertionError, AttributeError, OSError, FloatingPointError, RuntimeError,
+USER_ERRORS = (KeyError, ValueError, TypeError, AssertionError, AttributeError, OSError, FloatingPointError,
+               RuntimeError,
                ImportError, pickle.UnpicklingError)
 
 def error_text(

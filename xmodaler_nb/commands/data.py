@@ -178,7 +178,8 @@ _COMMANDS = dict(
 
 def data_parser() -> argparse.ArgumentParser:
     "The command line of `xm-data`."
-    p = argparse.ArgumentParser(prog='xm-data', description='Data for captioning: check, write, extract, import, verify.')
+    p = argparse.ArgumentParser(prog='xm-data',
+                                description='Data for captioning: check, write, extract, import, verify.')
     sub = p.add_subparsers(dest='command', required=True, metavar=' | '.join(_COMMANDS).replace('_', ''))
     for name, (add, run, text) in _COMMANDS.items():
         q = sub.add_parser(name.strip('_'), help=text, description=text)

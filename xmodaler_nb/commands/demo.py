@@ -35,7 +35,8 @@ _INTRO = ('Drawn scenes, captions from a known grammar, features from the pixels
 
 def demo_parser() -> argparse.ArgumentParser:
     "The command line of `xm-demo`."
-    p = argparse.ArgumentParser(prog='xm-demo', description='Train Up-Down on embedded data, evaluate it and write a report.')
+    p = argparse.ArgumentParser(prog='xm-demo',
+                                description='Train Up-Down on embedded data, evaluate it and write a report.')
     add_run_arguments(p, 'runs/demo', 'demo.yaml')
     p.add_argument('--size', default='demo', choices=('tiny', 'demo'), help='how many scenes')
     return p
@@ -44,8 +45,10 @@ def demo_parser() -> argparse.ArgumentParser:
 def demo_main(argv):
     "Entry point of `xm-demo`."
     args, start = demo_parser().parse_args(argv), time.perf_counter()
-    data = make_scenes(Path(args.output_dir).with_name('scenes' if args.size == 'demo' else f'scenes-{args.size}'), args.size)
+    data = make_scenes(Path(args.output_dir).with_name('scenes' if args.size == 'demo' else f'scenes-{args.size}'),
+                       args.size)
     seconds = time.perf_counter() - start
     print(f'{data}  (made or found in {seconds:.0f} s)')
-    run(Experiment(data.cfg_overrides, args.config_file, 'Up-Down on scenes', inputs=lambda ids: {i: data.image(int(i)) for i in ids},
+    run(Experiment(data.cfg_overrides, args.config_file, 'Up-Down on scenes',
+                   inputs=lambda ids: {i: data.image(int(i)) for i in ids},
                    compare=lambda refs: compare_with_bounds(data), intro=_INTRO, timing={'data': seconds}), args)

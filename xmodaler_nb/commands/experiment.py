@@ -131,7 +131,8 @@ def evaluate_and_report(
     scored = {k: score_split(c, refs) for k, c in captions.items()}
     timing = {**experiment.timing, 'evaluate': time.perf_counter() - start}
     numbers, rows = experiment.compare(refs)
-    summary = metrics_summary({k: v[0] for k, v in scored.items()}, numbers, {k: round(v, 1) for k, v in timing.items()})
+    summary = metrics_summary({k: v[0] for k, v in scored.items()}, numbers,
+                              {k: round(v, 1) for k, v in timing.items()})
     summary['compare_table'] = rows
     write_text(out/'metrics.json', json.dumps(summary, indent=1))
     write_text(out/'captions.json', json.dumps(captions, indent=1))

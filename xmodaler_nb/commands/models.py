@@ -25,12 +25,17 @@ from .experiment import run_training
 from ..evaluation.split import decode, read_references, score_split
 
 # %% ../../nbs/18_commands/50_models.ipynb #e3a16484
-COMMON_OPTS = ['MODEL.DEVICE', 'cpu', 'SEED', 7, 'ENGINE.NAME', 'DefaultTrainer', 'ENGINE.PROGRESS', False, 'DATALOADER.NUM_WORKERS', 0, 'DATALOADER.TEST_BATCH_SIZE', 100, 'DATASETS.VAL', '', 'MODEL.WEIGHTS', '',
-        'SOLVER.NAME', 'Adam', 'SOLVER.GRAD_CLIP', .1, 'SOLVER.GRAD_CLIP_TYPE', 'value', 'SOLVER.CHECKPOINT_PERIOD', 1000, 'SOLVER.EVAL_PERIOD', 1000, 'INFERENCE.TEST_EVAL_START', 1000,
-        'LR_SCHEDULER.NAME', 'WarmupCosine', 'LR_SCHEDULER.WARMUP', 0, 'LR_SCHEDULER.MIN_LR', .01, 'SCHEDULED_SAMPLING.START_EPOCH', 1000, 'DECODE_STRATEGY.BEAM_SIZE', 3,
+COMMON_OPTS = ['MODEL.DEVICE', 'cpu', 'SEED', 7, 'ENGINE.NAME', 'DefaultTrainer', 'ENGINE.PROGRESS', False,
+               'DATALOADER.NUM_WORKERS', 0, 'DATALOADER.TEST_BATCH_SIZE', 100, 'DATASETS.VAL', '', 'MODEL.WEIGHTS', '',
+        'SOLVER.NAME', 'Adam', 'SOLVER.GRAD_CLIP', .1, 'SOLVER.GRAD_CLIP_TYPE', 'value', 'SOLVER.CHECKPOINT_PERIOD',
+               1000, 'SOLVER.EVAL_PERIOD', 1000, 'INFERENCE.TEST_EVAL_START', 1000,
+        'LR_SCHEDULER.NAME', 'WarmupCosine', 'LR_SCHEDULER.WARMUP', 0, 'LR_SCHEDULER.MIN_LR', .01,
+               'SCHEDULED_SAMPLING.START_EPOCH', 1000, 'DECODE_STRATEGY.BEAM_SIZE', 3,
         'MODEL.PRED_DROPOUT', 0., 'MODEL.TOKEN_EMBED.DROPOUT', 0., 'MODEL.VISUAL_EMBED.DROPOUT', 0.]
-PICTURE_OPTS = ['DATALOADER.TRAIN_BATCH_SIZE', 8, 'DATALOADER.SEQ_PER_SAMPLE', 2, 'SOLVER.EPOCH', 5, 'SOLVER.BASE_LR', .005]
-CLIP_OPTS = ['DATALOADER.TRAIN_BATCH_SIZE', 25, 'DATALOADER.SEQ_PER_SAMPLE', 1, 'SOLVER.EPOCH', 5, 'SOLVER.BASE_LR', .005]
+PICTURE_OPTS = ['DATALOADER.TRAIN_BATCH_SIZE', 8, 'DATALOADER.SEQ_PER_SAMPLE', 2, 'SOLVER.EPOCH', 5, 'SOLVER.BASE_LR',
+                .005]
+CLIP_OPTS = ['DATALOADER.TRAIN_BATCH_SIZE', 25, 'DATALOADER.SEQ_PER_SAMPLE', 1, 'SOLVER.EPOCH', 5, 'SOLVER.BASE_LR',
+             .005]
 
 def lstm_sizes(
     d:int,         # of the decoder and the regions
@@ -44,7 +49,9 @@ def bert_sizes(
     layers:int=2,    # of encoder and of decoder
 ) -> list:
     "Sizes of a Transformer captioner."
-    b = dict(HIDDEN_SIZE=d, NUM_ATTENTION_HEADS=4, INTERMEDIATE_SIZE=2*d, NUM_HIDDEN_LAYERS=layers, NUM_GENERATION_LAYERS=layers, HIDDEN_DROPOUT_PROB=.1, INTERMEDIATE_DROP=0., FFN_DROPOUT_PROB=.1, ATTENTION_PROBS_DROPOUT_PROB=0.)
+    b = dict(HIDDEN_SIZE=d, NUM_ATTENTION_HEADS=4, INTERMEDIATE_SIZE=2*d, NUM_HIDDEN_LAYERS=layers,
+             NUM_GENERATION_LAYERS=layers, HIDDEN_DROPOUT_PROB=.1, INTERMEDIATE_DROP=0., FFN_DROPOUT_PROB=.1,
+             ATTENTION_PROBS_DROPOUT_PROB=0.)
     return [*lstm_sizes(d), *(x for k, v in b.items() for x in (f'MODEL.BERT.{k}', v)), 'SOLVER.BASE_LR', .002]
 
 # %% ../../nbs/18_commands/50_models.ipynb #205cce43
@@ -59,28 +66,51 @@ _I, _V = 'image_caption', 'video_caption/msvd'
 def _keys(prefix, **values): return [x for k, v in values.items() for x in (f'MODEL.{prefix}.{k}', v)]
 
 ZOO = {
-    'Up-Down':         Recipe(f'{_I}/updown/updown.yaml', 'regions', [*lstm_sizes(128, 64), *_keys('UPDOWN', ATT_EMBED_SIZE=64), 'SOLVER.EPOCH', 4]),
-    'Attention':       Recipe(f'{_I}/attention/attention.yaml', 'regions', [*lstm_sizes(128, 64), *_keys('SALSTM', ATT_EMBED_SIZE=64)]),
-    'LSTM-A':          Recipe(f'{_I}/lstm-A/lstm-A.yaml', 'attributes', [*lstm_sizes(192), 'SOLVER.EPOCH', 8, 'SOLVER.BASE_LR', .006]),
-    'GCN-LSTM':        Recipe(f'{_I}/gcn/gcn.yaml', 'relations', [*lstm_sizes(128, 64), 'MODEL.VISUAL_EMBED.OUT_DIM', 156, *_keys('UPDOWN', ATT_EMBED_SIZE=64, DROPOUT2=0., ATT_EMBED_DROPOUT=0.), *_keys('GCN', DROPOUT=0.), 'DATALOADER.TRAIN_BATCH_SIZE', 4, 'DATALOADER.SEQ_PER_SAMPLE', 3, 'SOLVER.EPOCH', 2]),
+    'Up-Down':         Recipe(f'{_I}/updown/updown.yaml', 'regions',
+                              [*lstm_sizes(128, 64), *_keys('UPDOWN', ATT_EMBED_SIZE=64), 'SOLVER.EPOCH', 4]),
+    'Attention':       Recipe(f'{_I}/attention/attention.yaml', 'regions',
+                              [*lstm_sizes(128, 64), *_keys('SALSTM', ATT_EMBED_SIZE=64)]),
+    'LSTM-A':          Recipe(f'{_I}/lstm-A/lstm-A.yaml', 'attributes',
+                              [*lstm_sizes(192), 'SOLVER.EPOCH', 8, 'SOLVER.BASE_LR', .006]),
+    'GCN-LSTM':        Recipe(f'{_I}/gcn/gcn.yaml', 'relations',
+                              [*lstm_sizes(128, 64), 'MODEL.VISUAL_EMBED.OUT_DIM', 156,
+                               *_keys('UPDOWN', ATT_EMBED_SIZE=64, DROPOUT2=0., ATT_EMBED_DROPOUT=0.),
+                               *_keys('GCN', DROPOUT=0.), 'DATALOADER.TRAIN_BATCH_SIZE', 4, 'DATALOADER.SEQ_PER_SAMPLE',
+                               3, 'SOLVER.EPOCH', 2]),
     'Transformer':     Recipe(f'{_I}/transformer/transformer.yaml', 'regions', bert_sizes(96)),
     'Transformer, pixels': Recipe(f'{_I}/transformer/transformer.yaml', 'pixels', bert_sizes(96)),
-    'Meshed-Memory':   Recipe(f'{_I}/meshed_memory/meshed_memory.yaml', 'regions', [*lstm_sizes(96), 'SOLVER.EPOCH', 4, 'SOLVER.BASE_LR', .002, *(x for side in ('ENCODER', 'DECODER') for x in
-                              _keys(f'MESHEDMEORY.{side}', DIM_MODEL=96, DIM_FEEDFORWARD=192, NUM_LAYER=2, NUM_ATT_HEAD=4)), *_keys('MESHEDMEORY.ENCODER', NUM_ATT_MEMORY=8)]),
-    'X-LAN':           Recipe(f'{_I}/xlan/xlan.yaml', 'regions', [*lstm_sizes(96), *_keys('BILINEAR', DIM=96, HEAD=4), *_keys('BILINEAR.DECODE', ATT_MID_DIM=[24, 12, 24], DROPOUT=0.),
-                              *_keys('BILINEAR.ENCODE', LAYERS=1, ATT_MID_DIM=[24, 12, 24], DROPOUT=0., BIFEAT_EMB_DROPOUT=0.), 'SOLVER.EPOCH', 3, 'SOLVER.BASE_LR', .006]),
-    'Grid Transformer': Recipe(f'{_I}/transformer/clip_transformer.yaml', 'clip', [*bert_sizes(156), 'SOLVER.EPOCH', 4, 'SOLVER.BASE_LR', .001]),
-    'COS-Net':         Recipe(f'{_I}/cosnet/cosnet.yaml', 'clip', [*bert_sizes(156), *_keys('COSNET', NUM_SEMCOMPHDER_LAYERS=1), 'SOLVER.EPOCH', 3, 'SOLVER.BASE_LR', .001]),
-    'TDEN captioner':  Recipe(f'{_I}/tden/tden.yaml', 'boxes', [*bert_sizes(96), *_keys('BERT', NUM_HIDDEN_LAYERS=1, V_NUM_HIDDEN_LAYERS=2), 'SOLVER.EPOCH', 4]),
+    'Meshed-Memory':   Recipe(f'{_I}/meshed_memory/meshed_memory.yaml', 'regions',
+                              [*lstm_sizes(96), 'SOLVER.EPOCH', 4, 'SOLVER.BASE_LR', .002,
+                               *(x for side in ('ENCODER', 'DECODER') for x in
+                              _keys(f'MESHEDMEORY.{side}', DIM_MODEL=96, DIM_FEEDFORWARD=192, NUM_LAYER=2,
+                                    NUM_ATT_HEAD=4)), *_keys('MESHEDMEORY.ENCODER', NUM_ATT_MEMORY=8)]),
+    'X-LAN':           Recipe(f'{_I}/xlan/xlan.yaml', 'regions',
+                              [*lstm_sizes(96), *_keys('BILINEAR', DIM=96, HEAD=4),
+                               *_keys('BILINEAR.DECODE', ATT_MID_DIM=[24, 12, 24], DROPOUT=0.),
+                              *_keys('BILINEAR.ENCODE', LAYERS=1, ATT_MID_DIM=[24, 12, 24], DROPOUT=0.,
+                                     BIFEAT_EMB_DROPOUT=0.), 'SOLVER.EPOCH', 3, 'SOLVER.BASE_LR', .006]),
+    'Grid Transformer': Recipe(f'{_I}/transformer/clip_transformer.yaml', 'clip',
+                               [*bert_sizes(156), 'SOLVER.EPOCH', 4, 'SOLVER.BASE_LR', .001]),
+    'COS-Net':         Recipe(f'{_I}/cosnet/cosnet.yaml', 'clip',
+                              [*bert_sizes(156), *_keys('COSNET', NUM_SEMCOMPHDER_LAYERS=1), 'SOLVER.EPOCH', 3,
+                               'SOLVER.BASE_LR', .001]),
+    'TDEN captioner':  Recipe(f'{_I}/tden/tden.yaml', 'boxes',
+                              [*bert_sizes(96), *_keys('BERT', NUM_HIDDEN_LAYERS=1, V_NUM_HIDDEN_LAYERS=2),
+                               'SOLVER.EPOCH', 4]),
 }
 
 # %% ../../nbs/18_commands/50_models.ipynb #ee26aa50
 ZOO |= {
-    'MP-LSTM (clips)':     Recipe(f'{_V}/mplstm/mplstm.yaml', 'clips', [*lstm_sizes(192), 'SOLVER.EPOCH', 6, 'SOLVER.BASE_LR', .003]),
-    'Attention (clips)':   Recipe(f'{_V}/salstm/salstm.yaml', 'clips', [*lstm_sizes(128, 64), *_keys('SALSTM', ATT_EMBED_SIZE=64)]),
+    'MP-LSTM (clips)':     Recipe(f'{_V}/mplstm/mplstm.yaml', 'clips',
+                                  [*lstm_sizes(192), 'SOLVER.EPOCH', 6, 'SOLVER.BASE_LR', .003]),
+    'Attention (clips)':   Recipe(f'{_V}/salstm/salstm.yaml', 'clips',
+                                  [*lstm_sizes(128, 64), *_keys('SALSTM', ATT_EMBED_SIZE=64)]),
     'Transformer (clips)': Recipe(f'{_V}/transformer/transformer.yaml', 'clips', [*bert_sizes(96), 'SOLVER.EPOCH', 4]),
-    'TDConvED (clips)':    Recipe(f'{_V}/tdconved/tdconved.yaml', 'clips', [*lstm_sizes(96), *_keys('TDCONVED.ENCODER', HIDDEN_SIZE=96, DROPOUT=0.), 'SOLVER.EPOCH', 4, 'SOLVER.BASE_LR', .003,
-                                  *_keys('TDCONVED.DECODER', HIDDEN_SIZE=96, DROPOUT=0., ATT_EMBED_SIZE=64, ATT_EMBED_DROPOUT=0.)]),
+    'TDConvED (clips)':    Recipe(f'{_V}/tdconved/tdconved.yaml', 'clips',
+                                  [*lstm_sizes(96), *_keys('TDCONVED.ENCODER', HIDDEN_SIZE=96, DROPOUT=0.),
+                                   'SOLVER.EPOCH', 4, 'SOLVER.BASE_LR', .003,
+                                  *_keys('TDCONVED.DECODER', HIDDEN_SIZE=96, DROPOUT=0., ATT_EMBED_SIZE=64,
+                                         ATT_EMBED_DROPOUT=0.)]),
 }
 
 # %% ../../nbs/18_commands/50_models.ipynb #1850349a
@@ -93,8 +123,11 @@ FEATURES = {   # what to add to the config, given a `ScenesData`
     'clip':       lambda d: d.select('clip').cfg_overrides,
     'boxes':      lambda d: d.select('boxes').cfg_overrides,
     'clips':      lambda d: d.cfg_overrides,
-    'pixels':     lambda d: [*d.cfg_overrides, 'DATASETS.TRAIN', 'MSCoCoImageDataset', 'DATASETS.TEST', 'MSCoCoImageDataset', 'DATALOADER.FEATS_FOLDER', str(d.folder/'images'), 'MODEL.BACKBONE.NAME', 'ConvGrid',
-                             'MODEL.BACKBONE.FREEZE', False, 'MODEL.BACKBONE.IMAGE_SIZE', 64, 'MODEL.VISUAL_EMBED.IN_DIM', 64]}
+    'pixels':     lambda d: [*d.cfg_overrides, 'DATASETS.TRAIN', 'MSCoCoImageDataset', 'DATASETS.TEST',
+                             'MSCoCoImageDataset', 'DATALOADER.FEATS_FOLDER', str(d.folder/'images'),
+                             'MODEL.BACKBONE.NAME', 'ConvGrid',
+                             'MODEL.BACKBONE.FREEZE', False, 'MODEL.BACKBONE.IMAGE_SIZE', 64,
+                             'MODEL.VISUAL_EMBED.IN_DIM', 64]}
 
 def zoo_data(
     folder,           # where the two data sets are kept
@@ -104,7 +137,8 @@ def zoo_data(
     "The pictures or clips of the zoo, made or found."
     from xmodaler_nb.own.scenes import make_scenes
     kind = 'clips' if clips else 'pictures'
-    return make_scenes(Path(folder)/(f'tiny-{kind}' if tiny else kind), counts=(TINY if tiny else COUNTS)[kind], video=clips, variants=() if clips else ('boxes', 'clip', 'regions36'))
+    return make_scenes(Path(folder)/(f'tiny-{kind}' if tiny else kind), counts=(TINY if tiny else COUNTS)[kind],
+                       video=clips, variants=() if clips else ('boxes', 'clip', 'regions36'))
 
 def zoo_config(
     name:str,        # a name in `ZOO`
@@ -115,7 +149,9 @@ def zoo_config(
     "The config of one training."
     r = ZOO[name]
     small = ['DATALOADER.TRAIN_BATCH_SIZE', 10, 'SOLVER.EPOCH', 1] if tiny else []
-    return load_cfg_file(r.yaml, [*COMMON_OPTS, *(CLIP_OPTS if data.video else PICTURE_OPTS), *FEATURES[r.features](data), *r.opts, *small, 'OUTPUT_DIR', str(out)])
+    return load_cfg_file(r.yaml,
+                         [*COMMON_OPTS, *(CLIP_OPTS if data.video else PICTURE_OPTS), *FEATURES[r.features](data),
+                          *r.opts, *small, 'OUTPUT_DIR', str(out)])
 
 # %% ../../nbs/18_commands/50_models.ipynb #10c65826
 def most_frequent(
@@ -129,18 +165,23 @@ def train_one(
     folder,          # of data sets
     out,             # parent of the runs
     tiny:bool=False, # a few steps, for tests
-) -> dict:           # model, yaml, parameters, steps, seconds (and of processor time), CIDEr, CIDEr_D, BLEU_4, distinct, baseline
+) -> dict: # model, yaml, parameters, steps, seconds (and of processor time), CIDEr, CIDEr_D, BLEU_4, distinct, baseline
     "Train, caption the test split, score."
     data = zoo_data(folder, ZOO[name].features == 'clips', tiny)
     run = Path(out)/re.sub(r'\W+', '_', name).strip('_').lower()
     shutil.rmtree(run, ignore_errors=True)
     cpu_start = time.process_time()
-    with open(os.devnull, 'w') as devnull, contextlib.redirect_stdout(devnull): trainer, seconds = run_training(zoo_config(name, data, run, tiny))
+    with open(os.devnull, 'w') as devnull, contextlib.redirect_stdout(devnull):
+        trainer, seconds = run_training(zoo_config(name, data, run, tiny))
     cpu = time.process_time() - cpu_start
     start, refs = time.perf_counter(), read_references(trainer.cfg.INFERENCE.TEST_ANNFILE)
     scores = score_split(dict(decode(trainer.model, trainer.test_data_loader, 'beam')), refs)[0]
-    row = dict(model=name, yaml=ZOO[name].yaml, parameters=sum(p.numel() for p in trainer.model.parameters()), steps=trainer.max_iter, seconds=round(seconds, 1), cpu_seconds=round(cpu, 1), decoding=round(time.perf_counter() - start, 1),
-               CIDEr=scores['CIDEr'], CIDEr_D=scores['CIDEr_D'], BLEU_4=scores['Bleu_4'], distinct=scores['distinct_captions'], baseline=score_split(dict.fromkeys(refs, most_frequent(data)), refs)[0]['CIDEr'])
+    row = dict(model=name, yaml=ZOO[name].yaml, parameters=sum(p.numel() for p in trainer.model.parameters()),
+               steps=trainer.max_iter, seconds=round(seconds, 1), cpu_seconds=round(cpu, 1),
+               decoding=round(time.perf_counter() - start, 1),
+               CIDEr=scores['CIDEr'], CIDEr_D=scores['CIDEr_D'], BLEU_4=scores['Bleu_4'],
+               distinct=scores['distinct_captions'],
+               baseline=score_split(dict.fromkeys(refs, most_frequent(data)), refs)[0]['CIDEr'])
     (run/'row.json').write_text(json.dumps(row, indent=1))
     return row
 
@@ -152,9 +193,12 @@ def markdown_table(
 ) -> str:
     "Rows as Markdown, in the order of the zoo."
     order = {n: i for i, n in enumerate(ZOO)}
-    lines = ['| model | CIDEr | most frequent caption | CIDEr-D | BLEU-4 | training, processor s | parameters | steps | different captions |', '|---|---|---|---|---|---|---|---|---|']
+    lines = ['| model | CIDEr | most frequent caption | CIDEr-D | BLEU-4 | training, processor s | parameters | steps '
+             '| different captions |', '|---|---|---|---|---|---|---|---|---|']
     for r in sorted(rows, key=lambda r: order.get(r['model'], 99)):
-        lines.append(f"| [{r['model']}](../../configs/{r['yaml']}) | {r['CIDEr']:.3f} | {r['baseline']:.3f} | {r['CIDEr_D']:.3f} | {r['BLEU_4']:.3f} | {r['cpu_seconds']:.0f} | {r['parameters']:,} | {r['steps']} | {r['distinct']} |")
+        lines.append(f"| [{r['model']}](../../configs/{r['yaml']}) | {r['CIDEr']:.3f} | {r['baseline']:.3f} | "
+                     f"{r['CIDEr_D']:.3f} | {r['BLEU_4']:.3f} | {r['cpu_seconds']:.0f} | {r['parameters']:,} | "
+                     f"{r['steps']} | {r['distinct']} |")
     return '\n'.join(lines)
 
 def write_table(
@@ -173,10 +217,12 @@ def write_table(
 @command
 def models_main(argv):
     "Entry point of `xm-models`."
-    p = argparse.ArgumentParser(prog='xm-models', description='Train every captioner on embedded data and write the table of models.')
+    p = argparse.ArgumentParser(prog='xm-models',
+                                description='Train every captioner on embedded data and write the table of models.')
     p.add_argument('models', nargs='*', metavar='MODEL', help=f"some of: {', '.join(ZOO)} (default: all)")
     p.add_argument('--output-dir', default='runs/models', help='folder of the runs and of the data')
-    p.add_argument('--write', default='', metavar='NOTEBOOK', help='put the table of all rows found in the output folder into this notebook')
+    p.add_argument('--write', default='', metavar='NOTEBOOK',
+                   help='put the table of all rows found in the output folder into this notebook')
     p.add_argument('--table', action='store_true', help='train nothing: only collect the rows that are there')
     p.add_argument('--tiny', action='store_true', help='a few steps each, to see that everything runs')
     args = p.parse_args(argv)
@@ -187,12 +233,15 @@ def models_main(argv):
     try:
         for name in [] if args.table else args.models or ZOO:
             r = train_one(name, out/'data', out, args.tiny)
-            print(f"{name:20} CIDEr {r['CIDEr']:.3f} (most frequent caption {r['baseline']:.3f})  {r['seconds']:5.1f} s ({r['cpu_seconds']:.1f} s of processor time)  {r['parameters']:,} parameters", flush=True)
+            print(f"{name:20} CIDEr {r['CIDEr']:.3f} (most frequent caption {r['baseline']:.3f})  {r['seconds']:5.1f} "
+                  f"s ({r['cpu_seconds']:.1f} s of processor time)  {r['parameters']:,} parameters", flush=True)
     finally: logging.disable(logging.NOTSET)
     rows = [json.loads(f.read_text()) for f in out.glob('*/row.json')]
     if args.write: write_table(rows, args.write)
     failed = [r['model'] for r in rows if not args.tiny and (r['CIDEr'] < 2*r['baseline'] or r['distinct'] < 10)]
-    if failed: raise ValueError(f"not clearly better than the most frequent caption, or fewer than ten different captions: {', '.join(failed)}")
+    if failed:
+        raise ValueError(f"not clearly better than the most frequent caption, or fewer than ten different captions: "
+                         f"{', '.join(failed)}")
 
 # %% ../../nbs/18_commands/50_models.ipynb #bd44bdc9
 #| eval: false

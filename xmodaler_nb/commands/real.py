@@ -25,7 +25,8 @@ def real_config(
     known = {p.stem: p for d in config_dirs() for p in (d/'real').glob('*.yaml')}
     for stem, path in known.items():
         if Path(folder).resolve().name.startswith(stem): return str(path)
-    raise FileNotFoundError(f"no config for {folder}: configs/real/ has {', '.join(sorted(known))}; name one with --config-file FILE")
+    raise FileNotFoundError(f"no config for {folder}: configs/real/ has {', '.join(sorted(known))}; name one with "
+                            f"--config-file FILE")
 
 # %% ../../nbs/18_commands/35_real.ipynb #68b4ea9a
 def compare_with_baselines(
@@ -37,7 +38,8 @@ def compare_with_baselines(
     captions = {i: [' '.join(split_ascii_words(c)) for c in cs] for i, cs in captions.items()}
     test_ids, _, test_vectors, _ = read_split(folder, 'test')
     guesses = {'most frequent caption': dict.fromkeys(test_ids, most_frequent_caption(captions)),
-               'nearest neighbour': nearest_neighbour(dict(zip(test_ids, test_vectors)), dict(zip(ids, vectors)), captions)}
+               'nearest neighbour': nearest_neighbour(dict(zip(test_ids, test_vectors)), dict(zip(ids, vectors)),
+                                                      captions)}
     scores = {k: score_split(g, refs)[0] for k, g in guesses.items()}
     return {k: v['CIDEr_D'] for k, v in scores.items()}, [dict(what=k, **v) for k, v in scores.items()]
 
@@ -46,8 +48,10 @@ _INTRO = 'Real photographs, of which only grid features are at hand: the maps sh
 
 def real_parser() -> argparse.ArgumentParser:
     "The command line of `xm-real`."
-    p = argparse.ArgumentParser(prog='xm-real', description='Train a captioner on a real data set, evaluate it and write a report.')
-    p.add_argument('--data', required=True, help='folder with features_*.npz, captions_*.jsonl, captions_*.json, vocabulary.txt')
+    p = argparse.ArgumentParser(prog='xm-real',
+                                description='Train a captioner on a real data set, evaluate it and write a report.')
+    p.add_argument('--data', required=True,
+                   help='folder with features_*.npz, captions_*.jsonl, captions_*.json, vocabulary.txt')
     add_run_arguments(p, '', '')
     p.epilog = 'defaults: --output-dir runs/<name of the data set>, --config-file configs/real/<name>.yaml'
     return p

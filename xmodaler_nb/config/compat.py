@@ -26,7 +26,8 @@ def upgrade_config(
 ):                       # CfgNode, a copy in that version
     "The same settings in a newer tree."
     want, has = LATEST if to_version is None else to_version, guess_version(cfg)
-    assert has <= want, f"config VERSION {has} is newer than {want}, the version this library reads; update the library, or write the file for version {want}"
+    assert has <= want, (f"config VERSION {has} is newer than {want}, the version this library reads; update the "
+                         f"library, or write the file for version {want}")
     if has < want:
         raise ValueError(f"config VERSION {has} cannot be upgraded to {want}: the trees before version {LATEST} were "
                          f"never published")

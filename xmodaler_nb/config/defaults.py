@@ -65,25 +65,28 @@ _C.MODEL = CN(dict(
     USE_EMA=False, EMA_DECAY=0.9999,
     ENSEMBLE_WEIGHTS=[''], MODEL_WEIGHTS=[1.0, 1.0],
     EXPAND='late'))                              # ours: 'late' or 'early'
-_C.MODEL.TOKEN_EMBED = CN(dict(NAME='', DIM=1024, ACTIVATION='none', ELU_ALPHA=0.5, USE_NORM=False, DROPOUT=0.0,
+
+# %% ../../nbs/03_config/10_defaults.ipynb #a8181ca6
+_C.MODEL.TOKEN_EMBED = CN(dict(
+    NAME='', DIM=1024, ACTIVATION='none', ELU_ALPHA=0.5, USE_NORM=False, DROPOUT=0.0,
     POSITION='none', POSITION_MAX_LEN=5000, TYPE_VOCAB_SIZE=0))
-_C.MODEL.VISUAL_EMBED = CN(dict(NAME='', IN_DIM=2048, OUT_DIM=1024, G_IN_DIM=512, ACTIVATION='none', ELU_ALPHA=0.5,
-                                USE_NORM=False,
+_C.MODEL.VISUAL_EMBED = CN(dict(
+    NAME='', IN_DIM=2048, OUT_DIM=1024, G_IN_DIM=512, ACTIVATION='none', ELU_ALPHA=0.5, USE_NORM=False,
     DROPOUT=0.0, LOCATION_SIZE=0))
-_C.MODEL.BACKBONE = CN(dict(                     # ours: a network that looks at raw pictures
+_C.MODEL.BACKBONE = CN(dict(                     # ours: a network that reads raw pictures
     NAME='',                                     # registered name; '' = the data set brings features
     ARCH='', WEIGHTS='',                         # variant of the network; file with its weights
-    # no gradient, always in eval mode; cells that are averaged, POOL x POOL
-    FREEZE=True, POOL=1,
+    FREEZE=True,                                 # no gradient, always in eval mode
+    POOL=1,                                      # POOL x POOL cells are averaged
     IMAGE_SIZE=448,                              # pixels per side
     MEAN=[.48145466, .4578275, .40821073], STD=[.26862954, .26130258, .27577711]))   # CLIP's
 _C.MODEL.PRETRAINING = CN(dict(MODEL_NAME='bert-base-uncased', FROM_PRETRAINED='bert-base-uncased', DO_LOWER_CASE=True))
-_C.MODEL.BERT = CN(dict(HIDDEN_SIZE=512, HIDDEN_DROPOUT_PROB=0.1, HIDDEN_ACT='gelu', NUM_ATTENTION_HEADS=8,
-                        INTERMEDIATE_SIZE=2048,
-    INTERMEDIATE_DROP=0.1, FFN_DROPOUT_PROB=0.1, ATTENTION_PROBS_DROPOUT_PROB=0.1, V_TARGET_SIZE=0,
-    NUM_HIDDEN_LAYERS=12, LAYER_DROP=0.0,
-    V_NUM_HIDDEN_LAYERS=6, V_LAYER_DROP=0.0, NUM_UNDERSTANDING_LAYERS=6, U_LAYER_DROP=0.0, NUM_GENERATION_LAYERS=6,
-    G_LAYER_DROP=0.0))
+_C.MODEL.BERT = CN(dict(
+    HIDDEN_SIZE=512, HIDDEN_DROPOUT_PROB=0.1, HIDDEN_ACT='gelu', NUM_ATTENTION_HEADS=8,
+    INTERMEDIATE_SIZE=2048, INTERMEDIATE_DROP=0.1,
+    FFN_DROPOUT_PROB=0.1, ATTENTION_PROBS_DROPOUT_PROB=0.1, V_TARGET_SIZE=0,
+    NUM_HIDDEN_LAYERS=12, LAYER_DROP=0.0, V_NUM_HIDDEN_LAYERS=6, V_LAYER_DROP=0.0,
+    NUM_UNDERSTANDING_LAYERS=6, U_LAYER_DROP=0.0, NUM_GENERATION_LAYERS=6, G_LAYER_DROP=0.0))
 
 # %% ../../nbs/03_config/10_defaults.ipynb #f5496653
 _C.SOLVER = CN(dict(

@@ -8,6 +8,7 @@ __all__ = ['LazyNode', 'to_nodes', 'LazyCall', 'instantiate', 'dump_dataclass', 
 # %% ../../nbs/03_config/50_lazy.ipynb #05db5ba7
 import dataclasses
 import inspect
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -58,8 +59,10 @@ def instantiate(
     if not isinstance(cfg, dict): return cfg
     recursive = cfg.get('_recursive_', True)
     args = {k: instantiate(v) if recursive else v for k, v in cfg.items() if k not in ('_target_', '_recursive_')}
-    if '_target_' not in cfg: return LazyNode(args)
-    target = cfg['_target_']
+    return _call(cfg['_target_'], args) if '_target_' in cfg else LazyNode(args)
+
+def _call(target, args):
+    "Call a target, or what its dotted name stands for."
     f = locate(target) if isinstance(target, str) else target
     if not callable(f): raise TypeError(f"_target_ {target!r} is a {type(f).__name__}, which cannot be called")
     try: return f(*args.pop('_args_', ()), **args)
@@ -84,6 +87,16 @@ def dump_dataclass(
     return LazyNode(_target_=_name(type(obj)), **{f.name: value(getattr(obj, f.name)) for f in dataclasses.fields(obj)})
 
 # %% ../../nbs/03_config/50_lazy.ipynb #63fc5fa7
+def _run_config(path, allow_code):
+    "The public trees of a Python config, which runs; refused without consent."
+    if path.suffix != '.py':
+        raise ValueError(f"{path}: a lazy config is a .yaml or .py file, not '{path.suffix}'")
+    if not allow_code:
+        raise PermissionError(f"{path}: loading a Python config runs it. If you trust the file, call "
+                              f"LazyConfig.load(…, allow_code=True); otherwise use YAML")
+    public = {k: v for k, v in runpy.run_path(str(path)).items() if not k.startswith('_')}
+    return {k: v for k, v in public.items() if isinstance(v, (dict, list, tuple))}
+
 class LazyConfig:
     "Load, change, save and show trees of calls."
     @staticmethod
@@ -96,14 +109,7 @@ class LazyConfig:
         path = Path(filename)
         if not path.is_file(): raise FileNotFoundError(f"config file {path} does not exist")
         if path.suffix in ('.yaml', '.yml'): content = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-        elif path.suffix != '.py':
-            raise ValueError(f"{path}: a lazy config is a .yaml or .py file, this is a '{path.suffix}' file")
-        elif not allow_code:
-            raise PermissionError(f"{path}: loading a Python config runs it. If you trust the file, call "
-                                  f"LazyConfig.load(…, allow_code=True); otherwise use YAML")
-        else:
-            content = {k: v for k, v in runpy.run_path(str(path)).items() if isinstance(v,
-                (dict, list, tuple)) and not k.startswith('_')}
+        else: content = _run_config(path, allow_code)
         if keys is None: return to_nodes(content)
         missing = [k for k in ([keys] if isinstance(keys, str) else keys) if k not in content]
         if missing: raise KeyError(f"{path} has no {', '.join(missing)}; it has {', '.join(content)}")
@@ -148,25 +154,34 @@ def _apply_overrides(
     overrides, # list of texts: 'a.b=1', '+a.c=[1, 2]', '++a.d=x', '~a.e'
 ):             # the tree
     "Change a tree from the command line."
-    for text in overrides:
-        mode = '++' if text.startswith('++') else text[0] if text[:1] in '+~' else ''
-        key, eq, value = text[len(mode):].partition('=')
-        if mode != '~' and not eq: raise ValueError(f"override '{text}' needs the form key=value")
-        *above, last = key.split('.')
-        node = cfg
-        for k in above:
-            if isinstance(node, dict) and k not in node and mode in ('+', '++'): node[k] = LazyNode()
-            if not isinstance(node, (dict, list)) or (isinstance(node, dict) and k not in node):
-                raise KeyError(f"override '{text}': there is no '{k}' in {key}")
-            node = node[int(k)] if isinstance(node, list) else node[k]
-        last = int(last) if isinstance(node, list) else last
-        exists = last < len(node) if isinstance(node, list) else last in node
-        if mode in ('', '~') and not exists:
-            raise KeyError(f"override '{text}': there is no key {key}; use +{key}=… to add it")
-        if mode == '+' and exists: raise KeyError(f"override '{text}': {key} exists; leave the + out to change it")
-        if mode == '~': del node[last]
-        else: node[last] = to_nodes(CfgNode._decode_cfg_value(yaml.safe_load(value)))
+    for text in overrides: _apply_override(cfg, text)
     return cfg
+
+def _apply_override(cfg, text):
+    "Change one key of a tree."
+    mode, key, eq, value = re.fullmatch(r'(\+\+|\+|~|)([^=]*)(=?)(.*)', text, re.S).groups()
+    if mode != '~' and not eq: raise ValueError(f"override '{text}' needs the form key=value")
+    *above, last = key.split('.')
+    node = cfg
+    for k in above: node = _step(node, k, text, key, grow=mode in ('+', '++'))
+    last = int(last) if isinstance(node, list) else last
+    exists = last < len(node) if isinstance(node, list) else last in node
+    _check_mode(mode, exists, text, key)
+    if mode == '~': del node[last]
+    else: node[last] = to_nodes(CfgNode._decode_cfg_value(yaml.safe_load(value)))
+
+def _step(node, k, text, key, grow):
+    "The node below; with `grow` a missing one is made."
+    if isinstance(node, dict) and k not in node and grow: node[k] = LazyNode()
+    if not isinstance(node, (dict, list)) or (isinstance(node, dict) and k not in node):
+        raise KeyError(f"override '{text}': there is no '{k}' in {key}")
+    return node[int(k)] if isinstance(node, list) else node[k]
+
+def _check_mode(mode, exists, text, key):
+    "Raise if a key to change or delete is missing, or one to add exists."
+    if mode in ('', '~') and not exists:
+        raise KeyError(f"override '{text}': there is no key {key}; use +{key}=… to add it")
+    if mode == '+' and exists: raise KeyError(f"override '{text}': {key} exists; leave the + out to change it")
 LazyConfig.apply_overrides = staticmethod(_apply_overrides)
 
 # %% ../../nbs/03_config/50_lazy.ipynb #f3babbdd
@@ -175,17 +190,19 @@ def _to_py(
     prefix='cfg.',  # put in front of every line
 ) -> str:           # text that looks like the Python that would build it
     "A tree as readable pseudo-code."
-    def show(x):
-        if isinstance(x, dict) and '_target_' in x:
-            args = [show(v) for v in x.get('_args_', ())] + [f'{k}={show(v)}' for k,
-                v in x.items() if k not in ('_target_', '_args_', '_recursive_')]
-            return f"{_name(x['_target_'])}({', '.join(args)})"
-        if isinstance(x, dict): return '{' + ', '.join(f'{k!r}: {show(v)}' for k, v in x.items()) + '}'
-        if isinstance(x, (list, tuple)): return '[' + ', '.join(map(show, x)) + ']'
-        return _name(x) if callable(x) else repr(x)
     def lines(x, at):
         for k, v in x.items():
             if isinstance(v, dict) and v and '_target_' not in v: yield from lines(v, f'{at}{k}.')
-            else: yield f'{at}{k} = {show(v)}'
+            else: yield f'{at}{k} = {_show(v)}'
     return '\n'.join(lines(cfg, prefix))
+
+def _show(x):
+    "A value as Python would write it; a node with `_target_` as a call."
+    if isinstance(x, dict) and '_target_' in x:
+        keywords = {k: v for k, v in x.items() if k not in ('_target_', '_args_', '_recursive_')}
+        args = [_show(v) for v in x.get('_args_', ())] + [f'{k}={_show(v)}' for k, v in keywords.items()]
+        return f"{_name(x['_target_'])}({', '.join(args)})"
+    if isinstance(x, dict): return '{' + ', '.join(f'{k!r}: {_show(v)}' for k, v in x.items()) + '}'
+    if isinstance(x, (list, tuple)): return '[' + ', '.join(map(_show, x)) + ']'
+    return _name(x) if callable(x) else repr(x)
 LazyConfig.to_py = staticmethod(_to_py)

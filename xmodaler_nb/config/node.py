@@ -25,6 +25,19 @@ logger = logging.getLogger(__name__)
 VALID_TYPES = (tuple, list, str, int, float, bool, type(None))
 BASE_KEY = '_BASE_'
 
+def _nearest(key, known):
+    "‘ The nearest known key is …’ for a misspelt key, '' when nothing is near."
+    near = get_close_matches(str(key), [str(k) for k in known], n=1, cutoff=0.6)
+    return f" The nearest known key is {near[0]}." if near else ''
+
+def _rebuild(cls, items, flags):
+    "A node from its items and flags, as pickle hands them to another process."
+    new = cls()
+    for k, v in items.items(): dict.__setitem__(new, k, v)
+    new.__dict__.update(flags)
+    return new
+
+# %% ../../nbs/03_config/05_node.ipynb #f824589d
 class CfgNode(dict):
     "A tree of configuration keys with attribute access, freezing and checked merging."
     IMMUTABLE, NEW_ALLOWED = '__immutable__', '__new_allowed__'
@@ -36,9 +49,8 @@ class CfgNode(dict):
         new_allowed=False,  # may merging add keys that do not exist yet?
     ):
         super().__init__(self._create_config_tree_from_dict({} if init_dict is None else init_dict, key_list or []))
-        for k, v in {self.IMMUTABLE:False, self.NEW_ALLOWED:new_allowed, self.DEPRECATED_KEYS:set(),
-                     self.RENAMED_KEYS:{}}.items():
-            self.__dict__[k] = v
+        self.__dict__.update({self.IMMUTABLE: False, self.NEW_ALLOWED: new_allowed,
+                              self.DEPRECATED_KEYS: set(), self.RENAMED_KEYS: {}})
 
     @classmethod
     def _create_config_tree_from_dict(cls, dic, key_list):
@@ -63,8 +75,7 @@ class CfgNode(dict):
             if name in self and self[name] != value:
                 raise KeyError(f"config key {name} was computed as {self[name]!r}; it cannot become {value!r}")
         elif self.is_frozen():
-            raise AttributeError(f"the config is frozen: cannot set {name} to {value!r}; clone() and defrost() a "
-                                 f"copy, or give the key before the run starts")
+            raise AttributeError(f"the config is frozen: cannot set {name} to {value!r}; clone() and defrost() a copy")
         dict.__setitem__(self, name, self._create_config_tree_from_dict({name: value}, [])[name])
 
     def __deepcopy__(self, memo):
@@ -75,18 +86,6 @@ class CfgNode(dict):
 
     def __reduce__(self): return _rebuild, (type(self), dict(self), dict(self.__dict__))
     def __repr__(self): return f"{type(self).__name__}({self.dump(sort_keys=False, default_flow_style=None).strip()})"
-
-def _rebuild(cls, items, flags):
-    "Undo `__reduce__`: a node travels to loader workers and other processes."
-    new = cls()
-    for k, v in items.items(): dict.__setitem__(new, k, v)
-    new.__dict__.update(flags)
-    return new
-
-def _nearest(key, known):
-    "‘ The nearest known key is …’ for a misspelt key, '' when nothing is near."
-    near = get_close_matches(str(key), [str(k) for k in known], n=1, cutoff=0.6)
-    return f" The nearest known key is {near[0]}." if near else ''
 
 # %% ../../nbs/03_config/05_node.ipynb #68d6178a
 @patch
@@ -172,14 +171,14 @@ def register_deprecated_key(self:CfgNode,
 def register_renamed_key(self:CfgNode,
     old_name:str,  # full dotted key as old files write it
     new_name:str,  # full dotted key as it is now
-    message=None,  # what else to say
+    message=None,  # what the error adds
 ):
-    "Answer an old key with its new name."
+    "Refuse an old key with an error that names the new one."
     self.__dict__[self.RENAMED_KEYS][old_name] = (new_name, message)
 
 @patch
 def key_is_deprecated(self:CfgNode, full_key:str) -> bool:
-    "Whether the key is ignored (says so once it is met)."
+    "Whether the key is ignored (warns if so)."
     if full_key not in self.__dict__[self.DEPRECATED_KEYS]: return False
     warnings.warn(f"config key {full_key} is deprecated and has no effect", stacklevel=3)
     return True
@@ -191,7 +190,7 @@ def key_is_renamed(self:CfgNode, full_key:str) -> bool:
 
 @patch
 def raise_key_rename_error(self:CfgNode, full_key:str):
-    "Say what a renamed key is called now."
+    "KeyError that names the new key."
     new, message = self.__dict__[self.RENAMED_KEYS][full_key]
     raise KeyError(f"config key {full_key} is now called {new}" + (f"; {message}" if message else ''))
 
@@ -251,39 +250,41 @@ def _set_by_path(root, full, value):
     "Set one dotted key that must exist."
     if root.key_is_deprecated(full): return
     if root.key_is_renamed(full): root.raise_key_rename_error(full)
-    *above, last = full.split('.')
     node = root
-    for k in [*above, last]:
+    for k in full.split('.'):
         if not isinstance(node, CfgNode) or k not in node:
             raise AssertionError(f"unknown config key {full} (from the command line).{_nearest(full, _all_keys(root))}")
         parent, node = node, node[k]
-    dict.__setitem__(parent, last, _coerce(root._decode_cfg_value(value), node, full, ' (from the command line)'))
+    dict.__setitem__(parent, k, _coerce(root._decode_cfg_value(value), node, full, ' (from the command line)'))
 
 # %% ../../nbs/03_config/05_node.ipynb #ea5c7f11
 def _read_yaml(path):
     "One file, without its bases: (dict, {full key: ' (file, line n)'})."
+    node, content = _parse_yaml(path)
+    if content is None: content = {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a config file holds KEY: VALUE pairs, this one holds a {type(content).__name__}")
+    return content, {key: f' ({path}, line {line})' for key, line in _key_lines(node)}
+
+def _parse_yaml(path):
+    "(tree with line numbers, content) of a YAML file."
     text = Path(path).read_text(encoding='utf-8')
-    try: node, content = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    try: return yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except yaml.constructor.ConstructorError as e:
         raise ValueError(f"{path}, line {e.problem_mark.line+1}: only plain YAML is read, nothing may run on load "
                          f"({e.problem})") from None
     except yaml.YAMLError as e: raise ValueError(f"{path}: not valid YAML: {e}") from None
-    if content is None: content = {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: a config file holds KEY: VALUE pairs, this one holds a {type(content).__name__}")
-    lines = {}
-    def walk(n, prefix):
-        for k, v in getattr(n, 'value', []):
-            lines[prefix + str(k.value)] = f" ({path}, line {k.start_mark.line+1})"
-            if isinstance(v, yaml.MappingNode): walk(v, f'{prefix}{k.value}.')
-    if isinstance(node, yaml.MappingNode): walk(node, '')
-    return content, lines
+
+def _key_lines(node, prefix=''):
+    "(full key, line) of every key in a YAML tree."
+    if not isinstance(node, yaml.MappingNode): return
+    for k, v in node.value:
+        yield f'{prefix}{k.value}', k.start_mark.line + 1
+        yield from _key_lines(v, f'{prefix}{k.value}.')
 
 def _find_base(base, path):
     "The file that `_BASE_: base` in the file `path` means: beside it, in a folder above, or published."
-    if '://' in str(base):
-        raise ValueError(f"{path}: {BASE_KEY} {base} is a web address; nothing is downloaded on load, "
-                         'save the file and name its path')
+    _check_base(base, path)
     wanted, folder = Path(os.path.expanduser(str(base))), Path(path).resolve().parent
     places = [folder, *folder.parents[:3], *config_dirs()]
     found = next((up for up in places if (up/wanted).is_file()), None)
@@ -294,6 +295,12 @@ def _find_base(base, path):
         warnings.warn(f"{path}: {BASE_KEY} {base} is not in {folder.name}/; using the one in the parent folder "
                       f"{found.name}/", stacklevel=4)
     return found/wanted
+
+def _check_base(base, path):
+    "Refuse a web address."
+    if '://' in str(base):
+        raise ValueError(f"{path}: {BASE_KEY} {base} is a web address; nothing is downloaded on load, "
+                         'save the file and name its path')
 
 # %% ../../nbs/03_config/05_node.ipynb #5566f01e
 def _overlay(over, under, lines, path=''):
@@ -389,7 +396,7 @@ def _open_cfg(cls:CfgNode, filename):
 def _is_cfg(x): return isinstance(x, CfgNode) or type(x).__name__ == 'DictConfig'
 
 def _args_from_config(from_config, args, kwargs):
-    "Call `from_config`; keywords it does not know override its answer."
+    "Call `from_config`; keywords it does not know override what it returns."
     params = inspect.signature(from_config).parameters
     if next(iter(params), None) != 'cfg':
         raise TypeError(f"{getattr(from_config, '__qualname__', from_config)}: the first parameter of from_config "
@@ -408,18 +415,27 @@ def configurable(
     "Let a class or function be called with a config instead of its arguments."
     if init_func is None and from_config is None: return configurable
     if from_config is not None:
-        return _configurable_function(from_config) if init_func is None else _configurable_function(from_config)(init_func)
+        decorate = _configurable_function(from_config)
+        return decorate if init_func is None else decorate(init_func)
     if not (inspect.isfunction(init_func) and init_func.__name__ == '__init__'):
         raise TypeError('@configurable without arguments belongs on __init__; functions need '
                         '@configurable(from_config=…)')
 
+    return _configurable_init(init_func)
+
+def _from_config_of(cls):
+    "The class's `from_config`, which must be a classmethod."
+    translate = getattr(cls, 'from_config', None)
+    if translate is None:
+        raise AttributeError(f"{cls.__name__} needs a classmethod from_config(cls, cfg, …) to be @configurable")
+    if not inspect.ismethod(translate): raise TypeError(f"{cls.__name__}.from_config must be a classmethod")
+    return translate
+
+def _configurable_init(init_func):
+    "An `__init__` that also accepts a config."
     @functools.wraps(init_func)
     def init(self, *args, **kwargs):
-        translate = getattr(type(self), 'from_config', None)
-        if translate is None:
-            raise AttributeError(f"{type(self).__name__} needs a classmethod from_config(cls, cfg, …) to be "
-                                 f"@configurable")
-        if not inspect.ismethod(translate): raise TypeError(f"{type(self).__name__}.from_config must be a classmethod")
+        translate = _from_config_of(type(self))
         if _called_with_cfg(args, kwargs): init_func(self, **_args_from_config(translate, args, kwargs))
         else: init_func(self, *args, **kwargs)
     return init
@@ -429,8 +445,8 @@ def _configurable_function(from_config):
     def decorate(f):
         @functools.wraps(f)
         def call(*args, **kwargs):
-            return f(**_args_from_config(from_config, args, kwargs)) if _called_with_cfg(args, kwargs) else f(*args,
-                **kwargs)
+            if _called_with_cfg(args, kwargs): return f(**_args_from_config(from_config, args, kwargs))
+            return f(*args, **kwargs)
         call.from_config = from_config
         return call
     return decorate

@@ -22,11 +22,7 @@ def to_plain(
     where='state',  # how to call it in a message
 ):                  # the same as tensors (on the CPU), numbers, strings, None, dict, list, tuple
     "Copy a state into what `torch.load(weights_only=True)` reads back; `TypeError` names the entry that cannot."
-    if x is None or isinstance(x, (bool, int, float, str)):
-        return x if type(x) in (bool, int, float, str, type(None)) else _base_value(x)
-    if isinstance(x, Tensor): return x.detach().cpu().clone()
-    if isinstance(x, np.generic): return x.item()
-    if isinstance(x, np.ndarray): return torch.from_numpy(x.copy())
+    if x is None or isinstance(x, (bool, int, float, str, Tensor, np.generic, np.ndarray)): return _plain_leaf(x)
     if isinstance(x, dict): return {to_plain(k, f'a key of {where}'): to_plain(v, f'{where}.{k}') for k, v in x.items()}
     if isinstance(x, tuple): return tuple(to_plain(v, f'{where}[{i}]') for i, v in enumerate(x))
     if isinstance(x, (list, set, frozenset)) or type(x).__name__=='deque':
@@ -34,16 +30,18 @@ def to_plain(
     raise TypeError(f"{where} is a {type(x).__module__}.{type(x).__qualname__}; a checkpoint holds tensors, numbers, "
                     f"strings and containers of them only")
 
-def _base_value(x):
-    "A subclass of a number or string (an enum, for instance) as the number or string it is."
-    for t in (bool, int, float, str):
-        if isinstance(x, t): return t(x)
+def _plain_leaf(x):
+    "A value that is no container; a subclass of a number or string (an enum, for instance) as what it is."
+    if isinstance(x, Tensor): return x.detach().cpu().clone()
+    if isinstance(x, np.generic) and not isinstance(x, (float, str)): return x.item()
+    if isinstance(x, np.ndarray): return torch.from_numpy(x.copy())
+    return next((t(x) for t in (bool, int, float, str) if isinstance(x, t)), None)
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #7ff266fc
 def _memory_key(t):
-    "Key of the memory a tensor looks at; equal keys mean one and the same tensor."
-    return (t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape), t.stride(),
-            t.dtype) if t.numel() else None
+    "Key of the memory a tensor occupies; equal keys mean one and the same tensor."
+    if not t.numel(): return None
+    return t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape), t.stride(), t.dtype
 
 def untie(
     weights:dict,  # name -> tensor
@@ -91,9 +89,9 @@ def _numpy_globals():
     "What pickled numpy arrays and numbers need, under numpy's old and new module names."
     core = getattr(np, '_core', None) or np.core
     recon, scalar = core.multiarray._reconstruct, core.multiarray.scalar
-    names = [(recon, f'numpy.{c}.multiarray._reconstruct') for c in ('core', '_core')] + [(scalar,
-        f'numpy.{c}.multiarray.scalar') for c in ('core', '_core')]
-    dtypes = [type(np.dtype(t)) for t in 'fdeilhbBHILqQ?'] 
+    names = [(f, f'numpy.{c}.multiarray.{name}') for f, name in ((recon, '_reconstruct'), (scalar, 'scalar'))
+             for c in ('core', '_core')]
+    dtypes = [type(np.dtype(t)) for t in 'fdeilhbBHILqQ?']
     return [*names, np.ndarray, np.dtype, *dict.fromkeys(dtypes), (_latin, '_codecs.encode')]
 
 def _latin(s, enc='latin1'):
@@ -107,17 +105,21 @@ def load_pth(
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
             return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as e:
-        found = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|operand|class)[: ]+(?:GLOBAL )?([\w.]+)", str(e))
-        what = f"it refers to {found[1] or found[2]}" if found else "its pickle stream is damaged or asks for more than tensors and plain containers"
-        raise CheckpointError(f"{path} was not loaded: {what}. Nothing in it was executed. Re-save it as plain "
-                              f"tensors, "
-                              "or as .safetensors, where you trust it") from e
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, OSError,
-            UnicodeDecodeError) as e:
-        if isinstance(e, FileNotFoundError): raise
-        raise CheckpointError(f"{path} is not a readable torch file ({type(e).__name__}: "
-                              f"{str(e).splitlines()[0] if str(e) else 'no details'})") from e
+    except FileNotFoundError: raise
+    except pickle.UnpicklingError as e: raise CheckpointError(_refusal(path, str(e))) from e
+    except _UNREADABLE as e:
+        details = str(e).splitlines()[0] if str(e) else 'no details'
+        raise CheckpointError(f"{path} is not a readable torch file ({type(e).__name__}: {details})") from e
+
+_UNREADABLE = (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, OSError)
+
+def _refusal(path, message):
+    "The message for a pickle that refers to more than tensors; `message` is torch's."
+    found = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|operand|class)[: ]+(?:GLOBAL )?([\w.]+)", message)
+    what = (f"it refers to {found[1] or found[2]}" if found
+            else "its pickle stream is damaged or needs more than tensors and plain containers")
+    return (f"{path} was not loaded: {what}. Nothing in it was executed. Re-save it as plain tensors, "
+            f"or as .safetensors, where you trust it")
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #71fd96d3
 def read_weights(
@@ -148,6 +150,7 @@ def write_text(
         fsync(path.parent)
     finally: tmp.unlink(missing_ok=True)
 
+# %% ../../nbs/02_utils/82_checkpoint_files.ipynb #952f0682
 def replace_dir(
     new:Path,   # complete directory under a temporary name
     path:Path,  # where it belongs; an older one may be there
@@ -235,16 +238,16 @@ def read_meta(
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{path} is not a checkpoint directory: meta.json is missing or damaged") from e
     if not isinstance(meta, dict) or meta.get('format') != FORMAT:
-        raise CheckpointError(f"{path}: format is "
-                              f"{meta.get('format') if isinstance(meta, dict) else type(meta).__name__!r}, expected "
-                              f"{FORMAT!r}")
-    for name, size in dict(meta.get('files') or {}).items():
-        f = path/check_name(name)
-        found = f.stat().st_size if f.is_file() else None
-        if found != size:
-            raise CheckpointError(f"{f} has {'no file' if found is None else f'{found} bytes'}, meta.json says "
-                                  f"{size} bytes")
+        found = meta.get('format') if isinstance(meta, dict) else type(meta).__name__
+        raise CheckpointError(f"{path}: format is {found!r}, expected {FORMAT!r}")
+    for name, size in dict(meta.get('files') or {}).items(): _check_size(path/check_name(name), size)
     return meta
+
+def _check_size(file, size):
+    "Raise unless the file is there and has this many bytes."
+    if not file.is_file(): raise CheckpointError(f"{file} is missing; meta.json says {size} bytes")
+    found = file.stat().st_size
+    if found != size: raise CheckpointError(f"{file} has {found} bytes, meta.json says {size} bytes")
 
 def read_checkpoint(
     path,               # checkpoint directory

@@ -30,11 +30,11 @@ def _table() -> np.ndarray:  # (N_COLORS, 3) RGB in [0,1]
     lab = _lab(rgb)
     usable = (lab[:,0] > 25) & (lab[:,0] < 90)
     rgb, lab = rgb[usable], lab[usable]
-    take = [int(np.argmin(((rgb - [1, 0, 0])**2).sum(1)))]
+    take = [np.argmin(((rgb - [1, 0, 0])**2).sum(1))]
     near = np.full(len(rgb), np.inf)             # distance to the closest colour taken
     while len(take) < N_COLORS:
         near = np.minimum(near, ((lab - lab[take[-1]])**2).sum(1))
-        take.append(int(near.argmax()))
+        take.append(near.argmax())
     return rgb[take]
 
 def _scaled(
@@ -42,7 +42,7 @@ def _scaled(
     rgb:bool,       # False: blue first
     maximum:int,    # 1 or 255
 ) -> np.ndarray:    # float32
-    "Order and range as asked for."
+    "The wanted order and range."
     if maximum not in (1, 255): raise ValueError(f"maximum must be 1 or 255, got {maximum}")
     return (x if rgb else x[..., ::-1]).astype(np.float32)*maximum
 

@@ -15,7 +15,8 @@ from torch import nn
 if dist.is_available(): import torch.distributed.nn.functional    # see *Leaving*
 
 # %% ../../nbs/02_utils/40_comm.ipynb #fd610bba
-# 'local': the processes of this machine; 'objects': a gloo group beside nccl. torch keeps both alive while there is a process group
+# 'local': the processes of this machine; 'objects': a gloo group beside nccl.
+# torch keeps both alive while there is a process group.
 _groups = weakref.WeakValueDictionary()
 
 def _is_initialized() -> bool: return dist.is_available() and dist.is_initialized()
@@ -36,7 +37,7 @@ def is_main_process() -> bool:
 def create_local_process_group(
     num_workers_per_machine:int,  # processes on each machine; ranks are numbered machine by machine
 ):
-    "Tell the processes which of them share a machine. All must call it, once."
+    "Make a group of the processes that share a machine. All must call it, once."
     if 'local' in _groups: raise ValueError("the local process group exists already")
     n, world = num_workers_per_machine, get_world_size()
     if world % n: raise ValueError(f"{world} processes cannot be split into machines of {n}")
@@ -47,13 +48,14 @@ def create_local_process_group(
 def get_local_rank() -> int:
     "Number of this process on its machine."
     if not _is_initialized(): return 0
-    return dist.get_rank(group=_groups['local']) if 'local' in _groups else int(os.environ.get('LOCAL_RANK',
-        get_rank()))
+    if 'local' in _groups: return dist.get_rank(group=_groups['local'])
+    return int(os.environ.get('LOCAL_RANK', get_rank()))
 
 def get_local_size() -> int:
     "Number of processes on this machine."
     if not _is_initialized(): return 1
-    return dist.get_world_size(group=_groups['local']) if 'local' in _groups else int(os.environ.get('LOCAL_WORLD_SIZE', get_world_size()))
+    if 'local' in _groups: return dist.get_world_size(group=_groups['local'])
+    return int(os.environ.get('LOCAL_WORLD_SIZE', get_world_size()))
 
 # %% ../../nbs/02_utils/40_comm.ipynb #897ea294
 def _object_group():
@@ -118,7 +120,7 @@ def unwrap_model(
 
 # %% ../../nbs/02_utils/40_comm.ipynb #8d2be05c
 def leave_process_group():
-    "Leave the group of processes and end its threads. All should call it; alone it does nothing. A new group may be joined afterwards."
+    "Leave the group of processes and end its threads; all should call it. Without a group it does nothing."
     if not _is_initialized(): return
     dist.destroy_process_group()
     gc.collect()   # cycles that hold the group

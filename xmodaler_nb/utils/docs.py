@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 # %% ../../nbs/02_utils/95_docs.ipynb #a7afd687
+_NOTICE = '<!-- Rendered from nbs/index.ipynb by `make readme`; edit the notebook. -->'
 _LINK = re.compile(r'(\]\(|src=")(?!https?://|#|/|data:|mailto:)([^)"\s]+)')
 
 def _visible(cell):
@@ -40,8 +41,8 @@ def render_readme(
     for c in nb.cells:
         if c.cell_type == 'code': c.source = _without_directives(c.source)
     body = _relative_to_root(MarkdownExporter().from_notebook_node(nb)[0], Path(notebook).resolve().parent.name)
-    return '<!-- Rendered from nbs/index.ipynb by `make readme`; edit the notebook. -->\n\n' + re.sub(r'\n{3,}',
-        '\n\n', body).strip() + '\n'
+    body = re.sub(r'\n{3,}', '\n\n', body).strip()
+    return f'{_NOTICE}\n\n{body}\n'
 
 # %% ../../nbs/02_utils/95_docs.ipynb #9fb540cb
 _CONTENTS = re.compile(r'<!-- contents(?:: (\S+))? -->.*?<!-- /contents -->', re.S)
@@ -90,11 +91,11 @@ def fill_contents(
     "Make the tables of contents of a notebook anew."
     path = Path(notebook)
     nb = json.loads(path.read_text(encoding='utf-8'))
-    old = [c['source'] for c in nb['cells']]
+    changed = False
     for c in nb['cells']:
-        if c['cell_type'] == 'markdown':
-            c['source'] = _filled(''.join(c['source']), path.parent).splitlines(keepends=True)
-    changed = [''.join(s) for s in old] != [''.join(c['source']) for c in nb['cells']]
+        old = ''.join(c['source'])
+        new = _filled(old, path.parent) if c['cell_type'] == 'markdown' else old
+        if new != old: c['source'], changed = new.splitlines(keepends=True), True
     if changed and write:
         path.write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
     return changed
@@ -114,13 +115,22 @@ def project_root() -> Path: # the folder that holds settings.ini
         if (folder/'settings.ini').is_file() and (folder/'nbs').is_dir(): return folder
     raise FileNotFoundError(f"no settings.ini beside nbs/ in {here} or above it: run this in a source checkout")
 
-def write_readme(root): (root/'README.md').write_text(render_readme(root/'nbs'/'index.ipynb'), encoding='utf-8')
+def write_readme(
+    root, # of the checkout
+):
+    "`README.md`, rendered from `nbs/index.ipynb`."
+    (root/'README.md').write_text(render_readme(root/'nbs'/'index.ipynb'), encoding='utf-8')
 
-def write_contents(root):
+def write_contents(
+    root, # of the checkout
+):
     "Every table of contents, made anew."
     for p in notebook_paths(root/'nbs'): fill_contents(p)
 
-def build_site(root):
+def build_site(
+    root,   # of the checkout
+) -> int:   # exit code of MkDocs
+    "The site in `_docs/`, made by MkDocs."
     return subprocess.call([sys.executable, '-m', 'mkdocs', 'build', '-q', '-f', str(root/'mkdocs.yml')])
 
 def out_of_date(
@@ -133,7 +143,10 @@ def out_of_date(
     return ([] if same else ['README.md is not what nbs/index.ipynb renders to: run `make readme`']) + \
         [f'{p} has an old table of contents: run `make contents`' for p in old]
 
-def check_pages(root):
+# %% ../../nbs/02_utils/95_docs.ipynb #be2d29f1
+def check_pages(
+    root,   # of the checkout
+) -> int:   # 1 if a page is out of date
     "1, and a line for each, where pages are out of date."
     lines = out_of_date(root)
     for line in lines: print(line, file=sys.stderr)

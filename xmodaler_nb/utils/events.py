@@ -111,7 +111,8 @@ def put_scalar(self:EventStorage,
     "Record one number at the current iteration."
     name, value = self._prefix + name, float(value)
     known = self._hints.setdefault(name, smoothing_hint)
-    assert known == smoothing_hint, f"scalar '{name}' was first put with smoothing_hint={known}, now with {smoothing_hint}"
+    assert known == smoothing_hint, (f"scalar '{name}' was first put with smoothing_hint={known}, now with "
+                                     f"{smoothing_hint}")
     self._history.setdefault(name, HistoryBuffer()).update(value, self._iter)
     self._latest[name] = (value, self._iter)
 
@@ -253,7 +254,8 @@ class JSONWriter(EventWriter):
         self._path, self._file, self._window, self._written = Path(json_file), None, window_size, {}
 
     def write(self):
-        "Append one line per iteration with new scalars: names sorted, plus `iteration`. The file, and its folder, are made at the first write."
+        """Append one line per iteration with new scalars: names sorted, plus `iteration`. The file, and its folder,
+        are made at the first write."""
         new = _new_scalars(get_event_storage(), self._written, self._window)
         if not new: return
         text = ''
@@ -302,6 +304,13 @@ def _sync_rename(
     try: os.fsync(folder)
     finally: os.close(folder)
 
+def _line_iteration(path, n, line, last):
+    "Iteration of line `n`; infinite for a torn last line."
+    try: return json.loads(line)['iteration']
+    except (ValueError, KeyError, TypeError):
+        if last: return float('inf')
+        raise ValueError(f"{path}, line {n}: not a JSON object with an 'iteration': {line[:60]!r}") from None
+
 def truncate_jsonl(
     path:str|Path,  # file of JSON lines; a missing file is left missing
     iteration:int,  # last iteration to keep; -1 keeps none
@@ -309,13 +318,8 @@ def truncate_jsonl(
     "Drop the lines after an iteration, and a torn last line, in one atomic step."
     path = Path(path)
     if not path.exists(): return 0
-    lines, keep = path.read_text(encoding='utf-8').splitlines(), []
-    for n, line in enumerate(lines, 1):
-        try: at = json.loads(line)['iteration']
-        except (ValueError, KeyError, TypeError):
-            if n == len(lines): continue
-            raise ValueError(f"{path}, line {n}: not a JSON object with an 'iteration': {line[:60]!r}") from None
-        if at <= iteration: keep.append(line)
+    lines = path.read_text(encoding='utf-8').splitlines()
+    keep = [line for n, line in enumerate(lines, 1) if _line_iteration(path, n, line, n == len(lines)) <= iteration]
     if len(keep) == len(lines): return 0
     with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix='.tmp-', delete=False, encoding='utf-8') as f:
         f.writelines(l + '\n' for l in keep)
@@ -342,6 +346,7 @@ class TensorboardXWriter(EventWriter):
         except OSError as e: raise OSError(f"cannot write TensorBoard's files in {self._dir}: {e.strerror or e}") from e
 
     def _write(self, storage):
+        "Write what is new; open the files at the first call."
         if self._writer is None: self._writer = self._open()
         for i, scalars in _new_scalars(storage, self._written, self._window).items():
             for k, v in scalars.items(): self._writer.add_scalar(k, v, i)
@@ -394,15 +399,15 @@ class CommonMetricPrinter(EventWriter):
     ) -> str:                  # parts separated by two spaces
         "The line itself, free of any logger."
         has = storage.histories()
-        parts = [f"iter: {storage.iter}"]
-        parts += [f"{k}: {h.median(20):.4g}" for k, h in has.items() if any(w in k for w in ('loss', 'Cider',
-            'RewardCriterion'))]
+        eta = self.eta(storage)
+        parts = ([f"eta: {eta}"] if eta else []) + [f"iter: {storage.iter}"]
+        shown = [k for k in has if any(word in k for word in ('loss', 'Cider', 'RewardCriterion'))]
+        parts += [f"{k}: {has[k].median(20):.4g}" for k in shown]
         if 'time' in has:      parts.append(f"time: {has['time'].global_avg():.4f}")
         if 'data_time' in has: parts.append(f"data_time: {has['data_time'].avg(20):.4f}")
         parts.append(f"lr: {has['lr'].latest():.5g}" if 'lr' in has else 'lr: N/A')
         if torch.cuda.is_available(): parts.append(f"max_mem: {torch.cuda.max_memory_allocated()/2**20:.0f}M")
-        eta = self.eta(storage)
-        return ' ' + '  '.join(([f"eta: {eta}"] if eta else []) + parts)
+        return ' ' + '  '.join(parts)
 
     def write(self):
         "Log the line, once per iteration; nothing once the last iteration is over."

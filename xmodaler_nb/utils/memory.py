@@ -14,7 +14,7 @@ from torch import Tensor
 def _is_oom(
     e:RuntimeError,  # what was raised
 ) -> bool:
-    "Is this the GPU saying that it is full?"
+    "Does the error mean that the GPU is out of memory?"
     return isinstance(e, torch.cuda.OutOfMemoryError) or 'CUDA out of memory' in str(e)
 
 def _to_cpu(x): return x.cpu() if isinstance(x, Tensor) else x

@@ -37,7 +37,7 @@ class Registry:
         old = self._package.get(name)
         assert old is None or _qualified_name(old) == _qualified_name(obj), (
             f"{self._name} registry: '{name}' from {'.'.join(_qualified_name(obj))} is already taken by "
-            f"{'.'.join(_qualified_name(old))}; give one of the classes another name")
+            f"{'.'.join(_qualified_name(old))}; rename one of them")
         self._package[name] = obj
         self._shadow.pop(name, None)           # importing the package restores its class
 

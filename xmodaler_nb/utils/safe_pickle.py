@@ -40,12 +40,13 @@ def _allowed() -> dict:  # (module, name) → object
     out |= {('__builtin__', 'unicode'): str, ('__builtin__', 'long'): int, ('__builtin__', 'xrange'): range}
     out |= {('collections', n): getattr(collections, n) for n in ('OrderedDict', 'defaultdict')}
     out['_codecs', 'encode'] = lambda *a: _encode(*a)
+    return out | {(module, n): _numpy_object(module, n) for module, names in _NUMPY.items() for n in names}
+
+def _numpy_object(module, name):
+    "numpy's object of that name; `_frombuffer` is replaced by the stand-in."
+    if name == '_frombuffer': return lambda *a: _frombuffer(*a)
     core = getattr(np, '_core', None) or np.core
-    for module, names in _NUMPY.items():
-        for n in names:
-            if n == '_frombuffer': out[module, n] = lambda *a: _frombuffer(*a)
-            else: out[module, n] = getattr(np if module == 'numpy' else core.multiarray, n)
-    return out
+    return getattr(np if module == 'numpy' else core.multiarray, name)
 
 # %% ../../nbs/02_utils/80_safe_pickle.ipynb #7691e001
 class SafeUnpickler(pickle.Unpickler):
@@ -64,8 +65,8 @@ class SafeUnpickler(pickle.Unpickler):
         "The object called `module.name` if it is on the list; UnsafePickleError if not."
         if (module, name) in self.allowed: return self.allowed[module, name]
         raise UnsafePickleError(f"{self.name}: this pickle asks for {module}.{name}; only plain containers, strings, "
-                                f"numbers and numpy arrays are read. "
-                                "Nothing was executed. If you made the file yourself, convert it to one of these")
+                                "numbers and numpy arrays are read. Nothing was executed. "
+                                "If you made the file yourself, convert it to one of these")
 
     def persistent_load(self,
         pid,  # how the file names the outside object
@@ -94,17 +95,21 @@ def _decode_strings(
     if t is np.ndarray and x.dtype == object:
         x[...] = np.vectorize(lambda v: _decode_strings(v, old, memo), otypes=[object])(x) if x.size else x
     if t not in (list, tuple, dict, set, frozenset, collections.OrderedDict, collections.defaultdict): return x
-    if id(x) in memo: return memo[id(x)][1]
-    memo[id(x)] = (x, x)
-    if t is list: x[:] = [_decode_strings(v, old, memo) for v in x]
-    elif issubclass(t, dict):
-        items = [(_decode_strings(k, old, memo, True), _decode_strings(v, old, memo)) for k, v in x.items()]
-        x.clear(); x.update(items)
-    elif t is set:
-        items = [_decode_strings(v, old, memo) for v in x]
-        x.clear(); x.update(items)
-    else: memo[id(x)] = (x, t(_decode_strings(v, old, memo, key) for v in x))
+    if id(x) not in memo: _decode_container(x, old, memo, key)
     return memo[id(x)][1]
+
+def _decode_container(x, old, memo, key):
+    "Restore the content of a container: in place where it can be changed, else as a new one in `memo`."
+    memo[id(x)] = (x, x)
+    if isinstance(x, (tuple, frozenset)):
+        memo[id(x)] = (x, type(x)(_decode_strings(v, old, memo, key) for v in x))
+    elif isinstance(x, list): x[:] = [_decode_strings(v, old, memo) for v in x]
+    else:
+        pair = lambda k, v: (_decode_strings(k, old, memo, True), _decode_strings(v, old, memo))
+        items = ([pair(k, v) for k, v in x.items()] if isinstance(x, dict)
+                 else [_decode_strings(v, old, memo) for v in x])
+        x.clear()
+        x.update(items)
 
 # %% ../../nbs/02_utils/80_safe_pickle.ipynb #0da27f9c
 def safe_loads(

@@ -10,7 +10,8 @@ import pickle
 
 # %% ../../nbs/02_utils/65_serialize.ipynb #21ea2e19
 class PicklableWrapper:
-    "Something that can be pickled, around something that perhaps cannot. Calls and attributes go through to the object."
+    """Something that can be pickled, around something that perhaps cannot. Calls and attributes go through to the
+    object."""
     def __init__(self,
         obj,  # the object; a wrapper is not wrapped twice
     ):

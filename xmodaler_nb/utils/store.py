@@ -79,11 +79,17 @@ def store_array(
         raise StoreError(f"id {id}: array {name!r} has type {a.dtype}; a store holds numbers")
     if a.dtype.kind != 'f': return np.ascontiguousarray(a)
     to = np.dtype('float32' if name in FULL_PRECISION_FIELDS else dtype)
-    if to == np.float16 and a.size and np.abs(a[np.isfinite(a)]).max(initial=0) > np.finfo(to).max:
-        raise StoreError(f"id {id}: array {name!r} has values up to {np.abs(a[np.isfinite(a)]).max():g}, float16 "
-                         f"ends at {np.finfo(to).max:g}; write the store with dtype='float32'")
+    if to == np.float16: _check_half(a, name, id)
     return np.ascontiguousarray(a, dtype=to)
 
+def _check_half(a, name, id):
+    "Raise if float16 cannot hold a finite value of the array."
+    largest, end = np.abs(a[np.isfinite(a)]).max(initial=0), np.finfo(np.float16).max
+    if largest > end:
+        raise StoreError(f"id {id}: array {name!r} has values up to {largest:g}, float16 "
+                         f"ends at {end:g}; write the store with dtype='float32'")
+
+# %% ../../nbs/02_utils/78_store.ipynb #4e39fb6d
 class FeatureWriter:
     "Append items to a store."
     def __init__(self,
@@ -96,20 +102,30 @@ class FeatureWriter:
             raise ValueError(f"dtype is {dtype!r}, but must be 'float16' or 'float32'")
         if not re.fullmatch('[A-Za-z0-9]+', part): raise ValueError(f"part is {part!r}, but must be letters and digits")
         self.path, self.dtype, self.part, self.limit = Path(path), dtype, part, int(shard_mb*2**20)
-        if self.path.exists() and not (self.path/'store.json').exists() and any(p.name[0] != '.' for p in self.path.iterdir()):
-            raise StoreError(f"{self.path}: holds files and is not a store; nothing was written")
-        self.path.mkdir(parents=True, exist_ok=True)
-        import fcntl                             # where there is none, stores can be read but not written
-        self._lock = open(self.path/f'.lock-{part}', 'w')
-        try: fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StoreError(f"{self.path}: part {part!r} is being written by another process; give this one "
-                             f"another part") from None
+        self._make_folder()
+        self._lock_part()
         for left in self.path.glob(f'.tmp-{part}-*'): left.unlink()
         if not (self.path/'store.json').exists(): self._write_marker()
         self._reset_shard()
 
+    def _make_folder(self):
+        "Make the folder; one that holds other files is refused."
+        is_store = (self.path/'store.json').exists()
+        if self.path.exists() and not is_store and any(p.name[0] != '.' for p in self.path.iterdir()):
+            raise StoreError(f"{self.path}: holds files and is not a store; nothing was written")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def _lock_part(self):
+        "Lock the part against other writers."
+        import fcntl                             # where there is none, stores can be read but not written
+        self._lock = open(self.path/f'.lock-{self.part}', 'w')
+        try: fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreError(f"{self.path}: part {self.part!r} is being written by another process; give this one "
+                             f"another part") from None
+
     def _write_marker(self):
+        "Mark the folder as a store."
         tmp = self.path/f'.tmp-{self.part}-store.json'
         tmp.write_text(json.dumps(dict(format=FORMAT)) + '\n')
         os.replace(tmp, self.path/'store.json')
@@ -119,16 +135,14 @@ class FeatureWriter:
 # %% ../../nbs/02_utils/78_store.ipynb #f433d894
 def _field(fields, name, a, id):
     "Number of the field that takes array `a`."
-    for k, (known, dtype, tail) in enumerate(fields):
-        if known != name: continue
-        if tail != a.shape[1:]:
-            raise StoreError(f"id {id}: rows of {name!r} have sizes {a.shape[1:]}, those of earlier items {tail}; a "
-                             f"store needs them equal")
-        if not np.can_cast(a.dtype, dtype, 'same_kind'):
-            raise StoreError(f"id {id}: {name!r} has type {a.dtype}, earlier items {dtype}")
-        return k
-    fields.append((name, a.dtype, a.shape[1:]))
-    return len(fields) - 1
+    k = next((k for k, field in enumerate(fields) if field[0] == name), len(fields))
+    if k == len(fields): fields.append((name, a.dtype, a.shape[1:]))
+    _, dtype, tail = fields[k]
+    if tail != a.shape[1:]:
+        raise StoreError(f"id {id}: rows of {name!r} have sizes {a.shape[1:]}, those of earlier items {tail}")
+    if not np.can_cast(a.dtype, dtype, 'same_kind'):
+        raise StoreError(f"id {id}: {name!r} has type {a.dtype}, earlier items {dtype}")
+    return k
 
 @patch
 def add(self:FeatureWriter,
@@ -139,21 +153,26 @@ def add(self:FeatureWriter,
     id = str(id)
     if id in self._items: raise StoreError(f"{self.path}: id {id} was added twice")
     if not sum(np.size(a) for a in arrays.values()): raise StoreError(f"id {id}: there is nothing to store")
-    arrays_by_field = {}
     fields = list(self._fields)                  # unchanged if an array does not fit
-    for name, x in arrays.items():
-        a = store_array(x, name, self.dtype, id)
-        arrays_by_field[_field(fields, name, a, id)] = a
-    parts = [np.ascontiguousarray(arrays_by_field[k], dtype=fields[k][1]).tobytes() for k in sorted(arrays_by_field)]
-    data = b''.join(p.ljust(_padded(len(p)), b'\0') for p in parts)
+    rows, data = self._encode(id, arrays, fields)
     if self._file is None: self._file = open(self.path/f'.tmp-{self.part}-shard', 'wb')
     self._file.write(data)
-    self._items[id] = (self._size,
-                       [len(arrays_by_field[k]) if k in arrays_by_field else -1 for k in range(len(fields))],
-                       zlib.crc32(data))
+    self._items[id] = (self._size, rows, zlib.crc32(data))
     self._fields, self._size = fields, self._size + len(data)
     if self._size >= self.limit: self.seal()
 
+@patch
+def _encode(self:FeatureWriter, id, arrays, fields):
+    "(rows of each field, bytes) of an item; new fields are appended to `fields`."
+    by_field = {}
+    for name, x in arrays.items():
+        a = store_array(x, name, self.dtype, id)
+        by_field[_field(fields, name, a, id)] = a
+    parts = [np.ascontiguousarray(by_field[k], dtype=fields[k][1]).tobytes() for k in sorted(by_field)]
+    rows = [len(by_field[k]) if k in by_field else -1 for k in range(len(fields))]
+    return rows, b''.join(p.ljust(_padded(len(p)), b'\0') for p in parts)
+
+# %% ../../nbs/02_utils/78_store.ipynb #c24bc779
 @patch
 def seal(self:FeatureWriter):
     "Close the shard and enter it into the store."
@@ -185,14 +204,18 @@ class _Shard:
     def __init__(self, index):
         head, self.ids, self.starts, self.rows, self.crc = read_index(index)
         self.path, self.size = index.with_suffix('.bin'), head['bytes']
-        self.fields = [(n, np.dtype(t), tuple(tail), int(np.prod(tail, dtype=np.int64))) for n, t,
-                       tail in head['fields']]
+        self.fields = [(n, np.dtype(t), tuple(tail), int(np.prod(tail, dtype=np.int64)))
+                       for n, t, tail in head['fields']]
+        self._check_size()
+        # populated: bytes that `items` has entered into the memory map
+        self._map, self._views, self.populated = None, None, 0
+
+    def _check_size(self):
+        "Raise unless the file has the size that its index gives."
         found = self.path.stat().st_size if self.path.is_file() else None
         if found != self.size:
             raise StoreError(f"{self.path}: {'no such file' if found is None else f'{found} bytes'}, its index says "
                              f"{self.size} bytes; the shard is cut off or was replaced")
-        # ready: bytes that `items` has entered into the memory map
-        self._map, self._views, self.populated = None, None, 0
 
     @property
     def data(self):
@@ -210,7 +233,7 @@ class _Shard:
         return self._views
 
     def item_views(self, offset, rows):
-        "Arrays of the item at byte `at`, as views that cannot be written to."
+        "Arrays of the item at byte `offset`, as views that cannot be written to."
         out = {}
         for (name, whole, tail, width, nbytes), n in zip(self.views, rows):
             if n < 0: continue
@@ -236,23 +259,29 @@ class FeatureStore:
         for index in sorted(self.path.glob('[!.]*.npz')): self._open(index)
 
     def _open(self, index):
+        "Add the shard of an index file, or list it in `broken`."
         try: shard = _Shard(index)
         except StoreError as e:
             if self.strict: raise
             self.broken.append(str(e)); return
         s = len(self.shards)
-        new = dict(zip(shard.ids, ((s, k) for k in range(len(shard.ids)))))
-        duplicate = next((i for i in new if i in self._locations), None) if self._locations else None
-        if duplicate is not None:
-            raise StoreError(f"{shard.path}: id {duplicate} is also in "
-                             f"{self.shards[self._locations[duplicate][0]].path.name}")
-        self.shards.append(shard); self._locations.update(new)
+        self._check_new(shard)
+        self._locations.update((id, (s, k)) for k, id in enumerate(shard.ids))
+        self.shards.append(shard)
+
+    def _check_new(self, shard):
+        "Raise if an earlier shard has one of the ids."
+        if not self._locations: return
+        for id in shard.ids:
+            if id in self._locations:
+                raise StoreError(f"{shard.path}: id {id} is also in {self.shards[self._locations[id][0]].path.name}")
 
     def __len__(self): return len(self._locations)
     def __iter__(self): return iter(self._locations)
     def __contains__(self, id): return str(id) in self._locations
     def __repr__(self):
-        return f"FeatureStore({self.path.name}: {len(self)} items in {len(self.shards)} shards, {sum(s.size for s in self.shards)/2**20:.1f} MB)"
+        return (f"FeatureStore({self.path.name}: {len(self)} items in {len(self.shards)} shards, "
+                f"{sum(s.size for s in self.shards)/2**20:.1f} MB)")
     def __getstate__(self): return dict(path=self.path, strict=self.strict)
     def __setstate__(self, state): self.__init__(**state)
 
@@ -264,14 +293,16 @@ class FeatureStore:
         except KeyError: raise KeyError(f"{self.path}: the store has no id {id}") from None
         return self.shards[s].item(k)
 
-    def read(self,
-        id,     # of an item
-    ) -> dict:  # name → array
-        "The arrays of an item, as copies that belong to the caller."
-        return {k: a.copy() for k, a in self[id].items()}
+# %% ../../nbs/02_utils/78_store.ipynb #d5fd3663
+@patch
+def read(self:FeatureStore,
+    id,     # of an item
+) -> dict:  # name → array
+    "The arrays of an item, as copies that belong to the caller."
+    return {k: a.copy() for k, a in self[id].items()}
 
 # %% ../../nbs/02_utils/78_store.ipynb #f8f4c5d4
-PREFETCH_BYTES = 2*2**20      # bytes asked for in advance
+PREFETCH_BYTES = 2*2**20      # bytes requested in advance
 POPULATE_READ = 22   # Linux: map pages without waiting to be touched
 
 @patch
@@ -283,7 +314,8 @@ def items(self:FeatureStore):
             yield id, s.item_views(offset, rows)
 
 def _prefetch(shard, offset):
-    "Ask the disk for the block after the next one, and enter the next one into this process's memory map at once; returns where that one ends."
+    """Ask the disk for the block after the next one, and enter the next one into this process's memory map at once;
+    returns where that one ends."""
     n = min(PREFETCH_BYTES, shard.size - offset)
     if offset + n < shard.size:
         shard.data.madvise(mmap.MADV_WILLNEED, offset + n, min(PREFETCH_BYTES, shard.size - offset - n))

@@ -30,26 +30,29 @@ def test_near(
     noise:float|None=None, # see `tolerance`
     atol:float|None=None,  # overrides the rule
 ):
-    "Fail, saying by how much and where, unless `actual` equals `reference` within the tolerance; integers must be equal."
+    """Fail, saying by how much and where, unless `actual` equals `reference` within the tolerance; integers must be
+    equal."""
     a, r = torch.as_tensor(actual).detach().cpu(), torch.as_tensor(reference).detach().cpu()
     assert a.shape == r.shape, f"shapes differ: {tuple(a.shape)} and {tuple(r.shape)}"
     exact = not (a.is_floating_point() or r.is_floating_point() or a.is_complex() or r.is_complex())
-    tol = 0. if exact else tolerance(r, noise) if atol is None else atol
-    a, r = a.double(), r.double()
-    # inf == inf, nan beside nan
+    if exact: atol = 0.
+    elif atol is None: atol = tolerance(r, noise)
+    _compare(a.double(), r.double(), atol)
+
+def _compare(a, r, tol):
+    "Raise where doubles differ by more than `tol`; inf equals inf, nan equals nan."
     diff = torch.where((a == r) | (a.isnan() & r.isnan()), torch.zeros_like(a), (a - r).abs())
     bad = ~(diff <= tol)
     if not bad.any(): return
-    i = int(torch.where(bad, diff.nan_to_num(nan=torch.inf), -torch.ones_like(diff)).argmax())
+    i = int(diff.nan_to_num(nan=torch.inf).argmax())
     position = tuple(int(x) for x in np.unravel_index(i, a.shape))
     raise AssertionError(f"{int(bad.sum())} of {a.numel()} values differ by more than {tol:.1e}; largest at "
-                         f"{position}: "
-                         f"{a.flatten()[i]:.8g} against {r.flatten()[i]:.8g}")
+                         f"{position}: {a.flatten()[i]:.8g} against {r.flatten()[i]:.8g}")
 
 # %% ../../nbs/02_utils/90_testing.ipynb #45b94513
 def set_seed(
     seed:int,                 # in [0, 2**32)
-    reproducible:bool=False,  # also ask torch for algorithms that give the same numbers every time
+    reproducible:bool=False,  # also choose algorithms that give the same numbers every time
 ):
     "Seed Python's, numpy's and torch's generators."
     random.seed(seed)
@@ -64,7 +67,8 @@ import datetime, sys
 import torch, torch.distributed as dist
 from xmodaler_nb.utils.comm import leave_process_group
 rank, world_size, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group('gloo', init_method='file://' + store, rank=rank, world_size=world_size, timeout=datetime.timedelta(seconds=60))
+dist.init_process_group('gloo', init_method='file://' + store, rank=rank, world_size=world_size,
+                        timeout=datetime.timedelta(seconds=60))
 space = dict(globals())
 try: exec(compile(sys.stdin.read(), 'rank', 'exec'), space)
 finally:
@@ -78,14 +82,8 @@ def run_ranks(
     timeout:float=120, # seconds before giving up
 ) -> list:             # of str: what each rank printed
     "Run the same code in several joined processes."
-    import xmodaler_nb
-    root = str(Path(xmodaler_nb.__file__).parents[1])
     with tempfile.TemporaryDirectory() as d:
-        env = {**os.environ, 'PYTHONPATH': os.pathsep.join([root, os.environ.get('PYTHONPATH', '')]),
-               'OMP_NUM_THREADS': '1'}
-        args = lambda r: [sys.executable, '-c', _RANK, str(r), str(world_size), str(Path(d)/'store')]
-        procs = [subprocess.Popen(args(r), env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE) for r in range(world_size)]
+        procs = [_start_rank(r, world_size, Path(d)/'store') for r in range(world_size)]
         for p in procs: p.stdin.write(textwrap.dedent(code)); p.stdin.close(); p.stdin = None
         try: outs = [p.communicate(timeout=timeout) for p in procs]
         finally:
@@ -93,3 +91,12 @@ def run_ranks(
     failed = [(r, err) for r, (p, (_, err)) in enumerate(zip(procs, outs)) if p.returncode]
     if failed: raise RuntimeError('\n'.join(f"rank {r}:\n{err[-2000:]}" for r, err in failed))
     return [out for out, _ in outs]
+
+def _start_rank(rank, world_size, store):
+    "A process that waits for its lines on standard input."
+    import xmodaler_nb
+    root = str(Path(xmodaler_nb.__file__).parents[1])
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([root, os.environ.get('PYTHONPATH', '')]),
+           'OMP_NUM_THREADS': '1'}
+    return subprocess.Popen([sys.executable, '-c', _RANK, str(rank), str(world_size), str(store)], env=env, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

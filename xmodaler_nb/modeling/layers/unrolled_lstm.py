@@ -139,12 +139,17 @@ class Packing:
         device=None,# where indices are wanted
     ):
         n = np.asarray(lengths).reshape(images, -1)                              # (n, s)
-        rows = np.take_along_axis(np.arange(n.size).reshape(n.shape), np.argsort(-n, 1, kind='stable'), 1)
-        rows = rows[np.argsort(-n.max(1), kind='stable')]
+        rows = self._table(n)
         active = n.reshape(-1)[rows] > np.arange(n.max())[:,None,None]           # (t, n, s)
         self.grids = [(int(a.any(1).sum()), int(a.sum(1).max())) for a in active]
         self.rows = torch.from_numpy(rows).to(device)                  # (n, s), row at each place of the table
         self.word_index = torch.from_numpy(self._word_index(n.reshape(-1), rows)).to(device)
+
+    def _table(self, lengths):
+        "(n, s) rows: the image with the longest caption first, and the longest caption of each image first."
+        rows = np.arange(lengths.size).reshape(lengths.shape)
+        rows = np.take_along_axis(rows, np.argsort(-lengths, 1, kind='stable'), 1)
+        return rows[np.argsort(-lengths.max(1), kind='stable')]
 
     def _word_index(self, lengths, rows):
         "(words,) place of every word, sentence after sentence, among all words that are computed, step after step."

@@ -252,14 +252,18 @@ def init_state(self:BaseEncoderDecoder,
     return DictState.from_batch(self.encode_for_decoder(batch, per_caption=False), self.decoder)
 
 @patch
+def _embed_words(self:BaseEncoderDecoder, batch):
+    "The batch with the vectors of its words, and what the encoder adds to them."
+    batch = batch.merge(self.token_embed(batch))
+    return batch if self.encoder is None else batch.merge(self.encoder(batch, mode='t'))
+
+@patch
 def step(self:BaseEncoderDecoder,
     tokens:Tensor, # (rows,) int64, the last word of each row
     state,         # DictState
 ) -> tuple:        # logits (rows, v), and the state one word further
     "Compute one word."
-    b = state.batch.merge({kfg.G_TOKENS_IDS: tokens, kfg.TIME_STEP: state.t})
-    b = b.merge(self.token_embed(b))
-    if self.encoder is not None: b = b.merge(self.encoder(b, mode='t'))
+    b = self._embed_words(state.batch.merge({kfg.G_TOKENS_IDS: tokens, kfg.TIME_STEP: state.t}))
     b = b.merge(self.decoder(b))
     logits = self.predictor(b)[kfg.G_LOGITS]
     return logits.reshape(tokens.size(0), -1), state.advance(b)

@@ -52,9 +52,7 @@ def _pad_steps(logits, steps):
 def _unroll(self:RnnAttEncoderDecoder, batch, steps):
     "All words at once; with TOKENS_LENGTHS only the words of each row up to its length."
     tokens, lengths = batch[kfg.G_TOKENS_IDS], batch.get(kfg.TOKENS_LENGTHS)
-    b = batch.merge({kfg.G_TOKENS_IDS: tokens[:,:steps]})
-    b = b.merge(self.token_embed(b))
-    if self.encoder is not None: b = b.merge(self.encoder(b, mode='t'))
+    b = self._embed_words(batch.merge({kfg.G_TOKENS_IDS: tokens[:,:steps]}))
     packed = lengths is not None and getattr(self.decoder, 'supports_packing', False)
     packing = [Packing(lengths, b[kfg.ATT_FEATS].size(0), tokens.device)] if packed else []
     states = self.decoder.unroll(b, b[kfg.G_TOKEN_EMBED], *packing)
@@ -79,9 +77,7 @@ def _step_by_step(self:RnnAttEncoderDecoder, batch, steps, p):
     tokens, logits = batch[kfg.G_TOKENS_IDS], []
     for t in range(steps):
         word = sample_words(tokens[:,t], logits[-1], p) if t and p > 0 else tokens[:,t]
-        batch = batch.merge({kfg.G_TOKENS_IDS: word})
-        batch = batch.merge(self.token_embed(batch))
-        if self.encoder is not None: batch = batch.merge(self.encoder(batch, mode='t'))
+        batch = self._embed_words(batch.merge({kfg.G_TOKENS_IDS: word}))
         batch = batch.merge(self.decoder(batch))
         logits.append(self.predictor(batch)[kfg.G_LOGITS])
     return _pad_steps(torch.stack(logits, 1), tokens.size(1))

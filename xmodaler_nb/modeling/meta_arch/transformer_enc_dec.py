@@ -63,9 +63,7 @@ class TransformerEncoderDecoder(BaseEncoderDecoder):
     def _forward(self, batched_inputs):
         "Teacher forcing: the batch with everything that the parts computed."
         batch = batched_inputs if isinstance(batched_inputs, Batch) else Batch(batched_inputs)
-        batch = self.encode_for_decoder(batch)
-        batch = batch.merge(self.token_embed(batch))
-        if self.encoder is not None: batch = batch.merge(self.encoder(batch, mode='t'))
+        batch = self._embed_words(self.encode_for_decoder(batch))
         for part in (self.decoder, self.predictor, self.v_predictor):
             if part is not None: batch = batch.merge(part(pack_states(batch) if part is self.predictor else batch))
         return batch
