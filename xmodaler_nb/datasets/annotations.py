@@ -21,18 +21,22 @@ def load_annotations(
     key:str|None=None,                   # store the id under this name; None: leave the name
 ) -> list:                               # of dicts, ids as text
     "Read an annotation list."
-    entries = safe_load(path)
-    if not isinstance(entries, (list, tuple)):
-        raise ValueError(f"{path}: an annotation file holds a list with one dict per image, this one holds a "
-                         f"{type(entries).__name__}")
-    if not entries: raise ValueError(f"{path}: the annotation list is empty; a data set needs at least one entry")
     out = []
-    for k, e in enumerate(entries):
+    for k, e in enumerate(_read_list(path)):
         id_key = next((i for i in id_keys if isinstance(e, dict) and i in e), None)
         if id_key is None:
             raise ValueError(f"{path}: entry {k} has no {' or '.join(id_keys)} (it is {_describe_entry(e)})")
         out.append({key or id_key: str(e[id_key]), **{n: v for n, v in e.items() if n != id_key}})
     return out
+
+def _read_list(path):
+    "The list in an annotation file."
+    entries = safe_load(path)
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError(f"{path}: an annotation file holds a list with one dict per image, this one holds a "
+                         f"{type(entries).__name__}")
+    if not entries: raise ValueError(f"{path}: the annotation list is empty; a data set needs at least one entry")
+    return entries
 
 def _describe_entry(e):
     if isinstance(e, dict): return f"a dict with {', '.join(map(str, e)) or 'nothing'}"
@@ -83,14 +87,18 @@ def caption_fields(
     name='',      # what error messages call the entry
 ) -> dict:        # SEQ_PER_SAMPLE; G_TOKENS_IDS, G_TARGET_IDS, G_TOKENS_TYPE as lists of k (t,) int64
     "The caption part of a training item."
-    missing = [f for f in ('tokens_ids', 'target_ids') if f not in entry]
-    if missing:
-        raise ValueError(f"id {name}: a training entry needs tokens_ids and target_ids, {missing[0]} is not there")
+    _need_rows(entry, name)
     chosen = choose_sentences(len(entry['tokens_ids']), k, rng)
     rows = lambda f: list(torch.from_numpy(np.asarray(entry[f])[chosen].astype(np.int64)))
     tokens = rows('tokens_ids')
     return {kfg.SEQ_PER_SAMPLE: torch.tensor(k), kfg.G_TOKENS_IDS: tokens, kfg.G_TARGET_IDS: rows('target_ids'),
             kfg.G_TOKENS_TYPE: [torch.ones_like(t) for t in tokens]}
+
+def _need_rows(entry, name):
+    "A training entry has both kinds of rows."
+    missing = [f for f in ('tokens_ids', 'target_ids') if f not in entry]
+    if missing:
+        raise ValueError(f"id {name}: a training entry needs tokens_ids and target_ids, {missing[0]} is not there")
 
 def decode_fields(
     max_seq_len:int, # words decoded at most

@@ -47,9 +47,12 @@ def missing_features(
         if path is not None: wanted.setdefault(os.path.split(path), e)
     existing = {folder: feature_files(folder) for folder in {f for f, _ in wanted}}
     missing = [f"{f}: the feature folder does not exist" for f, names in existing.items() if names is None]
-    return missing + [f"{Path(f)/name}: no such feature file, but the annotations name id {entry_id(e)}" for (f,
-        name), e in wanted.items()
-                   if existing[f] is not None and name not in existing[f]]
+    return missing + [_no_file(f, name, e) for (f, name), e in wanted.items()
+                      if existing[f] is not None and name not in existing[f]]
+
+def _no_file(folder, name, entry):
+    "The message about one missing file."
+    return f"{Path(folder)/name}: no such feature file, but the annotations name id {entry_id(entry)}"
 
 def entry_id(
     entry:dict, # of an annotation list
@@ -67,12 +70,19 @@ def token_problems(
     for name, lowest in (('tokens_ids', 0), ('target_ids', -1)):
         rows = [np.asarray(e[name]) for e in entries if name in e]
         if not rows: continue
-        all_ids = np.concatenate([r.ravel() for r in rows])
-        if all_ids.size and lowest <= all_ids.min() and all_ids.max() < vocab_size: continue
+        if _in_range(np.concatenate([r.ravel() for r in rows]), lowest, vocab_size): continue
         out += [f"id {entry_id(e)}: {name} are {lowest} … {vocab_size-1} (MODEL.VOCAB_SIZE is {vocab_size}), here "
                 f"are {_format_range(e[name])}" for e in entries
-                if name in e and (np.size(e[name]) == 0 or np.min(e[name]) < lowest or np.max(e[name]) >= vocab_size)]
-    return out + [f"id {entry_id(e)}: tokens_ids have sizes {np.shape(e['tokens_ids'])}, target_ids "
+                if name in e and not _in_range(e[name], lowest, vocab_size)]
+    return out + _size_problems(entries)
+
+def _in_range(ids, lowest, end):
+    "Are there ids, and do all lie in [lowest, end)?"
+    return np.size(ids) > 0 and lowest <= np.min(ids) and np.max(ids) < end
+
+def _size_problems(entries):
+    "Entries whose inputs and targets have different sizes."
+    return [f"id {entry_id(e)}: tokens_ids have sizes {np.shape(e['tokens_ids'])}, target_ids "
                   f"{np.shape(e['target_ids'])}; they must be equal" for e in entries
                   if 'tokens_ids' in e and 'target_ids' in e and np.shape(e['tokens_ids']) != np.shape(e['target_ids'])]
 
@@ -115,11 +125,14 @@ def item_problems(
         width, where = widths.get(key, (None, None))
         if width is not None and value.shape[-1] != width:
             out.append(f"{name}: {key} are {value.shape[-1]} wide, but the model expects {width} ({where})")
-        if 0 in value.shape: out.append(f"{name}: {key} have sizes {tuple(value.shape)}, nothing is there")
-        elif not value.isfinite().all():
-            out.append(f"{name}: {key} contain {int((~value.isfinite()).sum())} numbers that are infinite or not a "
-                       f"number")
+        out += _content_problems(value, f'{name}: {key}')
     return out
+
+def _content_problems(value, name):
+    "A tensor without numbers, or with numbers that are not finite."
+    if 0 in value.shape: return [f"{name} have sizes {tuple(value.shape)}, nothing is there"]
+    bad = int((~value.isfinite()).sum())
+    return [f"{name} contain {bad} numbers that are infinite or not a number"] if bad else []
 
 def open_problems(
     mapper,       # data set mapper
@@ -142,12 +155,15 @@ def reference_problems(
     entries:list, # of `load_data`
 ) -> list:        # problems
     "Images that will be captioned but cannot be scored."
-    path = Path(path)
+    path, ids = Path(path), [str(entry_id(e)) for e in entries]
     if not path.is_file(): return [f"{path}: no such file of references"]
     try: known = {str(a['image_id']) for a in json.loads(path.read_text(encoding='utf-8'))['annotations']}
     except (ValueError, KeyError, TypeError) as e:
         return [f"{path}: not a file of references in COCO's form ({type(e).__name__}: {e})"]
-    ids = [str(entry_id(e)) for e in entries]
+    return _id_problems(path, ids, known)
+
+def _id_problems(path, ids, known):
+    "Ids without reference, and ids that occur twice."
     duplicates = sorted(i for i, n in Counter(ids).items() if n > 1)
     missing = [f"{path}: no reference for id {i}, which the annotations name"
                for i in dict.fromkeys(ids) if i not in known]
@@ -179,6 +195,11 @@ def _make_report(cfg, name, stage, entries, items, warnings):
                          len(items), regions, widths, warnings)
 
 # %% ../../nbs/06_datasets/70_check.ipynb #bbbc159d
+def _sample_problems(cfg, mapper, entries, sample):
+    "Open some feature files, or all: problems, items."
+    some = entries if sample == 'all' else evenly_spaced(entries, sample)
+    return open_problems(mapper, some, expected_widths(cfg))
+
 def check_dataset(
     cfg,          # whole config
     stage='train',# 'train', 'val' or 'test'
@@ -192,16 +213,17 @@ def check_dataset(
     if not entries: raise DatasetError(f'{name} {stage}', ["the data set is empty: there is not one entry"])
     problems, warnings = vocabulary_problems(cfg.INFERENCE.VOCAB, cfg.MODEL.VOCAB_SIZE)
     missing = missing_features(mapper, entries)
-    problems += missing + token_problems(entries, cfg.MODEL.VOCAB_SIZE)
-    if stage != 'train' and cfg.INFERENCE.NAME == 'COCOEvaler':
-        problems += reference_problems(cfg.INFERENCE[f'{stage.upper()}_ANNFILE'], entries)
-    if stage == 'train': problems += _batch_problems(cfg, len(entries))
-    items, some = [], entries if sample == 'all' else evenly_spaced(entries, sample)
-    if not missing:
-        read_problems, items = open_problems(mapper, some, expected_widths(cfg))
-        problems += read_problems
+    problems += missing + token_problems(entries, cfg.MODEL.VOCAB_SIZE) + _stage_problems(cfg, stage, entries)
+    opened, items = ([], []) if missing else _sample_problems(cfg, mapper, entries, sample)
+    problems += opened
     if problems: raise DatasetError(f'{name} {stage}', problems)
     return _make_report(cfg, name, stage, entries, items, warnings)
+
+def _stage_problems(cfg, stage, entries):
+    "Training needs a full batch, scoring needs references."
+    if stage == 'train': return _batch_problems(cfg, len(entries))
+    if cfg.INFERENCE.NAME != 'COCOEvaler': return []
+    return reference_problems(cfg.INFERENCE[f'{stage.upper()}_ANNFILE'], entries)
 
 def _batch_problems(cfg, n):
     "Do n entries fill a batch?"

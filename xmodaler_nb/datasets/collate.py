@@ -47,18 +47,25 @@ def collate(
 ) -> Batch:     # padded, on the CPU, images not repeated; IDS is a list
     "Pad a list of items into one batch."
     if not items: raise ValueError('cannot make a batch of no items')
-    first = items[0]
-    ids = [i.get(kfg.IDS) for i in items]
+    first, ids = items[0], [i.get(kfg.IDS) for i in items]
     batch = Batch({kfg.IDS: ids})
     if int(first.get(kfg.SAMPLE_PER_SAMPLE, 1)) > 1: batch[kfg.SAMPLE_PER_SAMPLE] = int(first[kfg.SAMPLE_PER_SAMPLE])
-    for key in (*(k for k in PADDING if k in first), *(k for k in first if k not in PADDING and k not in _NO_TENSORS)):
-        values = [i[key] for i in items if key in i]
-        if len(values) != len(items):
-            raise KeyError(f"{key}: id {ids[0]} has it, id {next(i.get(kfg.IDS) for i in items if key not in i)} "
-                           f"of the same batch does not")
+    for key in _tensor_keys(first):
+        values = _values_of(key, items)
         if _is_array(values[0]): batch.update(_pad(key, values, ids))
         else: batch[key] = values
     return batch
+
+def _tensor_keys(item):
+    "The keys to stack, those of `PADDING` first."
+    return [*(k for k in PADDING if k in item), *(k for k in item if k not in PADDING and k not in _NO_TENSORS)]
+
+def _values_of(key, items):
+    "One key's value of every item; all items must have the key."
+    without = [i.get(kfg.IDS) for i in items if key not in i]
+    if without:
+        raise KeyError(f"{key}: id {items[0].get(kfg.IDS)} has it, id {without[0]} of the same batch does not")
+    return [i[key] for i in items]
 
 def _is_array(v):
     v = v[0] if isinstance(v, (list, tuple)) and v else v

@@ -100,6 +100,10 @@ class MapDataset:
             if len(failed) == 3: logger.warning("entries %s gave no item; drawing others", failed)
             if len(set(failed)) == len(self): break
             index = (rng or random).randrange(len(self))
+        self._raise_no_item(failed)
+
+    def _raise_no_item(self, failed):
+        "The error for a mapper that gives no item."
         raise ValueError(f"the mapper {getattr(self._map_func, '__name__', type(self._map_func).__name__)} "
                          f"returned None for every entry tried ({len(set(failed))} of {len(self)}, first {failed[0]})")
 

@@ -206,9 +206,13 @@ class Folder:
                'MODEL.MAX_SEQ_LEN': r['max_len'] + 1 if 'max_len' in r else None,
                'MODEL.VISUAL_EMBED.IN_DIM': r.get('width'),
                'SCORER.GT_PATH': p['references'], 'SCORER.CIDER_CACHED': p['ngrams']}
-        scored = [s for s in ('val', 'test') if r['counts'].get(s)]
-        out |= {f'INFERENCE.{s.upper()}_ANNFILE': p[f'captions_{s}'] for s in scored}
+        out |= self._scored_entries()
         return {k: str(v) if isinstance(v, Path) else v for k, v in out.items() if v is not None} | self.more
+
+    def _scored_entries(self):
+        "The references of the splits that are scored."
+        scored = [s for s in ('val', 'test') if self.report['counts'].get(s)]
+        return {f'INFERENCE.{s.upper()}_ANNFILE': self.paths[f'captions_{s}'] for s in scored}
 
     @property
     def cfg_overrides(self) -> list: # [key, value, …]
@@ -225,6 +229,14 @@ def _write_tiny_features(folder, id, feats, key):
     if key == 'video_id': write_frames(folder, id, feats)
     else: write_features(folder, id, features=feats, g_feature=feats.mean(0, keepdims=True))
 
+def _tiny_sentence(rng, n_words, max_len):
+    "Word ids, drawn."
+    return rng.integers(1, n_words + 1, rng.integers(2, max_len + 2)).tolist()
+
+def _write_tiny_texts(path, names, sentences, words):
+    "The sentences of some images as references."
+    write_coco(path, {i: [' '.join(words[w-1] for w in c) for c in sentences[i]] for i in names})
+
 def write_tiny(
     out,                      # folder
     n:int=6,                  # images, the first half for training, then validation and test
@@ -238,15 +250,13 @@ def write_tiny(
     out, rng = Path(out), np.random.default_rng(0)
     words, ids = 'a the dog cat bird sees sleeps runs'.split(), [str(100 + i) for i in range(n)]
     write_vocabulary(out/'vocabulary.txt', words)
-    def sentence(): return rng.integers(1, len(words) + 1, rng.integers(2, max_len + 2)).tolist()
-    sentences = {i: [sentence() for _ in range(captions)] for i in ids}
+    sentences = {i: [_tiny_sentence(rng, len(words), max_len) for _ in range(captions)] for i in ids}
     for k, i in enumerate(ids): _write_tiny_features(out/'features', i, rng.normal(size=(2 + k % 3, dim)), key)
     split = dict(train=ids[:n//2], val=ids[n//2:n - n//4], test=ids[n - n//4:])
     for stage, names in split.items():
         rows = {i: sentences[i] if stage == 'train' else None for i in names}
         write_annotations(out, stage, [annotation(i, r, max_len, key) for i, r in rows.items()], prefix)
-        texts = {i: [' '.join(words[w-1] for w in c) for c in sentences[i]] for i in names}
-        if stage != 'train': write_coco(out/f'captions_{stage}.json', texts)
+        if stage != 'train': _write_tiny_texts(out/f'captions_{stage}.json', names, sentences, words)
     report = dict(prefix=prefix, counts={s: len(v) for s, v in split.items()}, vocab_size=len(words) + 1)
     write_json(out/'report.json', dict(report, width=dim, rows=4, max_len=max_len))
     return out

@@ -26,7 +26,10 @@ def load_picture(
     if isinstance(x, (str, Path)): return _read_picture(x)
     if hasattr(x, 'convert'): return np.asarray(x.convert('RGB'))
     if hasattr(x, 'detach'): x = x.detach().cpu().numpy()                # a tensor
-    x = np.asarray(x)
+    return _as_bytes(np.asarray(x))
+
+def _as_bytes(x):
+    "An array of any of the accepted forms as (h, w, 3) uint8."
     if x.ndim == 3 and x.shape[0] == 3 and x.shape[2] != 3: x = x.transpose(1, 2, 0)
     if x.ndim != 3 or x.shape[2] != 3:
         raise ValueError(f"a picture has sizes (height, width, 3), this one has {x.shape}")
@@ -62,16 +65,20 @@ def _read_gif(path, frames):
     except (UnidentifiedImageError, OSError, EOFError, SyntaxError) as e:
         raise ValueError(f"{path}: not a readable clip ({e})") from None
 
-def _read_video(path, frames):
+def _decode_frames(f, frames):
     "Decode the frames that are wanted; those that lie between are decoded and dropped."
+    stream = f.streams.video[0]
+    n = stream.frames or sum(1 for _ in f.decode(stream))
+    wanted = set(evenly_spaced_indices(n, frames))
+    f.seek(0)
+    return [x.to_ndarray(format='rgb24') for i, x in enumerate(f.decode(stream)) if i in wanted]
+
+def _read_video(path, frames):
+    "The frames of a video file that are wanted."
     av = import_optional('av', 'video')
     try:
         with av.open(str(path)) as f:
-            stream = f.streams.video[0]
-            n = stream.frames or sum(1 for _ in f.decode(stream))
-            wanted = set(evenly_spaced_indices(n, frames))
-            f.seek(0)
-            out = [x.to_ndarray(format='rgb24') for i, x in enumerate(f.decode(stream)) if i in wanted]
+            out = _decode_frames(f, frames)
     except (av.error.FFmpegError, IndexError, ValueError) as e:
         raise ValueError(f"{path}: not a readable clip ({type(e).__name__}: {e})") from None
     if not out: raise ValueError(f"{path}: holds no frame")

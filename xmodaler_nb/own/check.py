@@ -132,12 +132,15 @@ def file_findings(
     with ThreadPoolExecutor(workers) as pool: checked = list(pool.map(check_file, [s.file for s in samples]))
     out, by_digest = [], defaultdict(list)
     for s, (digest, problem) in zip(samples, checked):
-        if problem:
-            out.append(Finding('missing file' if problem == 'missing' else 'unreadable file', 'error', s.id, s.file,
-                               '' if problem == 'missing' else problem))
+        if problem: out.append(_file_finding(s, problem))
         elif digest: by_digest[digest].append(s)
     for duplicates in by_digest.values(): out += _duplicate_findings(*duplicates)
     return out, {s.id: digest for s, (digest, _) in zip(samples, checked)}
+
+def _file_finding(s, problem):
+    "A file that is missing or cannot be read."
+    if problem == 'missing': return Finding('missing file', 'error', s.id, s.file, '')
+    return Finding('unreadable file', 'error', s.id, s.file, problem)
 
 def _duplicate_findings(first, *others):
     "Samples with the same bytes as the first."
@@ -167,15 +170,20 @@ def caption_findings(
     "Ids that occur twice, captions that are empty, repeated or odd."
     count = Counter(s.id for s in samples)
     out = [Finding('duplicate id', 'error', i, '', f'{n} entries') for i, n in count.items() if n > 1]
-    for s in samples:
-        words = [tuple(split_words(c)) for c in s.captions]
-        out += [Finding('empty caption', 'warning', s.id, s.file, repr(c)) for c, w in zip(s.captions, words) if not w]
-        repeated = [w for w, n in Counter(filter(None, words)).items() if n > 1]
-        out += [Finding('repeated caption', 'warning', s.id, s.file, ' '.join(w)) for w in repeated]
-        odd = filter(None, map(encoding_problem, s.captions))
-        out += [Finding('odd encoding', 'warning', s.id, s.file, problem) for problem in odd]
-        if not any(words): out.append(Finding('no caption', 'error', s.id, s.file))
-    return out
+    return out + [finding for s in samples for finding in _sample_findings(s)]
+
+def _caption_details(captions, words):
+    "Kind of finding → the captions in question."
+    return {'empty caption': [repr(c) for c, w in zip(captions, words) if not w],
+            'repeated caption': [' '.join(w) for w, n in Counter(filter(None, words)).items() if n > 1],
+            'odd encoding': filter(None, map(encoding_problem, captions))}
+
+def _sample_findings(s):
+    "What is odd about the captions of one sample."
+    words = [tuple(split_words(c)) for c in s.captions]
+    details = _caption_details(s.captions, words)
+    out = [Finding(kind, 'warning', s.id, s.file, d) for kind, ds in details.items() for d in ds]
+    return out if any(words) else [*out, Finding('no caption', 'error', s.id, s.file)]
 
 def reference_findings(
     samples:list,  # of Sample, with splits

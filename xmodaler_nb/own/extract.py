@@ -40,6 +40,13 @@ def box_means(
 # %% ../../nbs/15_own/30_extract.ipynb #1db0d21d
 KINDS = ('grid', 'global', 'grid+global', 'region')
 
+def _check_options(kind, crop):
+    "Raise where a value is unknown, or where two do not go together."
+    if kind not in KINDS: raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
+    if crop not in ('squeeze', 'centre'): raise ValueError(f"crop is {crop!r}, but must be 'squeeze' or 'centre'")
+    if kind == 'region' and crop != 'squeeze':
+        raise ValueError("kind 'region' needs crop 'squeeze': boxes are parts of the whole picture")
+
 class BackboneExtractor:
     "A network as a function from pictures to arrays."
     def __init__(self,
@@ -53,10 +60,7 @@ class BackboneExtractor:
         weights='DEFAULT',    # of a named backbone, see `load_backbone`
         device='cpu',         # where the network runs
     ):
-        if kind not in KINDS: raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
-        if crop not in ('squeeze', 'centre'): raise ValueError(f"crop is {crop!r}, but must be 'squeeze' or 'centre'")
-        if kind == 'region' and crop != 'squeeze':
-            raise ValueError("kind 'region' needs crop 'squeeze': boxes are parts of the whole picture")
+        _check_options(kind, crop)
         self.name = backbone if isinstance(backbone, str) else ''
         self.weights = weights if '/' in self.name else None         # `patches` has none
         net, defaults = backbone, dict(size=224, mean=(.485, .456, .406), std=(.229, .224, .225))
@@ -79,6 +83,13 @@ class BackboneExtractor:
         return f"BackboneExtractor({self.name or type(self.backbone).__name__}, {self.kind}, {self.size} pixels)"
 
 # %% ../../nbs/15_own/30_extract.ipynb #2731487a
+def _resize_centre(img, s):
+    "The middle square, s × s."
+    from PIL import Image
+    k = s/min(img.size)
+    w, h = (max(s, round(n*k)) for n in img.size)
+    return img.resize((w, h), Image.BICUBIC).crop(((w-s)//2, (h-s)//2, (w-s)//2 + s, (h-s)//2 + s))
+
 @patch
 def preprocess(self:BackboneExtractor,
     image, # (h, w, 3) uint8, or PIL image
@@ -87,11 +98,7 @@ def preprocess(self:BackboneExtractor,
     from PIL import Image
     img = image if hasattr(image, 'resize') and hasattr(image, 'mode') else Image.fromarray(np.asarray(image))
     img, s = img.convert('RGB'), self.size
-    if self.crop == 'centre':
-        k = s/min(img.size)
-        w, h = (max(s, round(n*k)) for n in img.size)
-        img = img.resize((w, h), Image.BICUBIC).crop(((w-s)//2, (h-s)//2, (w-s)//2 + s, (h-s)//2 + s))
-    else: img = img.resize((s, s), Image.BICUBIC)
+    img = _resize_centre(img, s) if self.crop == 'centre' else img.resize((s, s), Image.BICUBIC)
     x = torch.from_numpy(np.array(img, dtype=np.float32)/255).permute(2, 0, 1)
     return (x - torch.tensor(self.mean)[:,None,None])/torch.tensor(self.std)[:,None,None]
 
@@ -135,10 +142,13 @@ def __call__(self:BackboneExtractor,
     side = int(n**.5)
     if boxes is not None: out['boxes'] = np.asarray(boxes, np.float32)
     elif self.kind.startswith('grid') and self.crop == 'squeeze' and side*side == n:
-        e = np.arange(side + 1)/side
-        out['boxes'] = np.array([[e[x], e[y], e[x+1], e[y+1]] for y in range(side) for x in range(side)],
-                                dtype=np.float32)*scale
+        out['boxes'] = _cell_boxes(side)*scale
     return out
+
+def _cell_boxes(side):
+    "The cells of a grid of side × side as fractions, (side², 4) float32."
+    e = np.arange(side + 1)/side
+    return np.array([[e[x], e[y], e[x+1], e[y+1]] for y in range(side) for x in range(side)], dtype=np.float32)
 
 # %% ../../nbs/15_own/30_extract.ipynb #58ea9159
 @dataclass
@@ -167,11 +177,13 @@ def files_with_ids(
     if isinstance(files, (str, Path)):
         if not Path(files).is_dir(): raise FileNotFoundError(f"{files}: no such folder")
         files = sorted(p for p in Path(files).iterdir() if p.suffix.lower() in IMAGES | CLIPS)
-    out = [(Path(f).stem, f) for f in files]
-    if len({i for i, _ in out}) < len(out):
-        duplicate = next(i for i, _ in out if sum(i == j for j, _ in out) > 1)
-        raise ValueError(f"two files are called {duplicate!r}; hand in a dict from id to file")
-    return out
+    return _with_unique_ids([(Path(f).stem, f) for f in files])
+
+def _with_unique_ids(pairs):
+    "The pairs, if no id occurs twice."
+    if len({i for i, _ in pairs}) == len(pairs): return pairs
+    duplicate = next(i for i, _ in pairs if sum(i == j for j, _ in pairs) > 1)
+    raise ValueError(f"two files are called {duplicate!r}; hand in a dict from id to file")
 
 # %% ../../nbs/15_own/30_extract.ipynb #49150b18
 class TextBar:
@@ -221,6 +233,14 @@ def _stored_ids(out, layout):
     if layout == 'store': return set(FeatureStore(out)) if (out/'store.json').exists() else set()
     return {p.stem for p in out.glob(f'[!.]*.{layout}')} if out.is_dir() else set()
 
+def _boxes_of(id, path, boxes):
+    "The boxes of one picture, (n, 4) float32."
+    if boxes is None or str(id) not in boxes:
+        raise ValueError(f"{path}: kind 'region' needs boxes for id {id}, and there are none")
+    b = np.asarray(boxes[str(id)], dtype=np.float32).reshape(-1, 4)
+    if not len(b): raise ValueError(f"{path}: the list of boxes for id {id} is empty")
+    return b
+
 def _read_item(ex, id, path, boxes, frames):
     "Prepared pictures of one file, their boxes as fractions, and what is stored beside the features."
     if Path(path).is_dir() or Path(path).suffix.lower() in CLIPS or Path(path).suffix == '.npy':
@@ -228,10 +248,7 @@ def _read_item(ex, id, path, boxes, frames):
     image = load_picture(path)
     h, w = image.shape[:2]
     if ex.kind != 'region': return [ex.preprocess(image)], None, {}
-    if boxes is None or str(id) not in boxes:
-        raise ValueError(f"{path}: kind 'region' needs boxes for id {id}, and there are none")
-    b = np.asarray(boxes[str(id)], dtype=np.float32).reshape(-1, 4)
-    if not len(b): raise ValueError(f"{path}: the list of boxes for id {id} is empty")
+    b = _boxes_of(id, path, boxes)
     size = dict(image_h=np.array([h]), image_w=np.array([w]))
     return [ex.preprocess(image)], b/np.array([w, h, w, h], np.float32), dict(boxes=b, **size)
 

@@ -46,10 +46,14 @@ def _read_arrays(path):
     missing = [k for k in ('image_id', 'features', 'global_feat') if k not in arrays]
     if missing: raise ValueError(f"{path}: has no array '{missing[0]}' (it has: {', '.join(sorted(arrays))})")
     ids, cells, global_features = [str(i) for i in arrays['image_id']], arrays['features'], arrays['global_feat']
-    if not len(ids) == len(cells) == len(global_features):
-        raise ValueError(f"{path}: {len(ids)} ids, {len(cells)} features and {len(global_features)} global "
-                         f"features; there must be as many of each")
+    _check_lengths(path, len(ids), len(cells), len(global_features))
     return ids, cells, global_features
+
+def _check_lengths(path, n_ids, n_features, n_global):
+    "As many of each?"
+    if not n_ids == n_features == n_global:
+        raise ValueError(f"{path}: {n_ids} ids, {n_features} features and {n_global} global features; there must be "
+                         f"as many of each")
 
 def read_split(
     folder,     # with features_{split}.npz and captions_{split}.jsonl
@@ -65,13 +69,16 @@ def read_split(
     return ids, cells, global_features, captions
 
 # %% ../../nbs/15_own/50_real.ipynb #88ae8c53
+def _write_neutral_features(path, ids, rng, cells, dim, g_dim):
+    "Arrays of some made-up images."
+    features = rng.normal(size=(len(ids), cells, dim)).astype(np.float16)
+    global_feat = rng.normal(size=(len(ids), g_dim)).astype(np.float16)
+    np.savez(path, image_id=ids, features=features, global_feat=global_feat)
+
 def _write_neutral_split(folder, split, ids, words, rng, cells, dim, g_dim):
     "Features and captions of some made-up images."
-    k = len(ids)
     captions = {int(i): [' '.join(rng.choice(words, rng.integers(3, 9))) + ' .' for _ in range(5)] for i in ids}
-    features = rng.normal(size=(k, cells, dim)).astype(np.float16)
-    global_feat = rng.normal(size=(k, g_dim)).astype(np.float16)
-    np.savez(folder/f'features_{split}.npz', image_id=ids, features=features, global_feat=global_feat)
+    _write_neutral_features(folder/f'features_{split}.npz', ids, rng, cells, dim, g_dim)
     rows = [json.dumps(dict(image_id=i, file_name=f'{i}.jpg', captions=c)) for i, c in captions.items()]
     (folder/f'captions_{split}.jsonl').write_text('\n'.join(rows) + '\n', encoding='utf-8')
     if split != 'train': write_coco(folder/f'captions_{split}.json', captions)

@@ -57,6 +57,13 @@ TSV6 = ('image_id', 'image_w', 'image_h', 'num_boxes', 'boxes', 'features')
 TSV10 = ('image_id', 'image_h', 'image_w', 'objects_id', 'objects_conf', 'attrs_id', 'attrs_conf', 'num_boxes',
          'boxes', 'features')
 _INTS = ('objects_id', 'attrs_id')
+_TABLES = ('boxes', 'features', 'cls_prob')
+_ARRAYS = (*_TABLES, 'objects_conf', 'attrs_conf', *_INTS)
+
+def _from_bytes(name, data, n):
+    "One array of a row with n boxes."
+    a = np.frombuffer(data, np.int64 if name in _INTS else np.float32)
+    return a.reshape(n, -1) if name in _TABLES else a
 
 def decode_row(
     row:dict,   # column → text or bytes
@@ -65,17 +72,16 @@ def decode_row(
     "Arrays of a row whose arrays are in base64."
     try:
         n = int(row['num_boxes'])
-        raw = {k: base64.b64decode(row[k], validate=True) for k in row if k in ('boxes', 'features', 'cls_prob',
-            'objects_conf', 'attrs_conf', *_INTS) and row[k] is not None}
+        raw = {k: base64.b64decode(row[k], validate=True) for k in row if k in _ARRAYS and row[k] is not None}
         if n < 1: raise ValueError(f"num_boxes is {n}")
-        out = {k: np.frombuffer(v, np.int64 if k in _INTS else np.float32) for k, v in raw.items()}
-        out = {k: v.reshape(n, -1) if k in ('boxes', 'features', 'cls_prob') else v for k, v in out.items()}
+        out = {k: _from_bytes(k, v, n) for k, v in raw.items()}
         if out['boxes'].shape[1] != 4 or not out['features'].size:
             raise ValueError(f"{n} boxes have {len(raw['boxes'])} bytes, features {len(raw['features'])}")
         return {**out, **{k: np.array([int(row[k])]) for k in ('image_h', 'image_w')}}
     except (KeyError, TypeError, ValueError, binascii.Error) as e:
         raise ValueError(f"{where}: not a row of boxes and features ({type(e).__name__}: {e})") from None
 
+# %% ../../nbs/15_own/20_store_import.ipynb #3f2a2cd4
 def import_tsv(
     paths,   # one file or a list of them
     out,     # folder of the store
@@ -83,17 +89,24 @@ def import_tsv(
 ) -> int:    # items added
     "Bottom-up attention features."
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    def rows():
-        for path in [paths] if isinstance(paths, (str, Path)) else paths:
-            with open(path, encoding='ascii', newline='') as f:
-                for n, cells in enumerate(csv.reader(f, delimiter='\t', quoting=csv.QUOTE_NONE), 1):
-                    names = {len(TSV6): TSV6, len(TSV10): TSV10}.get(len(cells))
-                    if names is None:
-                        raise ValueError(f"{path}, line {n}: has {len(cells)} columns, expected {len(TSV6)} or "
-                                         f"{len(TSV10)}; the file is cut off or of another kind")
-                    row = dict(zip(names, cells))
-                    yield row['image_id'], lambda row=row, n=n, path=path: decode_row(row, f'{path}, line {n}')
-    return fill_store(rows(), out, **kwargs)
+    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    return fill_store((item for path in paths for item in _tsv_items(path)), out, **kwargs)
+
+def _tsv_items(path):
+    "(id, function that decodes the row) of each line of a file."
+    with open(path, encoding='ascii', newline='') as f:
+        for n, cells in enumerate(csv.reader(f, delimiter='\t', quoting=csv.QUOTE_NONE), 1):
+            where = f'{path}, line {n}'
+            row = dict(zip(_columns(cells, where), cells))
+            yield row['image_id'], lambda row=row, where=where: decode_row(row, where)
+
+def _columns(cells, where):
+    "The column names of a row with so many cells."
+    names = {len(TSV6): TSV6, len(TSV10): TSV10}.get(len(cells))
+    if names is None:
+        raise ValueError(f"{where}: has {len(cells)} columns, expected {len(TSV6)} or {len(TSV10)}; the file is cut "
+                         f"off or of another kind")
+    return names
 
 # %% ../../nbs/15_own/20_store_import.ipynb #bf2d8a7a
 _SUFFIXES = ('features', 'boxes', 'cls_prob', 'image_h', 'image_w', 'g_feature', 'global_feat')
@@ -129,16 +142,20 @@ def decode_value(
     "Arrays of a value."
     data = bytes(data)
     if data[:6] == b'\x93NUMPY' or data[:2] == b'PK':
-        try: content = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
-            raise ValueError(f"{where}: not a readable numpy value ({e})") from None
-        return {'features': content} if isinstance(content, np.ndarray) else {k: content[k] for k in content.files}
+        return _load_numpy(data, where)
     row = safe_loads(data, str(where))
     if isinstance(row, np.ndarray): return {'features': row}
     if not isinstance(row, dict): raise ValueError(f"{where}: holds a {type(row).__name__}, expected arrays by name")
     if isinstance(row.get('features'), (bytes, str)): return decode_row(row, where)
     arrays = {k: np.asarray(v) for k, v in row.items() if not isinstance(v, (str, bytes, dict))}
     return {k: v for k, v in arrays.items() if v.dtype.kind in 'fiub' and k != 'image_id'}
+
+def _load_numpy(data, where):
+    "Arrays of a value in numpy's form."
+    try: content = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+        raise ValueError(f"{where}: not a readable numpy value ({e})") from None
+    return {'features': content} if isinstance(content, np.ndarray) else {k: content[k] for k in content.files}
 
 def import_lmdb(
     path,    # folder or file of the database

@@ -104,9 +104,13 @@ def _atom(self:PatternParser, s, i):
     if m: return self.named_tree(m[1]), m.end()
     if c == '\\': c, i = _escape(s, i)
     else: i += 1
+    return ('set', _character_set(c)), i
+
+def _character_set(c):
+    "The set of one character; a letter stands for both cases."
     members = {c}
     if c.isascii() and c.isalpha(): members |= {c.lower(), c.upper(), *_FOLD.get(c.lower(), '')}
-    return ('set', CharSet([(ord(x), ord(x)) for x in members])), i
+    return CharSet([(ord(x), ord(x)) for x in members])
 
 # %% ../../nbs/05_tokenization/15_automaton.ipynb #4105342c
 @patch
@@ -240,14 +244,20 @@ def epsilon_closure(self:DFA, node):
 def state(self:DFA, nodes):
     "The state of a set of nodes, what they reach included."
     if nodes in self.states: return self.states[nodes]
-    s, transitions = DFAState(), {}
-    for i in nodes:
-        for k, t in self.net.moves[i]: transitions.setdefault(1 << k, []).append(self.epsilon_closure(t))
+    s, transitions = DFAState(), self.transitions_from(nodes)
     s.machine, s.open, s.by_sig = self, bool(transitions), {}
     s.transitions = [(bit, frozenset().union(*targets)) for bit, targets in transitions.items()]
     s.rule = min((r for i in nodes if (r := self.net.accept[i]) is not None), default=None)
     self.states[nodes] = s
     return s
+
+@patch
+def transitions_from(self:DFA, nodes):
+    "Character class, as a bit, → closures of the nodes that it leads to."
+    transitions = {}
+    for i in nodes:
+        for k, t in self.net.moves[i]: transitions.setdefault(1 << k, []).append(self.epsilon_closure(t))
+    return transitions
 
 @patch
 def step(self:DFA, s, sig):

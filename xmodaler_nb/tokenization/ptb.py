@@ -112,16 +112,20 @@ def next_token(self:PTBLexer,
     rule, end, open_ended = self.machine.longest_match(text, pos)
     if rule is None: return [], pos+1, open_ended
     if self.trees[rule][1] is not None: end = self.head(rule, text, pos, end)
-    action, s = self.actions[rule], text[pos:end]
-    if action == 'SKIP': return [], end, open_ended
-    if action == 'BREAK': return [None], end, open_ended
+    tokens, back = _apply_action(self.actions[rule], text[pos:end])
+    return tokens, end-back, open_ended
+
+def _apply_action(action, s):
+    "Tokens that an action makes of the matched text, and how many characters it gives back."
+    if action == 'SKIP': return [], 0
+    if action == 'BREAK': return [None], 0
     if action[:4] == 'BACK':
-        end -= int(action[4])
-        return [_lower(text[pos:end])], end, open_ended
-    if action == 'INITDOT': return [_lower(s[:-1] if len(s) == 2 else s)], end-1, open_ended
-    if action == 'DOTAGAIN': return [_lower(s)], end-1, open_ended
+        back = int(action[4])
+        return [_lower(s[:len(s)-back])], back
+    if action == 'INITDOT': return [_lower(s[:-1] if len(s) == 2 else s)], 1
+    if action == 'DOTAGAIN': return [_lower(s)], 1
     token = action[1:-1] if action[0] == '"' else _REWRITE[action](s)
-    return [_lower(token)], end, open_ended
+    return [_lower(token)], 0
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #cf68c1b1
 @patch
@@ -168,6 +172,10 @@ class ChunkCache(dict):
             word = chunk.lower()
             if word not in _SPLIT: return word
         if chunk and chunk[0] in _GAPS: return None       # belongs to the blank before it
+        return self._lex(chunk)
+
+    def _lex(self, chunk):
+        "Tokens of the chunk by the lexer, None where what follows could change them."
         text, tokens, pos, lexer = _to_units(chunk)+self.end, [], 0, _lexer()
         while pos < len(text)-1:
             new, pos, open_ended = lexer.next_token(text, pos)
@@ -243,13 +251,18 @@ def tokenize_missing(self:LineTokenizer, line, out):
     resume_at = {p: k for k, (p, known) in enumerate(zip(starts, out)) if known is not None}
     # the blank before a chunk will do, too
     resume_at.update({p-1: k for p, k in resume_at.items() if k})
+    return self._join_spans(text, len(units), starts, resume_at, out)
+
+@patch
+def _join_spans(self:LineTokenizer, text, n, starts, resume_at, out):
+    "Known chunks and the spans between them, as one line."
     done, k = [], 0
     while k < len(out):
         if out[k] is None:
-            span_tokens, pos = self.tokenize_span(text, len(units), max(0, starts[k]-1), resume_at)
+            span_tokens, pos = self.tokenize_span(text, n, max(0, starts[k]-1), resume_at)
             if span_tokens is None: return None
             done.append(span_tokens)
-            k = resume_at[pos] if pos < len(units) else len(out)
+            k = resume_at[pos] if pos < n else len(out)
         else:
             done.append(out[k])
             k += 1
@@ -303,6 +316,15 @@ def tokenize_uncached(self:LineTokenizer, text, starts, i):
 def _line_tokenizer(keep_punctuation, next_text):
     return LineTokenizer(_keep_all if keep_punctuation else _keep_words, '\n'+_to_units(next_text))
 
+def _as_strings(captions):
+    "The captions, None as an empty one."
+    if isinstance(captions, str):
+        raise TypeError(f"ptb_tokenize takes a list of captions, got the string {captions[:40]!r}; wrap it in a list")
+    captions = ['' if c is None else c for c in captions]
+    bad = next((c for c in captions if not isinstance(c, str)), None)
+    if bad is not None: raise TypeError(f"a caption must be a string or None, got {type(bad).__name__}: {bad!r}")
+    return captions
+
 def ptb_tokenize(
     captions:list,                # raw captions; None counts as an empty one
     keep_punctuation:bool=False,  # keep the tokens of `PUNCTUATION`
@@ -310,11 +332,7 @@ def ptb_tokenize(
     next_caption:str='A dog',     # each on its own: how the caption behind it is taken to begin
 ) -> list:                        # one string per caption, lower-case tokens joined by single spaces
     "Penn-Treebank tokens of captions, string for string as the COCO caption tools make them."
-    if isinstance(captions, str):
-        raise TypeError(f"ptb_tokenize takes a list of captions, got the string {captions[:40]!r}; wrap it in a list")
-    captions = ['' if c is None else c for c in captions]
-    bad = next((c for c in captions if not isinstance(c, str)), None)
-    if bad is not None: raise TypeError(f"a caption must be a string or None, got {type(bad).__name__}: {bad!r}")
+    captions = _as_strings(captions)
     tokenizer = _line_tokenizer(bool(keep_punctuation), next_caption)
     if not as_corpus: return [tokenizer.tokenize_single(c) for c in captions]
     return (tokenizer.tokenize_corpus(captions)+['']*len(captions))[:len(captions)]

@@ -37,13 +37,22 @@ def region_fields(
     path='',          # what error messages call the file
 ) -> dict:            # ATT_FEATS (n, d) float32; with boxes also ATT_FEATS_LOC (n, 5) and perhaps V_TARGET (n-1, c)
     "The visual part of an item."
+    feats = _checked_features(content, path)
+    if 'boxes' not in content: return {kfg.ATT_FEATS: _float(cut_regions(feats, max_feat_num))}
+    return _fields_with_boxes(feats, content, max_feat_num)
+
+def _checked_features(content, path):
+    "The array `features`, as many rows as boxes."
     if 'features' not in content:
         raise ValueError(f"{path}: has no array 'features' (it has: {', '.join(sorted(content))})")
     feats = content['features']
     if feats.ndim != 2: raise ValueError(f"{path}: features have sizes {feats.shape}, expected (regions, width)")
-    if 'boxes' not in content: return {kfg.ATT_FEATS: _float(cut_regions(feats, max_feat_num))}
-    if len(content['boxes']) != len(feats):
+    if 'boxes' in content and len(content['boxes']) != len(feats):
         raise ValueError(f"{path}: {len(feats)} features but {len(content['boxes'])} boxes")
+    return feats
+
+def _fields_with_boxes(feats, content, max_feat_num):
+    "A mean region and the regions kept, with their places and class probabilities."
     keep = slice(max_feat_num - 1 if max_feat_num else None)
     feats, boxes = feats[keep].astype(np.float32), content['boxes'][keep]
     locs = boxes_to_locfeats(boxes, content['image_w'].ravel()[0], content['image_h'].ravel()[0])

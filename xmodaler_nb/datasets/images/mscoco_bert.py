@@ -93,16 +93,29 @@ def load_data(self:MSCoCoBertDataset,
         entries = load_annotations(path, key='image_id') if path.is_file() else []
         if entries and np.shape(entries[0]['tokens_ids'])[-1] == self.max_seq_length: return entries
     entries = self.tokenize_all(anno_path.with_name('dataset_coco.json'))
-    part = cache_path.with_name(f'.{cache_path.name}-{os.getpid()}')
-    part.write_bytes(pickle.dumps(entries, protocol=4))
-    os.replace(part, cache_path)
+    _write_cache(cache_path, entries)
     return entries
+
+def _write_cache(path, entries):
+    "Write a pickle under a temporary name, then rename it."
+    part = path.with_name(f'.{path.name}-{os.getpid()}')
+    part.write_bytes(pickle.dumps(entries, protocol=4))
+    os.replace(part, path)
 
 @patch
 def tokenize_all(self:MSCoCoBertDataset,
     path, # `dataset_coco.json`: images with cocoid and sentences
 ) -> list: # of {image_id, tokens_ids, target_ids}
     "Tokenize the captions of the images of this stage."
+    texts = self.read_texts(path)
+    rows = {i: piece_rows(t, self.tokenizer, self.max_seq_length) for i, t in texts.items()}
+    return [dict(image_id=i, tokens_ids=t, target_ids=g) for i, (t, g) in rows.items()]
+
+@patch
+def read_texts(self:MSCoCoBertDataset,
+    path, # `dataset_coco.json`
+) -> dict: # image id → captions
+    "The captions of the images of this stage."
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file, and {self.anno_file} with ready rows is not there either")
     wanted = read_lines_set(self.images_ids_file) - {''}
@@ -110,5 +123,4 @@ def tokenize_all(self:MSCoCoBertDataset,
     texts = {str(o['cocoid']): [s['raw'] for s in o['sentences']] for o in images if str(o['cocoid']) in wanted}
     if missing := sorted(wanted - texts.keys()):
         raise ValueError(f"{self.images_ids_file}: id {missing[0]} is not in {path} ({len(missing)} such ids)")
-    rows = {i: piece_rows(t, self.tokenizer, self.max_seq_length) for i, t in texts.items()}
-    return [dict(image_id=i, tokens_ids=t, target_ids=g) for i, (t, g) in rows.items()]
+    return texts

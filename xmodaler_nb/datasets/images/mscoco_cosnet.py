@@ -89,6 +89,13 @@ class MSCoCoCOSNetDataset(MSCoCoDataset):
 
 # %% ../../../nbs/06_datasets/51_mscoco_cosnet.ipynb #dbe493b9
 @patch
+def _missing_as_ones(self:MSCoCoCOSNetDataset, labels):
+    "1 at the labels that retrieval missed, (C+1,) int64."
+    miss = np.zeros(self.obj_classes + 1, dtype=np.int64)
+    miss[np.asarray(labels, dtype=np.int64)] = 1
+    return miss
+
+@patch
 def semantics(self:MSCoCoCOSNetDataset,
     dataset_dict:dict, # one entry
     rng=random,        # where chance comes from
@@ -96,8 +103,7 @@ def semantics(self:MSCoCoCOSNetDataset,
     "The retrieved words of an image, once per sentence."
     ids = np.asarray(dataset_dict['attr_pred']).astype(np.int64)
     if self.stage != 'train': return {kfg.SEMANTICS_IDS: [torch.from_numpy(ids.copy())]}
-    miss = np.zeros(self.obj_classes + 1, dtype=np.int64)
-    miss[np.asarray(dataset_dict['missing_labels'], dtype=np.int64)] = 1
+    miss = self._missing_as_ones(dataset_dict['missing_labels'])
     labels = np.asarray(dataset_dict['attr_labels']).astype(np.int64)
     noisy = [add_noise(ids, labels, miss, self.obj_classes, self.sample_prob, rng) for _ in range(self.seq_per_img)]
     names = kfg.SEMANTICS_IDS, kfg.SEMANTICS_LABELS, kfg.SEMANTICS_MISS_LABELS

@@ -208,21 +208,25 @@ def _random_position(rng, t, **kw):
 
 def _place_beside(rng, first, t, target):
     "Put `t` beside `first` so that *first is `want` t*, wherever that is; None if this draw does not come out right."
-    side, touch = random_choice(rng, (-1, 1)), first.r+t.r
-    if target in ('left', 'right'):    dx, dy = random_integer(rng, touch+5, SIZE-8-touch), random_integer(rng, -16, 16)
-    elif target in ('above', 'below'): dx, dy = random_integer(rng, -16, 16), random_integer(rng, touch+5, SIZE-8-touch)
-    elif target == 'near':            dx, dy = side*(touch+random_integer(rng, 2, 5)), random_integer(rng, -5, 5)
-    elif target == 'on':              dx, dy = random_integer(rng, -6, 6), touch+2
-    else:
-        dx, dy = side*(touch-random_integer(rng, 2, t.r if target == 'behind' else 5)), random_integer(rng, -5, 5)
-    if target == 'right': dx = -dx                                      # first is right of t: t lies to the left
-    if target == 'below': dy = -dy
+    dx, dy = _offset(rng, first.r+t.r, t.r, target)
     t = replace(t, x=first.x+dx, y=first.y+dy, z=-1 if target == 'front' else 1)
     if relation(first, t) != target: return None
     # a clear distance for the directions
     if target in RELATIONS[:4] and max(gaps(first.box, t.box)) < 7: return None
     if target in ('behind', 'front') and _hidden(first, t) > .3: return None
     return t
+
+def _offset(rng, touch, r, target):
+    "From the first thing to one of radius `r`, for a relation; at distance `touch` their squares touch."
+    side = random_choice(rng, (-1, 1))
+    if target in ('left', 'right'):    dx, dy = random_integer(rng, touch+5, SIZE-8-touch), random_integer(rng, -16, 16)
+    elif target in ('above', 'below'): dx, dy = random_integer(rng, -16, 16), random_integer(rng, touch+5, SIZE-8-touch)
+    elif target == 'near':            dx, dy = side*(touch+random_integer(rng, 2, 5)), random_integer(rng, -5, 5)
+    elif target == 'on':              dx, dy = random_integer(rng, -6, 6), touch+2
+    else:
+        dx, dy = side*(touch-random_integer(rng, 2, r if target == 'behind' else 5)), random_integer(rng, -5, 5)
+    # first is right of (below) t: t lies to the left (above)
+    return -dx if target == 'right' else dx, -dy if target == 'below' else dy
 
 def _shift_inside(rng, things):
     "Move a group together to somewhere inside the picture; None if it is too large."
@@ -294,25 +298,31 @@ def _background(place, rng):
     y, x = np.mgrid[:SIZE,:SIZE]
     t = y[...,None]/(SIZE-1)
     noise = rng.random((SIZE, SIZE)) - .5                              # in [-0.5, 0.5)
-    shift = int(rng.random()*16)
-    tex = dict(grass=lambda: 16*noise + 4*((x*5+y*3+shift)%7 < 2), sand=lambda: 14*noise,
+    tex = _texture(place, x, y, noise, int(rng.random()*16))
+    return top*(1-t) + bottom*t + tex[...,None]
+
+def _texture(place, x, y, noise, shift):
+    "What is added to the colours of a place, (SIZE, SIZE)."
+    return dict(grass=lambda: 16*noise + 4*((x*5+y*3+shift)%7 < 2), sand=lambda: 14*noise,
                snow=lambda: 6*noise - 8*(noise > .46),
                water=lambda: 4*noise + 4*abs((y+shift+(x//8)%2)%8-4) - 8,
                table=lambda: 5*noise - 14*((y+shift)%16 == 0),
                night=lambda: 5*noise + 120*(noise > .494), road=lambda: 20*noise,
                carpet=lambda: 6*noise + 8*(((x+shift)//4+y//4)%2))[place]()
-    return top*(1-t) + bottom*t + tex[...,None]
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #13593e2f
+def _metal(c, u, v):
+    "A light spot, darker below."
+    light = np.clip(1-((u+.2)**2+(v+.25)**2)/.4, 0, 1)[...,None]
+    return c*(1-.75*light) + 255*.75*light - 55*np.clip(v, 0, 1)[...,None]
+
 def _material(t, rgb):
     "Colours of a thing's square, (2r+1, 2r+1, 3): flat rubber, light on metal, grain on wood, a glint across glass."
     n = 2*t.r+1
     p = (np.arange(n)-t.r)/t.r
     u, v = np.meshgrid(p, p)
     c = np.broadcast_to(rgb, (n, n, 3))
-    if t.material == 'metal':
-        light = np.clip(1-((u+.2)**2+(v+.25)**2)/.4, 0, 1)[...,None]
-        return c*(1-.75*light) + 255*.75*light - 55*np.clip(v, 0, 1)[...,None]
+    if t.material == 'metal': return _metal(c, u, v)
     if t.material == 'wood':  return c*np.where((np.arange(n)%4 < 2)[:,None,None], .66, 1.)
     if t.material == 'glass': return c*.8 + 40 + 110*((abs(u-v) < .25) & (abs(u+v) < .8))[...,None]
     return c - 12*v[...,None]
@@ -332,6 +342,14 @@ def _blend(img, patch, alpha, top, left):
     a = alpha[y1-top:y2-top, x1-left:x2-left, None]
     img[y1:y2,x1:x2] = img[y1:y2,x1:x2]*(1-a) + patch(y1-top, y2-top, x1-left, x2-left, y1, y2, x1, x2)*a
 
+def _draw_thing(img, backdrop, t, tint):
+    "A contour in the colours of the background, then the thing."
+    top, left = t.y-t.r, t.x-t.r
+    _blend(img, lambda a, b, c, d, y1, y2, x1, x2: backdrop[y1:y2,x1:x2], _contour(t.category, t.r, t.flip),
+           top-2, left-2)
+    surface = _material(t, tint)
+    _blend(img, lambda a, b, c, d, *_: surface[a:b,c:d], t.cover, top, left)
+
 def render(
     scene:Scene, # what to draw
 ) -> np.ndarray: # (64, 64, 3) uint8, RGB
@@ -340,12 +358,7 @@ def render(
     backdrop = _background(scene.place, rng)
     img = backdrop.copy()
     tints = {t:np.array(COLOURS[t.colour])+16*(rng.random(3)-.5) for t in scene.things}
-    for t in sorted(scene.things, key=lambda t: t.z):
-        top, left = t.y-t.r, t.x-t.r
-        _blend(img, lambda a, b, c, d, y1, y2, x1, x2: backdrop[y1:y2,x1:x2], _contour(t.category, t.r, t.flip),
-               top-2, left-2)
-        surface = _material(t, tints[t])
-        _blend(img, lambda a, b, c, d, *_: surface[a:b,c:d], t.cover, top, left)
+    for t in sorted(scene.things, key=lambda t: t.z): _draw_thing(img, backdrop, t, tints[t])
     return np.clip(np.floor(img+.5), 0, 255).astype(np.uint8)
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #bcb78d63
@@ -370,6 +383,12 @@ def clip_scenes(
     first, *rest = scene.things
     return [replace(scene, things=(_frame_thing(first, scene.motion, scene.speed, i), *rest)) for i in range(FRAMES)]
 
+def _clip_fits(scene):
+    "Does the mover stay inside, clear of the others and the largest, always?"
+    moments, rest = [s.things[0] for s in clip_scenes(scene)], scene.things[1:]
+    if not all(_fits(t, rest, 3) for t in moments) or not all(_fits(t, (), 0) for t in rest): return False
+    return all(m.area >= 1.25*t.area for m in moments for t in rest)
+
 def sample_clip(
     rng:np.random.Generator, # where chance comes from
 ) -> Scene:                  # with `motion` and `speed`; things are where they are at half time
@@ -382,9 +401,7 @@ def sample_clip(
             dict(large=1) if motion in ('closer', 'away') else dict(large=1, medium=3)))
         rest = [_random_position(rng, sample_thing(rng, place, ('small',)), z=1) for _ in range(n-1)]
         scene = Scene(place, (first, *rest), int(rng.random()*2**31), motion, speed)
-        moments = [s.things[0] for s in clip_scenes(scene)]
-        if not all(_fits(t, rest, 3) for t in moments) or not all(_fits(t, (), 0) for t in rest): continue
-        if all(m.area >= 1.25*t.area for m in moments for t in rest): return scene    # the mover is the largest, always
+        if _clip_fits(scene): return scene
 
 def render_clip(
     scene:Scene, # with a motion

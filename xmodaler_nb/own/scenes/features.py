@@ -16,6 +16,12 @@ from ...datasets.videos.msvd import evenly_spaced_frames
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #02899009
 WORK = 64                                                             # longer side of the picture we look at, pixels
 
+def _float_to_bytes(a):
+    "Values in [0,1] or [0,255] as uint8."
+    if not (np.isfinite(a).all() and a.min() >= 0 and a.max() <= 255):
+        raise ValueError(f"image: expected values in [0,1] or [0,255], got {a.min()} to {a.max()}")
+    return np.floor(a*(255 if a.max() <= 1 else 1)+.5).astype(np.uint8)
+
 def as_rgb(
     image,       # (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) array, uint8 or float in [0,1]; or a PIL image
 ) -> np.ndarray: # (h, w, 3) uint8
@@ -25,11 +31,7 @@ def as_rgb(
     if a.ndim == 2: a = a[...,None]
     if a.ndim != 3 or a.shape[2] not in (1, 3, 4) or 0 in a.shape:
         raise ValueError(f"image: expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), got shape {np.shape(image)}")
-    if a.dtype != np.uint8:
-        a = a.astype(float)
-        if not (np.isfinite(a).all() and a.min() >= 0 and a.max() <= 255):
-            raise ValueError(f"image: expected values in [0,1] or [0,255], got {a.min()} to {a.max()}")
-        a = np.floor(a*(255 if a.max() <= 1 else 1)+.5).astype(np.uint8)
+    if a.dtype != np.uint8: a = _float_to_bytes(a.astype(float))
     if a.shape[2] == 1: a = a.repeat(3, 2)
     if a.shape[2] == 4: a = (a[...,:3].astype(int)*a[...,3:] + 255*(255-a[...,3:].astype(int)) + 127)//255
     return np.ascontiguousarray(a[...,:3], dtype=np.uint8)
@@ -163,6 +165,13 @@ def shape_numbers(
     return np.concatenate([2*c.ravel()-1, [2*t/64-1, 3*mx, 3*my, 3*sx, 3*sy, 6*sxy]])
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #423dc9d7
+def _change(l, m, dy, dx):
+    "Mean change of lightness over a step, inside the mask."
+    if m.shape[0] <= dy or m.shape[1] <= dx: return 0.
+    y, x = m.shape[0]-dy, m.shape[1]-dx
+    b = m[dy:,dx:]*m[:y,:x]
+    return 8*(abs(l[dy:,dx:]-l[:y,:x])*b).sum()/(b.sum()+1e-9)
+
 def texture_numbers(
     l:np.ndarray, # (h, w) lightness in [0,1], the part inside the box
     m:np.ndarray, # (h, w) float 0/1, the part of the mask inside the box
@@ -172,17 +181,18 @@ def texture_numbers(
     mean = (l*m).sum()/n
     rel = (l-mean)*m
     c = _cells(rel, 4, 4).ravel()
-    def change(dy, dx):
-        if m.shape[0] <= dy or m.shape[1] <= dx: return 0.
-        y, x = m.shape[0]-dy, m.shape[1]-dx
-        b = m[dy:,dx:]*m[:y,:x]
-        return 8*(abs(l[dy:,dx:]-l[:y,:x])*b).sum()/(b.sum()+1e-9)
+    changes = [_change(l, m, dy, dx) for dy, dx in ((1, 0), (0, 1), (2, 0), (0, 2), (4, 0))]
     s = np.sort(l[m > 0])
     q = s[[len(s)*i//100 for i in (5, 25, 50, 75, 95)]] - mean
-    return np.concatenate([6*c, [change(1, 0), change(0, 1), change(2, 0), change(0, 2), change(4, 0), 2*mean-1], 4*q])
+    return np.concatenate([6*c, [*changes, 2*mean-1], 4*q])
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #d5fbaa8d
 ROW = 16+10+33+70+27                                                   # width of a row
+
+def _content_numbers(px, inside, m):
+    "Colour, shape and texture of a box's pixels inside the mask."
+    lightness = (px[...,0]+px[...,1]+px[...,2])/3
+    return colour_numbers(px[inside]), shape_numbers(m), texture_numbers(lightness, m)
 
 def describe(
     img:np.ndarray,  # (h, w, 3) float64 in [0,1]
@@ -198,8 +208,7 @@ def describe(
     if not inside.any(): inside = np.ones_like(inside)                # nothing there: describe all of the box
     m = inside.astype(float)
     res = np.concatenate([box_numbers(box, h, w, m.sum(), rank), neighbour_numbers(box, neighbour, h, w),
-                          colour_numbers(px[inside]),
-                          shape_numbers(m), texture_numbers((px[...,0]+px[...,1]+px[...,2])/3, m)])
+                          *_content_numbers(px, inside, m)])
     return np.round(res, 4).astype(np.float32)
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #5e52d984
@@ -241,6 +250,11 @@ class SceneFeatures:
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in vars(self).items())})"
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #181115d9
+def _fill_up(cells, h, w):
+    "The cells, then those of other grids."
+    fill = grid_boxes(h, w, 5) + grid_boxes(h, w, 3) + grid_boxes(h, w, 2) + grid_boxes(h, w, 6)
+    return cells + [o for o in fill if o not in cells]
+
 def _boxes_and_masks(self, img):
     "Boxes, masks and neighbours of all rows but the whole picture's; and the foreground."
     h, w = img.shape[:2]
@@ -249,10 +263,13 @@ def _boxes_and_masks(self, img):
     near = [*boxes[1:2], *boxes[:1]*(len(boxes)-1)] if len(boxes) > 1 else [None]*len(boxes)
     rows = list(zip(boxes, masks, near, range(len(boxes)))) if self.kind != 'grid' else []
     cells = grid_boxes(h, w, self.grid) if self.kind != 'regions' else []
-    if self.exactly:
-        fill = grid_boxes(h, w, 5) + grid_boxes(h, w, 3) + grid_boxes(h, w, 2) + grid_boxes(h, w, 6)
-        cells = (cells + [o for o in fill if o not in cells])[:max(0, self.exactly-1-len(rows))]
+    if self.exactly: cells = _fill_up(cells, h, w)[:max(0, self.exactly-1-len(rows))]
     return (rows + [(b, fg, None, -1) for b in cells])[:self.exactly-1 if self.exactly else None], fg, len(masks)
+
+def _full_boxes(rows, h, w, H, W):
+    "Boxes of the whole picture and the rows, from pixels of an h × w picture to those of H × W."
+    boxes = np.array([(0, 0, w, h)] + [b for b, *_ in rows], np.float32)*np.array([W/w, H/h, W/w, H/h], np.float32)
+    return boxes.astype(np.float32)
 
 @patch
 def __call__(self:SceneFeatures,
@@ -267,8 +284,7 @@ def __call__(self:SceneFeatures,
     x = img/255.
     first = describe(x, ~fg, (0, 0, w, h), None)
     feats = np.stack([first] + [describe(x, m, b, o, k) for b, m, o, k in rows])
-    boxes = np.array([(0, 0, w, h)] + [b for b, *_ in rows], np.float32)*np.array([W/w, H/h, W/w, H/h], np.float32)
-    return dict(features=feats, boxes=boxes.astype(np.float32), image_h=H, image_w=W,
+    return dict(features=feats, boxes=_full_boxes(rows, h, w, H, W), image_h=H, image_w=W,
                 n_regions=min(n, len(rows)) if self.kind != 'grid' else 0)
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #6ed56a80
@@ -291,7 +307,12 @@ class ClipFeatures:
         if not frames: raise ValueError("frames: expected at least one, got none")
         frames = [frames[i] for i in evenly_spaced_frames(len(frames), self.max_frames)]
         ex = SceneFeatures('regions', max_regions=2, threshold=self.threshold, min_area=self.min_area)
-        outs = [ex(o) for o in frames]
+        return self.join_frames([ex(o) for o in frames])
+
+    def join_frames(self,
+        outs:list, # what the extractor of pictures returned for each frame
+    ) -> dict:     # as `__call__` returns it
+        "One row per frame, with the motion since the frame before."
         rows = [np.concatenate([o['features'], np.zeros((3-len(o['features']), ROW), np.float32)]) for o in outs]
         first = [o['boxes'][min(1, len(o['boxes'])-1)] for o in outs]
         h, w = outs[0]['image_h'], outs[0]['image_w']

@@ -154,6 +154,9 @@ def _kinds(s):
     for t in s.things: by_kind.setdefault(t.category, []).append(t)
     kind, ts = max(by_kind.items(), key=lambda o: len(o[1]))           # the first of the most frequent
     if len(ts) < 2: return _count(s)
+    return _several(s, kind, ts)
+def _several(s, kind, ts):
+    "The things of one kind, with their colour if it is the same, and another thing."
     rest = next((t for t in s.things if t.category != kind), None)
     same = ts[0].colour if len({t.colour for t in ts}) == 1 else None
     colour = fixed_words(s.c(COLOUR_WORDS[same])) if same else []

@@ -15,6 +15,15 @@ from .features import ROW
 # %% ../../../nbs/15_own/00_scenes/40_labels.ipynb #62f2ea91
 RELATION_CLASSES = 12                                                 # 0 = none, 1 ... 11
 
+def _offsets(b):
+    "From the centre of box i to that of box j, (n, n, 2)."
+    c = (b[:,:2]+b[:,2:])/2
+    return c[None]-c[:,None]
+
+def _sectors(d):
+    "Which eighth of the circle an offset points to."
+    return np.floor(np.degrees(np.arctan2(-d[...,1], d[...,0]))%360/45).astype(int)%8
+
 def relation_matrix(
     boxes:np.ndarray, # (n, 4) x1 y1 x2 y2 in pixels
     h:float,          # height of the picture
@@ -26,10 +35,8 @@ def relation_matrix(
     inter = np.clip(hi-lo, 0, None).prod(-1)                          # (n, n)
     area = (b[:,2:]-b[:,:2]).prod(-1)
     iou = inter/np.maximum(area[:,None]+area[None]-inter, 1e-9)
-    c = (b[:,:2]+b[:,2:])/2
-    d = c[None]-c[:,None]                                             # from i to j
-    sector = np.floor(np.degrees(np.arctan2(-d[...,1], d[...,0]))%360/45).astype(int)%8
-    res = np.where((d**2).sum(-1) <= (h*h+w*w)/4, 4+sector, 0)
+    d = _offsets(b)
+    res = np.where((d**2).sum(-1) <= (h*h+w*w)/4, 4+_sectors(d), 0)
     res = np.where(iou >= .5, 3, res)
     res = np.where(inter >= area[None]-1e-6, 2, res)                  # j lies inside i: i covers j
     res = np.where(inter >= area[:,None]-1e-6, 1, res)

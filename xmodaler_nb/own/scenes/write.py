@@ -29,6 +29,15 @@ from .labels import (relation_matrix, RELATION_CLASSES, AttributePredictor, attr
 # %% ../../../nbs/15_own/00_scenes/50_write.ipynb #fe5a42b4
 SIZES = dict(tiny=dict(train=48, val=16, test=16), demo=dict(train=2500, val=200, test=300))
 
+def _new_scene(sample, draw, rng, seen):
+    "The next scene whose pixels are not in `seen`, which they join."
+    while True:
+        scene = sample(rng)
+        pixels = draw(scene)
+        if pixels.tobytes() in seen: continue
+        seen.add(pixels.tobytes())
+        return scene, pixels
+
 def sample_splits(
     counts:dict,      # split -> number of pictures
     seed:int=0,       # of everything
@@ -40,10 +49,7 @@ def sample_splits(
     for k, split in reversed(list(enumerate(SPLITS))):                 # test first: it never has to give way
         rng, res[split] = np.random.default_rng([seed, k, int(video)]), []
         while len(res[split]) < counts[split]:
-            scene = sample(rng)
-            pixels = draw(scene)
-            if pixels.tobytes() in seen: continue
-            seen.add(pixels.tobytes())
+            scene, pixels = _new_scene(sample, draw, rng, seen)
             res[split].append(dict(split=split, scene=scene, pixels=pixels, captions=captions(scene, rng)))
     return [dict(id=i, **o) for i, o in enumerate((o for s in SPLITS for o in res[s]), 1)]
 
@@ -101,19 +107,23 @@ def write_proposals(
 # %% ../../../nbs/15_own/00_scenes/50_write.ipynb #d13f83e5
 SPECIAL_PIECES = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
+def _karpathy_image(o):
+    "One record as an entry of Karpathy's list."
+    sentences = [dict(raw=c, tokens=c.split()) for c in o['captions']]
+    return dict(cocoid=o['id'], split=o['split'], filename=f"{o['id']}.png", sentences=sentences)
+
+def _write_ids(path, ids):
+    "One id per line."
+    path.write_text(''.join(f'{i}\n' for i in ids))
+
 def write_karpathy(
     folder,       # where to write
     records:list, # from `sample_splits`
 ):
     "`dataset_coco.json`, `coco_{split}_image_id.txt` and `wordpieces.txt`."
     folder = Path(folder)
-    sentences = lambda o: [dict(raw=c, tokens=c.split()) for c in o['captions']]
-    images = [dict(cocoid=o['id'], split=o['split'], filename=f"{o['id']}.png",
-                   sentences=sentences(o)) for o in records]
-    write_json(folder/'dataset_coco.json', dict(images=images, dataset='scenes'))
-    for s in SPLITS:
-        ids = [o['id'] for o in records if o['split'] == s]
-        (folder/f'coco_{s}_image_id.txt').write_text(''.join(f'{i}\n' for i in ids))
+    write_json(folder/'dataset_coco.json', dict(images=[_karpathy_image(o) for o in records], dataset='scenes'))
+    for s in SPLITS: _write_ids(folder/f'coco_{s}_image_id.txt', [o['id'] for o in records if o['split'] == s])
     write_vocabulary(folder/'wordpieces.txt', [*SPECIAL_PIECES, *vocabulary()])
 
 # %% ../../../nbs/15_own/00_scenes/50_write.ipynb #b857f30c
@@ -148,6 +158,10 @@ def region_relations(
     res[1:k,1:k] = relation_matrix(r['boxes'][1:k], r['image_h'], r['image_w'])
     return res
 
+def _write_relations(folder, regions):
+    "id → relations among its regions."
+    write_pickle(Path(folder)/'relation.pkl', {str(i): region_relations(r) for i, r in regions.items()})
+
 def write_variants(
     folder,           # where to write
     records:list,     # from `sample_splits`
@@ -159,9 +173,18 @@ def write_variants(
         regions = plain
         if v not in ('regions', 'boxes'): regions = {o['id']: VARIANTS[v](o['pixels']) for o in records}
         for i, r in regions.items(): write_features(Path(folder)/variant_folder(v), i, **stored_arrays(r, v))
-        if v == 'regions36':
-            write_pickle(Path(folder)/'relation.pkl', {str(i): region_relations(r) for i, r in regions.items()})
+        if v == 'regions36': _write_relations(folder, regions)
     return plain
+
+def _write_predictor(folder, predictor):
+    "Weights and words of an attribute predictor."
+    np.save(folder/'attribute_weights.npy', predictor.weights)
+    (folder/'attributes.txt').write_text('\n'.join(predictor.words)+'\n')
+
+def _write_vectors(folder, probs, feats):
+    "Attribute probabilities and first feature rows by id."
+    write_pickle(folder/'attribute.pkl', {str(i): p for i, p in probs.items()})
+    write_pickle(folder/'gv_feat.pkl', {str(i): f[0] for i, f in feats.items()})
 
 def write_attributes(
     folder,          # where to write
@@ -172,11 +195,9 @@ def write_attributes(
     folder, feats = Path(folder), {i: r['features'] for i, r in regions.items()}
     train = [o for o in records if o['split'] == 'train']
     predictor = AttributePredictor.fit([feats[o['id']] for o in train], [o['captions'] for o in train])
-    np.save(folder/'attribute_weights.npy', predictor.weights)
-    (folder/'attributes.txt').write_text('\n'.join(predictor.words)+'\n')
+    _write_predictor(folder, predictor)
     probs = {i: predictor(f) for i, f in feats.items()}
-    write_pickle(folder/'attribute.pkl', {str(i): p for i, p in probs.items()})
-    write_pickle(folder/'gv_feat.pkl', {str(i): f[0] for i, f in feats.items()})
+    _write_vectors(folder, probs, feats)
     return probs, predictor.words
 
 # %% ../../../nbs/15_own/00_scenes/50_write.ipynb #6c152c31
@@ -206,23 +227,30 @@ def write_questions(
         (Path(folder)/f'questions_{split}.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
 
 # %% ../../../nbs/15_own/00_scenes/50_write.ipynb #3077d1c0
+def _read_stamp(folder):
+    "The parameters a folder was made with."
+    stamp = folder/'stamp.json'
+    if not stamp.exists():
+        raise FileNotFoundError(f"{folder}: no stamp.json; make the data set with make_scenes(folder)")
+    return json.loads(stamp.read_text())
+
 class ScenesData(Folder):
     "A written data set: paths, truth, and config entries."
     def __init__(self,
         folder, # written by `make_scenes`
     ):
         folder = Path(folder)
-        if not (folder/'stamp.json').exists():
-            raise FileNotFoundError(f"{folder}: no stamp.json; make the data set with make_scenes(folder)")
-        self.info = json.loads((folder/'stamp.json').read_text())
+        self.info = _read_stamp(folder)
         self.video = self.info['video']
         self.vocab = (folder/'vocabulary.txt').read_text().split('\n')[:-1]
         self._extractor = extractor_from_dict(json.loads((folder/'extractor.json').read_text()))
         self._scenes = None
-        super().__init__(folder, dict(prefix='msvd' if self.video else 'mscoco', counts=self.info['counts'],
-                                      vocab_size=len(self.vocab)+1,
-                                      max_len=MAX_WORDS, width=self._extractor.dim,
-                                      rows=8 if self.video else self._extractor.max_rows))
+        super().__init__(folder, self._make_report())
+    def _make_report(self):
+        "The report that `Folder` reads."
+        rows = 8 if self.video else self._extractor.max_rows
+        return dict(prefix='msvd' if self.video else 'mscoco', counts=self.info['counts'],
+                    vocab_size=len(self.vocab)+1, max_len=MAX_WORDS, width=self._extractor.dim, rows=rows)
     def __repr__(self):
         kind = 'clips' if self.video else 'pictures'
         i = self.info
@@ -280,6 +308,10 @@ def _find_existing(folder, info, overwrite):
     if old == info: return ScenesData(folder)
     differ = [k for k in info if old.get(k) != info[k]]
     if overwrite or differ == ['version']: return None
+    _raise_other(folder, old, info, differ)
+
+def _raise_other(folder, old, info, differ):
+    "The error for a folder with other parameters."
     changes = ', '.join(f'{k} {old.get(k)!r} instead of {info[k]!r}' for k in differ)
     raise FileExistsError(f"{folder}: holds scenes with other parameters ({changes}); take another folder or "
                           f"overwrite=True")
@@ -314,6 +346,10 @@ def _write_stills(folder, records, info):
     write_questions(folder, records, info['seed'])
     return VARIANTS['regions']
 
+def _truth(records):
+    "id → what was drawn and what the captions are."
+    return {o['id']: dict(split=o['split'], scene=o['scene'].to_dict(), captions=o['captions']) for o in records}
+
 def _write_all(folder, info):
     "All files of a data set."
     records = sample_splits(info['counts'], info['seed'], info['video'])
@@ -321,10 +357,10 @@ def _write_all(folder, info):
     write_pictures(folder, records)
     extractor = _write_clips(folder, records) if info['video'] else _write_stills(folder, records, info)
     write_json(folder/'extractor.json', extractor.to_dict())
-    truth = {o['id']: dict(split=o['split'], scene=o['scene'].to_dict(), captions=o['captions']) for o in records}
-    write_json(folder/'scenes.json', truth)
+    write_json(folder/'scenes.json', _truth(records))
     write_json(folder/'stamp.json', info)
 
+# %% ../../../nbs/15_own/00_scenes/50_write.ipynb #e4f886f9
 def make_scenes(
     folder,                 # where the data set goes
     size:str='tiny',        # tiny | demo, a name in `SIZES`
@@ -342,6 +378,10 @@ def make_scenes(
                 variants=variants)
     existing = _find_existing(folder, info, overwrite)
     if existing: return existing
+    return _make(folder, info)
+
+def _make(folder, info):
+    "Write a data set beside its place, then move it there."
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     try:
