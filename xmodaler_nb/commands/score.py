@@ -77,6 +77,7 @@ def _training_captions(path):
     "The tokenised captions of the training set; None without a file."
     return ptb_tokenize([c for cs in as_references(path).values() for c in cs]) if path else None
 
+# %% ../../nbs/18_commands/60_score.ipynb #4e385a5b
 def _add_diversity(result, train, numbers, lines):
     "Diversity of the captions, into the numbers and the lines."
     numbers['diversity'] = diversity(result.hyps, _training_captions(train))
