@@ -18,7 +18,7 @@ def golden(request): return Golden(request.param)
 def test_preprocess_batch(golden, kind):
     "Padding, masks, repetition and ids, key by key."
     got, want = golden.model().preprocess_batch(golden.items(kind)), golden.batch('input' if kind == 'sample' else 'input_gen')
-    assert set(got) == set(want)
+    assert set(got) - {kfg.COPIES} == set(want)                     # one field of ours: how often each image stands there
     for k, v in want.items():
         if isinstance(v, torch.Tensor):
             near(got[k], v); assert got[k].dtype == v.dtype, k

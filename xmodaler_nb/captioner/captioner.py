@@ -58,7 +58,8 @@ def read_item(
     "A feature file as `MSCoCoDataset` and `MSCoCoCOSNetDataset` read it."
     content = read_np(path)
     out = region_fields(content, max_feat_num, path)
-    if grid and 'g_feature' in content: out[kfg.GLOBAL_FEATS] = torch.from_numpy(content['g_feature'].astype(np.float32))
+    if grid and 'g_feature' in content:
+        out[kfg.GLOBAL_FEATS] = torch.from_numpy(content['g_feature'].astype(np.float32))
     return out
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #ebc06534
@@ -164,10 +165,11 @@ def build_strategy(self:Captioner,
     **options,           # further arguments of the decode strategy
 ):                       # a DecodeStrategy
     "The way to search for words."
-    if not isinstance(name, str): return name                                                    # a strategy of your own
-    if name not in ('beam', 'greedy', 'sample'): raise ValueError(f"strategy {name!r} is not one of beam, greedy, sample")
+    if not isinstance(name, str): return name  # a strategy of your own
+    if name not in ('beam', 'greedy', 'sample'):
+        raise ValueError(f"strategy {name!r} is not one of beam, greedy, sample")
     size = 1 if name != 'beam' else beam_size or max(2, self.cfg.DECODE_STRATEGY.BEAM_SIZE)
-    beam = DECODE_STRATEGY_REGISTRY.get(self.cfg.DECODE_STRATEGY.NAME or 'BeamSearcher')      # plain, diverse or your own
+    beam = DECODE_STRATEGY_REGISTRY.get(self.cfg.DECODE_STRATEGY.NAME or 'BeamSearcher')  # plain, diverse or your own
     decoder = (GreedyDecoder if size == 1 else beam)(self.cfg, beam_size=size, **options)
     if self.cfg.INFERENCE.VOCAB != 'BERT': decoder._vocab = self.vocab
     return decoder
@@ -210,13 +212,18 @@ def describe(self:Captioner,
     "Everything that is known about the captions of some pictures."
     many = isinstance(x, (list, tuple))
     xs = list(x) if many else [x]
-    if nbest > 1 and strategy in ('greedy', 'sample'): raise ValueError(f"nbest={nbest} needs strategy='beam', got {strategy!r}")
+    if nbest > 1 and strategy in ('greedy', 'sample'):
+        raise ValueError(f"nbest={nbest} needs strategy='beam', got {strategy!r}")
     ids = list(ids) if ids is not None else [str(o) if isinstance(o, (str, Path)) else str(i) for i, o in enumerate(xs)]
-    search, results = self.build_strategy(strategy, max(beam_size or 0, nbest) if nbest > 1 else beam_size, **options), []
+    search = self.build_strategy(strategy, max(beam_size or 0, nbest) if nbest > 1 else beam_size, **options)
+    results = []
     for start in range(0, len(xs), batch_size):
         part = [self.item(o, i) for o, i in zip(xs[start:start+batch_size], ids[start:start+batch_size])]
-        for (sents, batch_trace, n), (item, image, boxes) in zip(self._decode([p[0] for p in part], search, strategy == 'sample', nbest, trace), part):
-            caps = [self._caption(i, p, batch_trace, n, r, item[kfg.IDS], image, boxes) for r, (i, p) in enumerate(sents)]
+        for (sents, batch_trace, n), (item, image,
+                                      boxes) in zip(self._decode([p[0] for p in part], search, strategy == 'sample',
+                                          nbest, trace), part):
+            caps = [self._caption(i, p, batch_trace, n, r, item[kfg.IDS], image, boxes)
+                    for r, (i, p) in enumerate(sents)]
             results.append(caps if nbest > 1 else caps[0])
     return results if many else results[0]
 
@@ -235,7 +242,8 @@ def save_pretrained(self:Captioner,
     folder,   # new or existing directory of a captioner
 ) -> Path:    # the folder
     "Write everything that `from_pretrained` needs."
-    files = {'config.yaml': self.cfg.dump(), 'vocabulary.txt': '\n'.join(self.vocab[1:]) + '\n', 'README.md': model_card(self)}
+    files = {'config.yaml': self.cfg.dump(), 'vocabulary.txt': '\n'.join(self.vocab[1:]) + '\n',
+             'README.md': model_card(self)}
     if hasattr(self.extractor, 'to_dict'): files['extractor.json'] = json.dumps(self.extractor.to_dict(), indent=1)
     if self.metrics: files['metrics.json'] = json.dumps(self.metrics, indent=1)
     return write_checkpoint(Path(folder), self.model.state_dict(), meta={'kind': 'captioner'}, files=files)
@@ -248,7 +256,8 @@ def _find_checkpoint(path):
     tag = path/'last_checkpoint'
     if path.is_file() or (path/'model.safetensors').exists(): return path
     if tag.is_file() and (path/tag.read_text().strip()).exists(): return path/tag.read_text().strip()
-    raise FileNotFoundError(f"{path} holds no captioner: neither model.safetensors nor a last_checkpoint that exists is in it")
+    raise FileNotFoundError(f"{path} holds no captioner: neither model.safetensors nor a last_checkpoint that exists "
+                            f"is in it")
 
 def _resolve_file(path, name, given):
     "A file that was given, or that lies in the checkpoint directory."
@@ -275,11 +284,15 @@ def from_pretrained(cls:Captioner,
     "Open a captioner."
     run, path = Path(path), _find_checkpoint(path)
     config, words = _resolve_file(path, 'config.yaml', config), _resolve_file(path, 'vocabulary.txt', vocab)
-    if config is None: raise FileNotFoundError(f"{path}: no config.yaml beside the weights; name the YAML with config=…")
-    if words is None: raise FileNotFoundError(f"{path}: no vocabulary.txt beside the weights; name the vocabulary with vocab=…")
+    if config is None:
+        raise FileNotFoundError(f"{path}: no config.yaml beside the weights; name the YAML with config=…")
+    if words is None:
+        raise FileNotFoundError(f"{path}: no vocabulary.txt beside the weights; name the vocabulary with vocab=…")
     cfg = load_cfg_file(config, ['MODEL.DEVICE', device, 'INFERENCE.VOCAB', ''])
     model = build_model(cfg)
     XmodalerCheckpointer(model).load(str(path), checkpointables=[], strict=True)
-    saved, scores = _resolve_file(path, 'extractor.json', None), _resolve_file(path, 'metrics.json', None) or _resolve_file(run, 'metrics.json', None)
+    saved = _resolve_file(path, 'extractor.json', None)
+    scores = _resolve_file(path, 'metrics.json', None) or _resolve_file(run, 'metrics.json', None)
     if extractor is None and saved is not None: extractor = load_extractor(json.loads(saved.read_text()))
-    return cls(model, cfg, load_vocab(words), extractor, json.loads(scores.read_text()) if scores else read_run_scores(run))
+    return cls(model, cfg, load_vocab(words), extractor,
+               json.loads(scores.read_text()) if scores else read_run_scores(run))

@@ -21,7 +21,8 @@ def _format_score(v):
 
 def _metric_rows(metrics):
     "Rows of the card's table: one score per line, or one column per decoder."
-    parts = {k: _numbers(v) for k, v in metrics.items() if isinstance(v, dict) and k in ('greedy', 'beam', 'val', 'test')}
+    parts = {k: _numbers(v) for k, v in metrics.items() if isinstance(v, dict)
+             and k in ('greedy', 'beam', 'val', 'test')}
     if not parts: parts = {'value': _numbers(metrics)}
     names = dict.fromkeys(k for p in parts.values() for k in p)
     body = [' | '.join([n, *(_format_score(p.get(n)) for p in parts.values())]) for n in names]
@@ -43,7 +44,8 @@ def _extractor_text(extractor):
     "The options of an extractor in one line."
     if extractor is None: return 'none: it takes features only'
     if not hasattr(extractor, 'to_dict'): return type(extractor).__name__
-    options = {k: v for k, v in extractor.to_dict().items() if isinstance(v, (str, int, float)) and not isinstance(v, bool)}
+    options = {k: v for k, v in extractor.to_dict().items() if isinstance(v, (str, int, float))
+               and not isinstance(v, bool)}
     return ', '.join(f'{k} {v}' for k, v in options.items())
 
 _CARD = '''# A captioner

@@ -44,9 +44,8 @@ def print_captions(
         print(json.dumps(row) if as_json else f'{c.id}: {c.text}')
     empty = sum(not c.text for c in captions)
     if empty:
-        print(f'warning: {empty} of {len(captions)} captions are empty; the model was probably trained for too few '
-              f'steps '
-                    '(raise SOLVER.EPOCH)', file=sys.stderr)
+        print(f'warning: {empty} of {len(captions)} captions are empty; '
+              'the model was probably trained for too few steps (raise SOLVER.EPOCH)', file=sys.stderr)
 
 # %% ../../nbs/18_commands/40_caption.ipynb #a423b3d8
 @command

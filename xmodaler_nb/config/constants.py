@@ -94,6 +94,7 @@ class RunFields:
     TIME_STEP = Key('()', 'int', 'present = one decoding step, counted from 0')
     OUT_SIZE = Key('()', 'int', 'captions to return of each image: beams, or samples')
     ENCODED = Key('()', 'dict', 'what `encode_visual` returned for these images; not encoded again')
+    COPIES = Key('()', 'int', 'how often each image stands in an expanded batch, side by side')
     RECORD = Key('()', 'bool', 'decoders write ATT_WEIGHTS and WORD_ATT_WEIGHTS')
     TRACE = Key('()', 'bool', 'record a DecodeTrace; in the result: the trace')
 

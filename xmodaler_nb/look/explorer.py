@@ -8,7 +8,8 @@ __all__ = ['sentence_html', 'explorer_html', 'CaptionExplorer']
 # %% ../../nbs/16_look/30_explorer.ipynb #130c0ad3
 from html import escape
 from fastcore.basics import patch
-from .render import png_uri, region_boxes, render_attention, render_attention_strip, render_beam_tree, render_regions, size_of
+from .render import (png_uri, region_boxes, render_attention, render_attention_strip,
+                                     render_beam_tree, render_regions, size_of)
 
 # %% ../../nbs/16_look/30_explorer.ipynb #b768e4ea
 def sentence_html(
@@ -20,11 +21,14 @@ def sentence_html(
     from math import exp
     def one(i, w, lp):
         mark = 'background:#ffe08a;' if i == current else ''
-        return f'<span style="{mark}padding:2px 5px;border-radius:4px;display:inline-block;text-align:center">{escape(str(w))}<br><small style="color:#888">{exp(lp):.0%}</small></span>'
-    return '<div class="sentence" style="font:16px system-ui,sans-serif">' + ''.join(one(i, w, lp) for i, (w, lp) in enumerate(zip(words, log_probs))) + '</div>'
+        return (f'<span style="{mark}padding:2px '
+                f'5px;border-radius:4px;display:inline-block;text-align:center">{escape(str(w))}<br><small '
+                f'style="color:#888">{exp(lp):.0%}</small></span>')
+    return '<div class="sentence" style="font:16px system-ui,sans-serif">' + ''.join(one(i, w, lp)
+        for i, (w, lp) in enumerate(zip(words, log_probs))) + '</div>'
 
 def explorer_html(
-    caption,        # with `words`, `log_probs`, and as far as known `image`, `boxes`, `attention` (t, n), `trace`, `score`
+    caption, # with `words`, `log_probs`, and as far as known `image`, `boxes`, `attention` (t, n), `trace`, `score`
     word:int=0,     # current word
     tree:bool=True, # also draw the search
 ) -> str:
@@ -32,19 +36,25 @@ def explorer_html(
     get = lambda k: getattr(caption, k, None)
     word = min(word, max(0, len(caption.words)-1))
     parts, att, image = [sentence_html(caption.words, caption.log_probs, word)], get('attention'), get('image')
-    if get('score') is not None: parts.append(f'<div style="color:#777;font:12px system-ui,sans-serif">log-probability of the caption {caption.score:.2f}</div>')
+    if get('score') is not None:
+        parts.append(f'<div style="color:#777;font:12px system-ui,sans-serif">log-probability of the caption '
+                     f'{caption.score:.2f}</div>')
     if att is not None and len(att) > word:
         big = render_attention(image, get('boxes'), [caption.words[word]], att[word:word+1], width=240, current=0)
-        small = render_attention(image, get('boxes'), caption.words[:len(att)], att[:len(caption.words)], width=64, current=word) if image is not None else render_attention_strip(caption.words[:len(att)], att[:len(caption.words)])
+        small = (render_attention(image, get('boxes'), caption.words[:len(att)], att[:len(caption.words)], width=64,
+                                  current=word) if image is not None
+                 else render_attention_strip(caption.words[:len(att)], att[:len(caption.words)]))
         parts.append(f'<div style="display:flex;gap:12px;align-items:flex-start">{big}<div>{small}</div></div>')
-    if tree and get('trace') is not None and caption.trace.steps: parts.append(render_beam_tree(caption.trace, current=word))
+    if tree and get('trace') is not None and caption.trace.steps:
+        parts.append(render_beam_tree(caption.trace, current=word))
     return ''.join(parts)
 
 # %% ../../nbs/16_look/30_explorer.ipynb #401550bc
 def _widgets():
     "The ipywidgets module, or an error that says how to get it."
     try: import ipywidgets
-    except ImportError as e: raise ImportError("CaptionExplorer needs ipywidgets: pip install 'xmodaler_nb[widgets]'") from e
+    except ImportError as e:
+        raise ImportError("CaptionExplorer needs ipywidgets: pip install 'xmodaler_nb[widgets]'") from e
     return ipywidgets
 
 class CaptionExplorer:
@@ -58,10 +68,15 @@ class CaptionExplorer:
         beam_size:int=3,       # of the beam captions
     ):
         if not len(pictures): raise ValueError('there is nothing to explore: `pictures` is empty')
-        if (captioner is None) == (captions is None): raise ValueError('give either a captioner, or captions made beforehand')
+        if (captioner is None) == (captions is None):
+            raise ValueError('give either a captioner, or captions made beforehand')
         for name, given in (('captions', captions), ('names', names), ('references', references)):
-            if given is not None and len(given) != len(pictures): raise ValueError(f'{len(pictures)} pictures, but {len(given)} {name}')
-        self.pictures, self.captioner, self.references, self.beam_size = list(pictures), captioner, references, beam_size
+            if given is not None and len(given) != len(pictures):
+                raise ValueError(f'{len(pictures)} pictures, but {len(given)} {name}')
+        self.pictures = list(pictures)
+        self.captioner = captioner
+        self.references = references
+        self.beam_size = beam_size
         self.names = [str(n) for n in names] if names is not None else [f'picture {i}' for i in range(len(pictures))]
         self._captions = {(i, strategy): c for i, d in enumerate(captions or []) for strategy, c in d.items()}
         self._build(list(captions[0]) if captions else ['greedy', 'beam'])
@@ -71,7 +86,9 @@ class CaptionExplorer:
         strategy:str, # 'greedy' or 'beam'
     ):           # a caption
         "The caption of a picture, computed once."
-        if (i, strategy) not in self._captions: self._captions[i, strategy] = self.captioner.describe(self.pictures[i], strategy=strategy, beam_size=self.beam_size if strategy == 'beam' else None, trace=True)
+        if (i, strategy) not in self._captions:
+            self._captions[i, strategy] = self.captioner.describe(self.pictures[i], strategy=strategy,
+                beam_size=self.beam_size if strategy == 'beam' else None, trace=True)
         return self._captions[i, strategy]
 
     def _ipython_display_(self):
@@ -91,7 +108,8 @@ def _build(self:CaptionExplorer, strategies):
     self.back.on_click(lambda _: self.step(-1)); self.next.on_click(lambda _: self.step(1))
     for control in (self.picture, self.strategy): control.observe(self._on_change, 'value')
     self.word.observe(self._update_view, 'value')
-    self.widget = w.VBox([w.HBox([self.picture, self.strategy]), w.HBox([self.back, self.word, self.next]), w.HBox([self.picture_view, self.out])])
+    self.widget = w.VBox([w.HBox([self.picture, self.strategy]), w.HBox([self.back, self.word, self.next]),
+                          w.HBox([self.picture_view, self.out])])
     self._on_change()
 
 @patch
@@ -115,5 +133,7 @@ def _update_view(self:CaptionExplorer, _=None):
     reference_items = ''.join(f'<li>{escape(r)}</li>' for r in self.references[i]) if self.references else ''
     boxes, att = getattr(c, 'boxes', None), getattr(c, 'attention', None)
     n = None if att is None or not len(att) else len(att[0])
-    self.picture_view.value = render_regions(getattr(c, 'image', None), boxes, n) + (f'<ul style="max-width:240px">{reference_items}</ul>' if reference_items else '')
+    self.picture_view.value = render_regions(getattr(c, 'image', None), boxes,
+                                             n) + (f'<ul style="max-width:240px">{reference_items}</ul>'
+                                                   if reference_items else '')
     self.out.value = explorer_html(c, self.word.value)

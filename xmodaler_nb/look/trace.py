@@ -19,7 +19,8 @@ def to_html(self:DecodeTrace,
     best = self.best(image)
     words = best.words + ['.']*best.finished
     strip = '' if best.attention is None else render_attention_strip(words, best.attention)
-    if best.word_attention is not None: strip += render_attention_strip(words, best.word_attention, columns=['start', *words])
+    if best.word_attention is not None:
+        strip += render_attention_strip(words, best.word_attention, columns=['start', *words])
     return f'<div>{render_beam_tree(self, image)}{strip}</div>'
 
 @patch

@@ -46,7 +46,9 @@ class BeamSearcher(DecodeStrategy):
     def from_config(cls, cfg):
         "Arguments from DECODE_STRATEGY."
         d = cfg.DECODE_STRATEGY
-        if d.get('GROUPS', 1) > 1 and not hasattr(cls, 'groups'): raise ValueError(f"DECODE_STRATEGY.GROUPS is {d.GROUPS}, but {cls.__name__} has no groups; set DECODE_STRATEGY.NAME to DiverseBeamSearcher")
+        if d.get('GROUPS', 1) > 1 and not hasattr(cls, 'groups'):
+            raise ValueError(f"DECODE_STRATEGY.GROUPS is {d.GROUPS}, but {cls.__name__} has no groups; set "
+                             f"DECODE_STRATEGY.NAME to DiverseBeamSearcher")
         return {**super().from_config(cfg), 'length_penalty': d.get('LENGTH_PENALTY', 0.0)}
 
     def _forward(self, batched_inputs, model):
@@ -68,7 +70,8 @@ class BeamSearcher(DecodeStrategy):
 def make_run(self:BeamSearcher, batched_inputs, state):
     "One beam per row, alive, with score 0."
     n = state.rows
-    return SimpleNamespace(done=False, n=n, out_size=int(batched_inputs.get(kfg.OUT_SIZE, 1)), rows=None, active=None, scores=None, lengths=None, prefix=None, parents=None, final_ranks=None,
+    return SimpleNamespace(done=False, n=n, out_size=int(batched_inputs.get(kfg.OUT_SIZE, 1)), rows=None, active=None,
+                           scores=None, lengths=None, prefix=None, parents=None, final_ranks=None,
                            history=DecodeHistory(n), trace=self.make_trace(batched_inputs, n))
 
 @patch
@@ -103,12 +106,15 @@ def _propose(self:BeamSearcher, run, table):
     "What each beam offers: words (g, k, w), their log-probabilities, and the scores that would result."
     v = table.size(-1)
     w = v if overrides(self, '_select') else min(v, self.width)
-    candidate_lps, ids = (table, torch.arange(v, device=table.device).expand_as(table)) if w == v else stable_topk(table, w)
+    candidate_lps, ids = ((table, torch.arange(v, device=table.device).expand_as(table)) if w == v
+                          else stable_topk(table, w))
     if self.rules.required and w < v: ids, candidate_lps = self._add_required(ids, candidate_lps, table)
     plain = not self.rules and not self.length_penalty
-    nothing = torch.full((ids.size(-1),), FINISHED_SCORE if plain else -float('inf'), dtype=table.dtype, device=table.device)
+    nothing = torch.full((ids.size(-1),), FINISHED_SCORE if plain else -float('inf'), dtype=table.dtype,
+                         device=table.device)
     first = torch.arange(ids.size(-1), device=table.device)
-    active, same = run.active[...,None], (first == FINISHED_WORD)              # an ended sentence offers word 0 at no cost, and nothing else
+    # an ended sentence offers word 0 at no cost, and nothing else
+    active, same = run.active[...,None], (first == FINISHED_WORD)
     scores = torch.where(active, run.scores[...,None] + candidate_lps, torch.where(same, run.scores[...,None], nothing))
     candidate_lps = torch.where(active, candidate_lps, torch.where(same, 0., -float('inf')))
     return torch.where(active, ids, first), candidate_lps, scores
@@ -213,7 +219,8 @@ def reorder_state(self:BeamSearcher, run, state, idx, whole):
         return states if isinstance(x, (list, tuple)) else states[0]
     all_rows = torch.arange(g, device=idx.device)[:,None]*(state.rows//g) + run.parents
     state = state.reorder(all_rows, take=by_parents)
-    return state if whole else state.reorder(torch.arange(g*k, device=idx.device).view(g, k)[run.remaining], whole=False)
+    return (state if whole else state.reorder(torch.arange(g*k, device=idx.device).view(g, k)[run.remaining],
+                                              whole=False))
 
 @patch
 def _record(self:BeamSearcher, run, words, lp, ids, candidate_lps, state):
@@ -222,8 +229,10 @@ def _record(self:BeamSearcher, run, words, lp, ids, candidate_lps, state):
     rows = torch.arange(run.n, device=words.device) if run.rows is None else run.rows
     top, top_idx = stable_topk(candidate_lps, min(5, w))
     att, word_att = (None if a is None else a.view(g, k, -1) for a in (state.attention(), state.word_attention()))
-    run.trace.add(TraceStep(rows=rows, parents=run.parents, words=words, log_probs=lp, scores=run.scores, active=run.active,
-                            candidates=ids.gather(2, top_idx), candidate_log_probs=top, attention=att, word_attention=word_att))
+    run.trace.add(TraceStep(rows=rows, parents=run.parents, words=words, log_probs=lp, scores=run.scores,
+                            active=run.active,
+                            candidates=ids.gather(2, top_idx), candidate_log_probs=top, attention=att,
+                            word_attention=word_att))
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #190a65c7
 @patch
@@ -231,7 +240,8 @@ def _add_required(self:BeamSearcher, ids, candidate_lps, table):
     "Offer the required words, too, where they are not among the likeliest."
     required = self.rules.ids('required', ids.device).expand(*ids.shape[:2], -1)                # (g, k, c)
     listed = (ids[...,None,:] == required[...,None]).any(-1)
-    return torch.cat([ids, required], -1), torch.cat([candidate_lps, table.gather(2, required).masked_fill(listed, -float('inf'))], -1)
+    return torch.cat([ids, required],
+                     -1), torch.cat([candidate_lps, table.gather(2, required).masked_fill(listed, -float('inf'))], -1)
 
 @patch
 def _pick_required(self:BeamSearcher, run, ids, ranks, keep):
@@ -239,14 +249,17 @@ def _pick_required(self:BeamSearcher, run, ids, ranks, keep):
     g, k, w = ids.shape
     required = self.rules.ids('required', ids.device)
     prefix = run.prefix if run.prefix is not None else ids.new_zeros(g*k, 0)
-    missing = self.rules.missing(prefix) if prefix.size(1) else torch.ones(g*k, len(required), dtype=torch.bool, device=ids.device)
-    now = ((ids[...,None] == required) & missing.view(g, k, 1, -1)).any(-1)                     # this word pays for one of them
+    missing = (self.rules.missing(prefix) if prefix.size(1)
+               else torch.ones(g*k, len(required), dtype=torch.bool, device=ids.device))
+    now = ((ids[...,None] == required) & missing.view(g, k, 1, -1)).any(-1)  # this word pays for one of them
     bank = ((~missing).sum(-1).view(g, k, 1) + now).flatten(1)                                  # (g, k·w)
-    bank = torch.where(run.active[...,None].expand(g, k, w).flatten(1), bank, len(required))     # ended sentences have all
+    bank = torch.where(run.active[...,None].expand(g, k, w).flatten(1), bank, len(required))  # ended sentences have all
     flat, order = torch.sort(ranks.flatten(1), dim=-1, descending=True, stable=True)
     sorted_bank = bank.gather(1, order)
-    place = ((sorted_bank[...,None] == torch.arange(len(required)+1, device=ids.device)).cumsum(1).gather(2, sorted_bank[...,None])[...,0] - 1)   # place within its bank
+    # place within its bank
+    place = ((sorted_bank[...,None] == torch.arange(len(required)+1, device=ids.device)).cumsum(1).gather(2,
+        sorted_bank[...,None])[...,0] - 1)
     turn = place*(len(required)+1) + (len(required) - sorted_bank)
     turn = turn.masked_fill(flat == -float('inf'), turn.size(1)*(len(required)+2))
-    first = stable_topk(-turn, keep)[1].sort(-1).values                                            # in order of rank again
+    first = stable_topk(-turn, keep)[1].sort(-1).values  # in order of rank again
     return order.gather(1, first)

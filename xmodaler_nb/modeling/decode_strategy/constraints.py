@@ -33,22 +33,33 @@ class Rules:
         banned=(),             # word ids
         required=(),           # word ids
     ):
-        self.max_seq_len, self.eos, self.min_length, self.no_repeat_ngram = max_seq_len, eos, min_length, no_repeat_ngram
+        self.max_seq_len = max_seq_len
+        self.eos = eos
+        self.min_length = min_length
+        self.no_repeat_ngram = no_repeat_ngram
         self.max_length = min(max_length or max_seq_len, max_seq_len)
         self.banned, self.required = sorted(set(banned)), list(dict.fromkeys(required))
         self._check()
-        self._id_tensors = {}                                                     # ids as tensors, by device: made once, not at every step
+        self._id_tensors = {}  # ids as tensors, by device: made once, not at every step
 
     def _check(self):
         "Rules that cannot all hold are refused before anything is decoded."
-        if self.min_length > self.max_length: raise ValueError(f"MIN_LENGTH {self.min_length} is larger than the longest sentence, {self.max_length} words")
-        if both := set(self.banned) & set(self.required): raise ValueError(f"words {sorted(both)} are both banned and required")
-        if len(self.required) > self.max_length: raise ValueError(f"{len(self.required)} required words do not fit into {self.max_length} words")
+        if self.min_length > self.max_length:
+            raise ValueError(f"MIN_LENGTH {self.min_length} is larger than the longest sentence, {self.max_length} "
+                             f"words")
+        if both := set(self.banned) & set(self.required):
+            raise ValueError(f"words {sorted(both)} are both banned and required")
+        if len(self.required) > self.max_length:
+            raise ValueError(f"{len(self.required)} required words do not fit into {self.max_length} words")
         if self.eos in self.required: raise ValueError(f"the end mark {self.eos} cannot be a required word")
-        if self.no_repeat_ngram < 0: raise ValueError(f"NO_REPEAT_NGRAM is {self.no_repeat_ngram}, but must be 0 or more")
-        if self.no_repeat_ngram == 1 and self.min_length: raise ValueError("NO_REPEAT_NGRAM 1 with a MIN_LENGTH can run out of words; use 2 or more")
+        if self.no_repeat_ngram < 0:
+            raise ValueError(f"NO_REPEAT_NGRAM is {self.no_repeat_ngram}, but must be 0 or more")
+        if self.no_repeat_ngram == 1 and self.min_length:
+            raise ValueError("NO_REPEAT_NGRAM 1 with a MIN_LENGTH can run out of words; use 2 or more")
 
-    def __bool__(self): return bool(self.min_length or self.max_length < self.max_seq_len or self.no_repeat_ngram or self.banned or self.required)
+    def __bool__(self):
+        return bool(self.min_length or self.max_length < self.max_seq_len or self.no_repeat_ngram or self.banned
+                    or self.required)
 
     @property
     def needs_history(self) -> bool:
@@ -62,7 +73,9 @@ def ids(self:Rules,
     device,   # where the tensor is needed
 ) -> Tensor:  # (c,) int64
     "Word ids as a tensor."
-    if (name, device) not in self._id_tensors: self._id_tensors[name, device] = torch.tensor([self.eos] if name == 'eos' else getattr(self, name), dtype=torch.long, device=device)
+    if (name, device) not in self._id_tensors:
+        self._id_tensors[name, device] = torch.tensor([self.eos] if name == 'eos' else getattr(self, name),
+                                                      dtype=torch.long, device=device)
     return self._id_tensors[name, device]
 
 @patch
@@ -88,16 +101,18 @@ def apply(self:Rules,
     end = x[:, self.eos]
     if t < self.min_length: end = torch.full_like(end, -inf)
     if t >= self.max_length: x = torch.full_like(x, -inf)
-    stuck = (x.amax(-1) == -inf) & (end == -inf)                    # nothing left: ending beats breaking a rule silently
+    stuck = (x.amax(-1) == -inf) & (end == -inf)  # nothing left: ending beats breaking a rule silently
     end = torch.where(stuck, log_probs[:, self.eos], end)
     return x.index_copy(1, self.ids('eos', x.device), end[:, None])
 
 @patch
 def _require(self:Rules, x, t, prefix):
     "No end before all required words are said; nothing else once there is only just room for them."
-    missing = self.missing(prefix) if t else torch.ones(x.size(0), len(self.required), dtype=torch.bool, device=x.device)
+    missing = (self.missing(prefix) if t
+               else torch.ones(x.size(0), len(self.required), dtype=torch.bool, device=x.device))
     left = missing.sum(-1, keepdim=True)                            # (r, 1)
-    wanted = torch.zeros_like(x, dtype=torch.bool).scatter_(1, self.ids('required', x.device).expand(x.size(0), -1), missing)
+    wanted = torch.zeros_like(x, dtype=torch.bool).scatter_(1, self.ids('required', x.device).expand(x.size(0), -1),
+                                                            missing)
     x = torch.where((left > 0) & (t + left >= self.max_length) & ~wanted, -float('inf'), x)
     is_end = torch.arange(x.size(1), device=x.device) == self.eos
     return torch.where((left > 0) & is_end, -float('inf'), x)
@@ -111,10 +126,15 @@ def word_ids(
     "Words of a config as ids."
     out = []
     for w in words:
-        if isinstance(w, int): out.append(w); continue
-        if vocab is None: raise ValueError(f"{key}: '{w}' is a word, but there is no vocabulary (INFERENCE.VOCAB) to look it up in; give its id")
+        if isinstance(w, int):
+            out.append(w)
+            continue
+        if vocab is None:
+            raise ValueError(f"{key}: '{w}' is a word, but there is no vocabulary (INFERENCE.VOCAB) to look it up in; "
+                             f"give its id")
         if w not in vocab:
             near = get_close_matches(w, vocab, n=1)
-            raise ValueError(f"{key}: the model cannot say '{w}'" + (f"; the nearest word it knows is '{near[0]}'" if near else ''))
+            raise ValueError(f"{key}: the model cannot say '{w}'"
+                             + (f"; the nearest word it knows is '{near[0]}'" if near else ''))
         out.append(vocab.index(w))
     return out

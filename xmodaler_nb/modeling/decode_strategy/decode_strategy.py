@@ -42,7 +42,9 @@ class DecodeHistory:
         ids, lps = [], []
         for words, lp, parents, rows in reversed(self.steps):
             beams = final_beams if rows is None else final_beams[rows]
-            w, l, up = words.gather(1, beams), lp.gather(1, beams), beams if parents is None else parents.gather(1, beams)
+            w = words.gather(1, beams)
+            l = lp.gather(1, beams)
+            up = beams if parents is None else parents.gather(1, beams)
             if rows is not None:
                 w = torch.full_like(final_beams, fill).index_copy(0, rows, w)
                 l = lp.new_zeros(final_beams.shape).index_copy(0, rows, l)
@@ -50,7 +52,8 @@ class DecodeHistory:
             ids.append(w); lps.append(l); final_beams = up
         missing = length - len(ids)
         like = self.steps[0][1]
-        ids = [final_beams.new_full((*final_beams.shape, missing), fill), *([torch.stack(ids[::-1], -1)] if ids else [])][::-1]
+        ids = [final_beams.new_full((*final_beams.shape, missing), fill),
+               *([torch.stack(ids[::-1], -1)] if ids else [])][::-1]
         lps = [like.new_zeros(*final_beams.shape, missing), *([torch.stack(lps[::-1], -1)] if lps else [])][::-1]
         return torch.cat(ids, -1), torch.cat(lps, -1)
 
@@ -75,26 +78,35 @@ class DecodeStrategy(nn.Module):
     ):
         super().__init__()
         if beam_size < 1: raise ValueError(f"DECODE_STRATEGY.BEAM_SIZE is {beam_size}, but must be 1 or more")
-        self.vocab_path, self.beam_size, self.max_seq_len, self.tokenizer = vocab_path, beam_size, max_seq_len, bert_tokenizer
-        self.bos_token_id, self.eos_token_id, self.sync_every, self.trace = bos_token_id, eos_token_id, sync_every, trace
+        self.vocab_path = vocab_path
+        self.beam_size = beam_size
+        self.max_seq_len = max_seq_len
+        self.tokenizer = bert_tokenizer
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.sync_every = sync_every
+        self.trace = trace
         self._vocab = self._rules = None
-        self.rule_args = dict(min_length=min_length, max_length=max_length, no_repeat_ngram=no_repeat_ngram, banned_words=list(banned_words), required_words=list(required_words))
-        if not any(isinstance(w, str) for w in [*banned_words, *required_words]): self.rules    # contradictions show now
+        self.rule_args = dict(min_length=min_length, max_length=max_length, no_repeat_ngram=no_repeat_ngram,
+                              banned_words=list(banned_words), required_words=list(required_words))
+        if not any(isinstance(w, str) for w in [*banned_words, *required_words]): self.rules  # contradictions show now
 
     @classmethod
     def from_config(cls, cfg):
         "Arguments from INFERENCE.VOCAB, MODEL.MAX_SEQ_LEN and DECODE_STRATEGY."
         d, bert = cfg.DECODE_STRATEGY, cfg.INFERENCE.VOCAB == 'BERT'
         tokenizer, bos, eos = load_bert_tokenizer(cfg) if bert else (None, 0, 0)
-        return dict(vocab_path=cfg.INFERENCE.VOCAB, beam_size=d.BEAM_SIZE, max_seq_len=cfg.MODEL.MAX_SEQ_LEN, bert_tokenizer=tokenizer, bos_token_id=bos, eos_token_id=eos,
-                    sync_every=d.get('SYNC_EVERY', 0), min_length=d.get('MIN_LENGTH', 0), max_length=d.get('MAX_LENGTH', 0), no_repeat_ngram=d.get('NO_REPEAT_NGRAM', 0),
+        return dict(vocab_path=cfg.INFERENCE.VOCAB, beam_size=d.BEAM_SIZE, max_seq_len=cfg.MODEL.MAX_SEQ_LEN,
+                    bert_tokenizer=tokenizer, bos_token_id=bos, eos_token_id=eos,
+                    sync_every=d.get('SYNC_EVERY', 0), min_length=d.get('MIN_LENGTH', 0),
+                    max_length=d.get('MAX_LENGTH', 0), no_repeat_ngram=d.get('NO_REPEAT_NGRAM', 0),
                     banned_words=d.get('BANNED_WORDS', []), required_words=d.get('REQUIRED_WORDS', []))
 
     def forward(self,
         batched_inputs,     # Batch; stays as it is
         output_sents=False, # also put texts into OUTPUT
         model=None,         # a captioning model
-        trace=None,         # record a `DecodeTrace` into TRACE; None: as the batch's TRACE or the attribute `trace` says
+        trace=None, # record a `DecodeTrace` into TRACE; None: as the batch's TRACE or the attribute `trace` says
     ) -> dict:              # IDS, G_SENTS_IDS, G_LOGP, and what the strategy adds
         "Decode a batch."
         if trace is not None: batched_inputs = {**batched_inputs, kfg.TRACE: trace}
@@ -141,9 +153,12 @@ def rules(self:DecodeStrategy) -> Rules:
     if self._rules is None:
         a = self.rule_args
         words = None
-        if any(isinstance(w, str) for w in [*a['banned_words'], *a['required_words']]): words = self.vocab if self.tokenizer is None else list(self.bert_tokenizer.vocab)
-        self._rules = Rules(max_seq_len=self.max_seq_len, eos=self.eos_token_id, min_length=a['min_length'], max_length=a['max_length'], no_repeat_ngram=a['no_repeat_ngram'],
-                            banned=word_ids(a['banned_words'], words, 'DECODE_STRATEGY.BANNED_WORDS'), required=word_ids(a['required_words'], words, 'DECODE_STRATEGY.REQUIRED_WORDS'))
+        if any(isinstance(w, str) for w in [*a['banned_words'], *a['required_words']]):
+            words = self.vocab if self.tokenizer is None else list(self.bert_tokenizer.vocab)
+        self._rules = Rules(max_seq_len=self.max_seq_len, eos=self.eos_token_id, min_length=a['min_length'],
+                            max_length=a['max_length'], no_repeat_ngram=a['no_repeat_ngram'],
+                            banned=word_ids(a['banned_words'], words, 'DECODE_STRATEGY.BANNED_WORDS'),
+                            required=word_ids(a['required_words'], words, 'DECODE_STRATEGY.REQUIRED_WORDS'))
     return self._rules
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #9a83202c
@@ -154,7 +169,9 @@ def output_sents(self:DecodeStrategy,
     "Sentences as text."
     if ids.dim() == 3: return [self.output_sents(i) for i in ids]
     if self.tokenizer is not None: return decode_sequence_bert(self.bert_tokenizer, ids, self.eos_token_id)
-    if self.vocab is None: raise ValueError("sentences were asked for, but INFERENCE.VOCAB is empty; give the vocabulary file the model was trained with")
+    if self.vocab is None:
+        raise ValueError("sentences were asked for, but INFERENCE.VOCAB is empty; give the vocabulary file the model "
+                         "was trained with")
     return decode_sequence(self.vocab, ids)
 
 @patch
@@ -178,7 +195,8 @@ def initial_state(self:DecodeStrategy, batched_inputs, model):
 
 @patch
 def _masks_fit(self:DecodeStrategy, batch):
-    "Whether the word masks of the captions a batch came with (as in self-critical training) can serve for decoding; without them, masks for `max_seq_len` words are made."
+    """Whether the word masks of the captions a batch came with (as in self-critical training) can serve for
+    decoding; without them, masks for `max_seq_len` words are made."""
     masks, feats = batch.get(kfg.TOKENS_MASKS), batch.get(kfg.ATT_FEATS)
     return masks is None or (masks.size(1) >= self.max_seq_len and feats is not None and len(masks) == len(feats))
 
@@ -233,7 +251,8 @@ def should_sync(self:DecodeStrategy,
     t:int,  # 0-based step
     device, # of the numbers
 ) -> bool:
-    "Whether to ask the device now if all is finished: on an accelerator that stops the queue, so at most every fourth step."
+    """Whether to ask the device now if all is finished: on an accelerator that stops the queue, so at most every
+    fourth step."""
     every = self.sync_every or (1 if device.type == 'cpu' else 4)
     return (t+1) % every == 0 and t+1 < self.max_seq_len
 
@@ -257,4 +276,5 @@ def finish(self:DecodeStrategy, run, batched_inputs, state):
     self._abstract()
 @patch
 def _abstract(self:DecodeStrategy):
-    raise TypeError(f"{type(self).__name__} must implement begin(batched_inputs, state), choose(run, t, log_probs, state) and finish(run, batched_inputs, state)")
+    raise TypeError(f"{type(self).__name__} must implement begin(batched_inputs, state), choose(run, t, log_probs, "
+                    f"state) and finish(run, batched_inputs, state)")

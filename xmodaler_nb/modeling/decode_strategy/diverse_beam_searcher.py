@@ -25,9 +25,13 @@ class DiverseBeamSearcher(BeamSearcher):
         **common,      # see `BeamSearcher`
     ):
         super().__init__(**common)
-        if groups < 1 or self.beam_size % groups: raise ValueError(f"DECODE_STRATEGY.GROUPS is {groups}, but BEAM_SIZE {self.beam_size} must be a multiple of it")
+        if groups < 1 or self.beam_size % groups:
+            raise ValueError(f"DECODE_STRATEGY.GROUPS is {groups}, but BEAM_SIZE {self.beam_size} must be a multiple "
+                             f"of it")
         if diversity < 0: raise ValueError(f"DECODE_STRATEGY.DIVERSITY is {diversity}, but must be 0 or more")
-        if groups > 1 and self.rule_args['required_words']: raise ValueError('DECODE_STRATEGY.REQUIRED_WORDS and GROUPS > 1 both decide about places in the beam; use one of them')
+        if groups > 1 and self.rule_args['required_words']:
+            raise ValueError('DECODE_STRATEGY.REQUIRED_WORDS and GROUPS > 1 both decide about places in the beam; use '
+                             'one of them')
         self.groups, self.diversity = groups, diversity
 
     @classmethod
@@ -49,11 +53,13 @@ def _pick(self:DiverseBeamSearcher, run, t, ids, scores):
     g, k, w = scores.shape
     size = self.beam_size//self.groups
     ranks = self._rank(scores, (run.lengths + run.active)[...,None])
-    group_words, picked = ids.new_zeros(g, 0), []                                          # words of the groups so far; -1 for ended sentences
+    group_words, picked = ids.new_zeros(g, 0), []  # words of the groups so far; -1 for ended sentences
     for i in range(self.groups):
-        group_beams = slice(0, 1) if k == 1 else slice(i*size, (i+1)*size)                  # at the first step all groups begin at the same beam
+        # at the first step all groups begin at the same beam
+        group_beams = slice(0, 1) if k == 1 else slice(i*size, (i+1)*size)
         penalty = (ids[:,group_beams,:,None] == group_words[:,None,None]).sum(-1)*run.active[:,group_beams,None]
-        _, flat_idx = stable_topk((ranks[:,group_beams] - self.diversity*penalty).flatten(1), min(size, ids[:,group_beams].flatten(1).size(1)))
+        _, flat_idx = stable_topk((ranks[:,group_beams] - self.diversity*penalty).flatten(1),
+                                  min(size, ids[:,group_beams].flatten(1).size(1)))
         flat_idx = flat_idx + group_beams.start*w
         word = torch.where(run.active.gather(1, flat_idx//w), ids.flatten(1).gather(1, flat_idx), -1)
         group_words = torch.cat([group_words, word], 1); picked.append(flat_idx)

@@ -23,7 +23,8 @@ def check_weights(
     "Weights that can be used, or an error naming the key."
     w = [float(x) for x in weights[:n]]
     if len(w) < n: raise ValueError(f"MODEL.MODEL_WEIGHTS has {len(w)} entries for {n} models")
-    if min(w) < 0 or sum(w) == 0: raise ValueError(f"MODEL.MODEL_WEIGHTS is {list(weights)}, but weights must be 0 or more and not all 0")
+    if min(w) < 0 or sum(w) == 0:
+        raise ValueError(f"MODEL.MODEL_WEIGHTS is {list(weights)}, but weights must be 0 or more and not all 0")
     return w
 
 def mix_log_probs(
@@ -82,7 +83,8 @@ class EnsembleModel:
         "Every member steps; the log of their mean probability stands for the logits."
         steps = [m.step(tokens, s) for m, s in zip(self.models, state.states)]
         lps = [log_probs_of(x) for x, _ in steps]
-        if self._log_w is None: self._log_w = (torch.tensor(self.weights, dtype=torch.float64)/sum(self.weights)).log().to(lps[0])
+        if self._log_w is None:
+            self._log_w = (torch.tensor(self.weights, dtype=torch.float64)/sum(self.weights)).log().to(lps[0])
         return mix_log_probs(lps, self._log_w), EnsembleState([s for _, s in steps])
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/50_ensemble_beam_searcher.ipynb #3721c0ce

@@ -24,7 +24,8 @@ def select_rows(
 # %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #625b4ac9
 HISTORY_KEYS = (kfg.HISTORY_STATES, kfg.ENC_HISTORY_STATES)
 RECURRENT_KEYS = (kfg.G_HIDDEN_STATES, kfg.G_CELL_STATES)
-IMAGE_MEMORY_KEYS = (kfg.ATT_FEATS, kfg.GLOBAL_FEATS, kfg.ATT_MASKS, kfg.EXT_ATT_MASKS, kfg.P_ATT_FEATS, kfg.EXT_G_TOKENS_MASKS,
+IMAGE_MEMORY_KEYS = (kfg.ATT_FEATS, kfg.GLOBAL_FEATS, kfg.ATT_MASKS, kfg.EXT_ATT_MASKS, kfg.P_ATT_FEATS,
+                     kfg.EXT_G_TOKENS_MASKS,
                      kfg.G_TOKENS_TYPE, kfg.SEMANTICS_FEATS, kfg.EXT_SEMANTICS_MASKS)
 
 def _num_rows(x):
@@ -41,11 +42,14 @@ class DictState:
         images:int,                    # rows of the memory; `rows` is a multiple of it
         state_keys=None,               # keys with one row per sentence; None: found as X-modaler does
         memory_keys=IMAGE_MEMORY_KEYS, # keys with one row per image
-        shares_images:bool=False,      # True: the decoder accepts memory with one row per image; False: one row per sentence
+        shares_images:bool=False, # True: the decoder accepts memory with one row per image; False: one row per sentence
         undeclared:bool=False,            # True: the decoder declared nothing
     ):
         self.batch, self.rows, self.images, self.groups, self.t = Batch(batch), rows, images, rows, 0
-        self.state_keys, self.memory_keys, self.shares_images, self.undeclared = state_keys, tuple(memory_keys), shares_images, undeclared
+        self.state_keys = state_keys
+        self.memory_keys = tuple(memory_keys)
+        self.shares_images = shares_images
+        self.undeclared = undeclared
 
     @classmethod
     def from_batch(cls,
@@ -54,13 +58,17 @@ class DictState:
         rows=None,    # sentences; None: as many as the state keys have rows, else the memory
     ):                # DictState at t = 0
         "The state before the first word."
-        state_keys, memory_keys = getattr(decoder, 'state_keys', None), getattr(decoder, 'memory_keys', IMAGE_MEMORY_KEYS)
+        state_keys = getattr(decoder, 'state_keys', None)
+        memory_keys = getattr(decoder, 'memory_keys', IMAGE_MEMORY_KEYS)
         image_rows = [r for k in memory_keys if (r := _num_rows(batch.get(k)))]
         state_rows = [r for k in state_keys or () if (r := _num_rows(batch.get(k)))]
         images = image_rows[0] if image_rows else (state_rows or [len(Batch(batch))])[0]
-        return cls(batch, rows or (state_rows or [images])[0], images, state_keys, memory_keys, getattr(decoder, 'shares_images', False), state_keys is None)
+        return cls(batch, rows or (state_rows or [images])[0], images, state_keys, memory_keys,
+                   getattr(decoder, 'shares_images', False), state_keys is None)
 
-    def __repr__(self): return f'DictState(t={self.t}, {self.rows} rows over {self.images} images, moves {", ".join(self.sentence_keys())})'
+    def __repr__(self):
+        return (f'DictState(t={self.t}, {self.rows} rows over {self.images} images, moves '
+                f'{", ".join(self.sentence_keys())})')
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #d6285eb4
 @patch
@@ -85,7 +93,8 @@ def replace(self:DictState,
 ):             # a new state at the same word
     "The state with some fields replaced."
     new = copy.copy(self)
-    if any(k in updates for k in self.sentence_keys()): updates[kfg.PARENTS] = None          # who knows which rows are equal now
+    # who knows which rows are equal now
+    if any(k in updates for k in self.sentence_keys()): updates[kfg.PARENTS] = None
     new.batch = self.batch.merge(updates)
     return new
 
@@ -93,28 +102,33 @@ def replace(self:DictState,
 @patch
 def reorder(self:DictState,
     idx:Tensor,      # (r',) or (g, k) int64: old rows; in the second form each line stays within one picture
-    whole:bool=True, # second form: the lines are all the lines of the reorder before, in order; False: some have left or moved
-    take=None,       # function tensor(s) → tensor(s) that replaces `select_rows`, for strategies that move states themselves
+    # second
+    whole:bool=True, # form: the lines are all the lines of the reorder before, in order; False: some have left or moved
+    take=None, # function tensor(s) → tensor(s) that replaces `select_rows`, for strategies that move states themselves
 ):                   # DictState with the new rows
     "New row j is old row `idx[j]`, for everything the model remembers."
     flat, whole = idx.reshape(-1), whole and idx.dim() == 2
     new, b = copy.copy(self), self.batch
     updates = {k: take(b[k]) if take else select_rows(b[k], flat) for k in self.sentence_keys()}
-    updates.update({k: select_rows(b[k], flat) for k in (kfg.ATT_WEIGHTS, kfg.WORD_ATT_WEIGHTS) if k in b and k not in updates})
-    updates[kfg.PARENTS] = None if take else flat if b.get(kfg.PARENTS) is None else b[kfg.PARENTS].index_select(0, flat)
+    updates.update({k: select_rows(b[k], flat) for k in (kfg.ATT_WEIGHTS, kfg.WORD_ATT_WEIGHTS) if k in b
+                    and k not in updates})
+    updates[kfg.PARENTS] = (None if take else flat if b.get(kfg.PARENTS) is None
+                            else b[kfg.PARENTS].index_select(0, flat))
     new.rows, new.groups = flat.numel(), idx.size(0)
     if not whole: new.images = new.groups
     if not (whole and (self.shares_images or new.rows == self.rows)):
-        updates.update({k: self._reorder_memory(b[k], idx, whole) for k in self.memory_keys if _num_rows(b.get(k)) is not None})
+        updates.update({k: self._reorder_memory(b[k], idx, whole) for k in self.memory_keys
+                        if _num_rows(b.get(k)) is not None})
     new.batch = b.merge(updates)
     return new
 
 @patch
 def _reorder_memory(self:DictState, x, idx, whole):
     "One field of the memory for new rows: one entry per line, repeated only for decoders that want a row per sentence."
-    if isinstance(x, (list, tuple)): return [self._reorder_memory(x[-1], idx, whole)]     # of several layers, decoders look at the last
+    # of several layers, decoders look at the last
+    if isinstance(x, (list, tuple)): return [self._reorder_memory(x[-1], idx, whole)]
     n = x.size(0)
-    if n not in (self.rows, self.groups, self.images): return x                        # a table for all rows, e.g. (1, 1, t, t)
+    if n not in (self.rows, self.groups, self.images): return x  # a table for all rows, e.g. (1, 1, t, t)
     lines, k = (idx, 1) if idx.dim() == 1 else (idx[:,0], 1 if self.shares_images else idx.size(1))
     if not (whole and n == self.groups): x = x.index_select(0, lines // (self.rows//n))  # entry of the line's picture
     return x.repeat_interleave(k, 0) if k > 1 else x
@@ -146,7 +160,8 @@ def word_attention(self:DictState): # (rows, t+1) or None
 class DictModel:
     "Any model with X-modaler's parts, as a model that steps."
     def __init__(self,
-        model, # with `token_embed`, `visual_embed`, `encoder`, `decoder`, `predictor`, `get_extended_attention_mask`; missing parts are skipped
+        # with `token_embed`, `visual_embed`,
+        model, # `encoder`, `decoder`, `predictor`, `get_extended_attention_mask`; missing parts are skipped
     ): self.model = model
 
     def _call(self, name, batch, **kwargs):

@@ -35,7 +35,7 @@ class TableModel(nn.Module):
     ) -> tuple:          # logits (rows, v), state after it
         "One row of the table per sentence."
         logits = self.logits[min(state.t, len(self.logits)-1)].index_select(0, tokens)
-        attention = logits.detach().softmax(-1) if state.record else None          # it “looks at” the words it might say
+        attention = logits.detach().softmax(-1) if state.record else None  # it “looks at” the words it might say
         return logits, state.advance(state.batch.merge({kfg.ATT_WEIGHTS: attention} if state.record else {}))
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/10_toy.ipynb #04b95413
@@ -57,10 +57,11 @@ def all_sentences(
     steps:int,        # words at most, the end mark included
     bos:int=0,        # what stands before the first word
     eos:int=0,        # the end mark
-) -> list:            # of (score, words), best first; unfinished sentences have `steps` words, finished ones end with the mark
+) -> list: # of (score, words), best first; unfinished sentences have `steps` words, finished ones end with the mark
     "Every sentence with its log-probability."
     lp, v, scores = model.logits.detach().double().log_softmax(-1), model.logits.size(-1), {}
     for words in itertools.product(range(v), repeat=steps):
         cut = words[:words.index(eos)+1] if eos in words else words
-        if cut not in scores: scores[cut] = sum(lp[min(t, len(lp)-1), a, b].item() for t, (a, b) in enumerate(zip((bos, *cut), cut)))
+        if cut not in scores:
+            scores[cut] = sum(lp[min(t, len(lp)-1), a, b].item() for t, (a, b) in enumerate(zip((bos, *cut), cut)))
     return sorted(((s, w) for w, s in scores.items()), reverse=True)

@@ -78,7 +78,8 @@ class Hypothesis:
     finished:bool              # whether the end mark was reached
     path:list = field(repr=False, default_factory=list)      # beam number at every step
     attention:object = field(repr=False, default=None)       # (len(ids), n) tensor or None
-    word_attention:object = field(repr=False, default=None)  # (len(ids), len(ids)) tensor or None: row t looks at the start mark and the words before t, 0 after them
+    # (len(ids), len(ids)) tensor or None: row t looks
+    word_attention:object = field(repr=False, default=None) # at the start mark and the words before t, 0 after them
 
     @property
     def text(self) -> str: # words joined by spaces
@@ -105,11 +106,13 @@ def hypothesis(self:DecodeTrace,
         path.append(beam); parent = s.parents[g, beam].item()
         ids.append(s.words[g, beam].item()); lps.append(s.log_probs[g, beam].item())
         if s.attention is not None: att.append(s.attention[g, parent])
-        if s.word_attention is not None: word_att.append(F.pad(s.word_attention[g, parent], (0, len(walk) - s.word_attention.size(-1))))
+        if s.word_attention is not None:
+            word_att.append(F.pad(s.word_attention[g, parent], (0, len(walk) - s.word_attention.size(-1))))
         beam = parent
     for seq in (ids, lps, att, word_att, path): seq.reverse()
     end = ids.index(self.eos)+1 if finished and self.eos in ids else len(ids)
-    return Hypothesis(ids[:end], [self.word(i) for i in ids[:end - finished]], lps[:end], score, finished, path, torch.stack(att[:end]) if att else None,
+    return Hypothesis(ids[:end], [self.word(i) for i in ids[:end - finished]], lps[:end], score, finished, path,
+                      torch.stack(att[:end]) if att else None,
                       torch.stack(word_att[:end])[:,:end] if word_att else None)
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #a37ab655
@@ -143,7 +146,8 @@ def attention(self:DecodeTrace,
 def word_attention(self:DecodeTrace,
     image:int=0, # which picture
     rank:int=0,  # 0 = best sentence
-):               # (words, words) tensor, end mark included; column 0 is the start mark, column i the i-th word; None if the model does not look back at words
+# (words, words) tensor, end
+): # mark included; column 0 is the start mark, column i the i-th word; None if the model does not look back at words
     "Which of its words so far the model looked at, along the path of a sentence."
     return self.nbest(rank+1, image)[rank].word_attention
 
@@ -152,8 +156,10 @@ def _number(x): return round(x, 4) if x > -1e30 else None       # JSON has no in
 
 def _beam_dicts(trace, s, g):
     "The beams of one step as dicts."
-    cols = zip(s.words[g].tolist(), s.parents[g].tolist(), s.log_probs[g].tolist(), s.scores[g].tolist(), s.active[g].tolist())
-    return [dict(id=w, word=trace.word(w), parent=p, log_prob=_number(lp), score=_number(sc), active=a) for w, p, lp, sc, a in cols]
+    cols = zip(s.words[g].tolist(), s.parents[g].tolist(), s.log_probs[g].tolist(), s.scores[g].tolist(),
+               s.active[g].tolist())
+    return [dict(id=w, word=trace.word(w), parent=p, log_prob=_number(lp), score=_number(sc), active=a)
+            for w, p, lp, sc, a in cols]
 
 def _candidate_dicts(trace, s, g):
     "What each old beam offered, as lists of dicts."
@@ -172,7 +178,8 @@ def to_dict(self:DecodeTrace,
         steps.append(dict(t=t, beams=_beam_dicts(self, s, g), candidates=_candidate_dicts(self, s, g), pruned=pruned))
         for name, a in (('attention', s.attention), ('word_attention', s.word_attention)):
             if a is not None: steps[-1][name] = [[round(x, 4) for x in row] for row in a[g].tolist()]
-    best = [dict(text=h.text, ids=h.ids, log_probs=[_number(x) for x in h.log_probs], score=_number(h.score), finished=h.finished, path=h.path) for h in self.nbest(image=image)]
+    best = [dict(text=h.text, ids=h.ids, log_probs=[_number(x) for x in h.log_probs], score=_number(h.score),
+                 finished=h.finished, path=h.path) for h in self.nbest(image=image)]
     return dict(id=self.ids[image], kind=self.kind, steps=steps, nbest=best)
 
 @patch

@@ -37,27 +37,30 @@ def captions_per_image(
 def expand_images(
     batch:Batch, # images not repeated
     s:int,       # captions per image
-) -> Batch:      # every image `s` times, side by side
+) -> Batch:      # every image `s` times, side by side; COPIES = s
     "The batch with one image row per caption row."
     if s == 1: return batch
     copies = {k: _copy_rows(k, batch[k], s) for k in IMAGE_KEYS if isinstance(batch.get(k), Tensor)}
-    new, ids = batch.merge(copies), batch.get(kfg.IDS)
+    new, ids = batch.merge({**copies, kfg.COPIES: s}), batch.get(kfg.IDS)
     if ids is not None and len(ids)*s == len(copies[kfg.ATT_FEATS]): new[kfg.IDS] = np.repeat(np.asarray(ids), s)
     return new
 
 def _copy_rows(key, x, s):
-    "Every row `s` times, with `x` as the attribute `images`; global features (n, 1, d) become (n·s, d)."
-    copies = repeat_rows(x.flatten(1) if key == kfg.GLOBAL_FEATS else x, s)
-    copies.images = x
-    return copies
+    "Every row `s` times; global features (n, 1, d) become (n·s, d)."
+    return repeat_rows(x.flatten(1) if key == kfg.GLOBAL_FEATS else x, s)
 
 def collapse_images(
     batch:Batch, # expanded or not
 ) -> tuple:      # Batch with one row per image as far as known, and captions per image
-    "Undo `expand_images` where all copies are still there."
-    images = {k: getattr(batch[k], 'images', None) for k in IMAGE_KEYS if isinstance(batch.get(k), Tensor)}
-    if not images or any(x is None for x in images.values()): return Batch(batch), captions_per_image(batch)
-    return Batch(batch).merge(images), rows_per_image(len(batch[kfg.ATT_FEATS]), len(images[kfg.ATT_FEATS]))
+    "Undo `expand_images` where the batch says that it was expanded."
+    s = batch.get(kfg.COPIES, 1)
+    if s == 1 or not _copies_agree(batch[kfg.ATT_FEATS], s): return Batch(batch), captions_per_image(batch)
+    images = {k: batch[k][::s] for k in IMAGE_KEYS if isinstance(batch.get(k), Tensor)}
+    return Batch({k: v for k, v in batch.items() if k != kfg.COPIES}).merge(images), s
+
+def _copies_agree(feats, s):
+    "Whether the first and the last of the `s` rows of each image are equal."
+    return len(feats) % s == 0 and torch.equal(feats[::s], feats[s-1::s])
 
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #84c100b7
 class BaseEncoderDecoder(nn.Module):
