@@ -22,20 +22,32 @@ def _parser():
     p.add_argument('predictions', nargs='?', help='JSON: COCO results, or {id: caption}')
     p.add_argument('references', nargs='?', help='JSON: COCO captions, or {id: [captions]}')
     p.add_argument('--available', action='store_true', help='list the metrics and whether they can run here, then stop')
+    _add_metric_options(p)
+    _add_statistics_options(p)
+    _add_output_options(p)
+    return p
+
+def _add_metric_options(p):
+    "Which captions are scored, by what."
     p.add_argument('--metrics', nargs='+', default=list(ALL_METRICS), help='which ones')
     p.add_argument('--tokens', action='store_true', help='captions are tokens joined by blanks already')
     p.add_argument('--partial', action='store_true',
                    help='score the ids that both files have, instead of complaining about the others')
     p.add_argument('--df', metavar='FILE', help="document frequencies for CIDEr_D (X-modaler's pickle)")
+
+def _add_statistics_options(p):
+    "What is computed beside the corpus scores."
     p.add_argument('--confidence', type=int, default=0, metavar='N', help='95%% intervals from N bootstrap draws')
     p.add_argument('--diversity', action='store_true', help='also distinct n-grams, lengths, vocabulary')
     p.add_argument('--train', metavar='FILE',
                    help='captions of the training set, for novelty and vocabulary use (implies --diversity)')
+
+def _add_output_options(p):
+    "What is printed and written beside the corpus scores."
     p.add_argument('--explain', metavar='ID', help='which n-gram of this caption earned what')
     p.add_argument('--per-image', default='', metavar='FILE',
                    help='also write the scores of every picture: .csv with captions, else JSON')
     p.add_argument('--json', action='store_true', help='print one JSON object')
-    return p
 
 def _find_id(result, image_id):
     "The id of the result that is written like the requested one."
@@ -49,25 +61,42 @@ def _write_per_image(result, path):
     else: path.write_text(json.dumps({str(k): v for k, v in result.per_image.items()}))
 
 # %% ../../nbs/18_commands/60_score.ipynb #0d47bb75
+def _corpus_lines(result, bounds):
+    "Corpus scores with their intervals, skipped metrics, notes."
+    def interval(k): return f'  ({bounds[k][0]:.4f} to {bounds[k][1]:.4f})' if bounds else ''
+    lines = [f'{k:10} {v:.4f}{interval(k)}' for k, v in result.corpus.items()]
+    return lines+[f'{k:10} skipped: {why}' for k, why in result.skipped.items()]+result.notes
+
+def _id_lines(result):
+    "The ids that only one of the two files has."
+    sides = (result.missing, 'without a prediction'), (result.extra, 'without references')
+    return [f"{len(ids)} ids {what}: {', '.join(map(str, ids[:5]))}{', …' if len(ids) > 5 else ''}"
+            for ids, what in sides if ids]
+
+def _training_captions(path):
+    "The tokenised captions of the training set; None without a file."
+    return ptb_tokenize([c for cs in as_references(path).values() for c in cs]) if path else None
+
+# %% ../../nbs/18_commands/60_score.ipynb #4e385a5b
+def _add_diversity(result, train, numbers, lines):
+    "Diversity of the captions, into the numbers and the lines."
+    numbers['diversity'] = diversity(result.hyps, _training_captions(train))
+    lines += [f'{k:18} {v:.4f}' for k, v in numbers['diversity'].items()]
+
+def _add_explanation(result, image_id, numbers, lines):
+    "What each n-gram of one caption earned, into the numbers and the lines."
+    table = result.explain(_find_id(result, image_id))
+    numbers['explain'] = table.to_dict('records')
+    lines += ['', table.round(4).to_string(index=False, max_rows=30)]
+
 def _score(args):
     "(all numbers by name, lines to print)."
     result = evaluate(args.predictions, args.references, args.metrics, not args.tokens, not args.partial, args.df)
-    numbers, lines = dict(result.corpus), []
     bounds = result.confidence(n=args.confidence) if args.confidence else {}
-    for k, v in result.corpus.items():
-        lines.append(f'{k:10} {v:.4f}'+(f'  ({bounds[k][0]:.4f} to {bounds[k][1]:.4f})' if bounds else ''))
-    lines += [f'{k:10} skipped: {why}' for k, why in result.skipped.items()]+result.notes
-    for ids, what in ((result.missing, 'without a prediction'), (result.extra, 'without references')):
-        if ids: lines.append(f"{len(ids)} ids {what}: {', '.join(map(str, ids[:5]))}{', …' if len(ids) > 5 else ''}")
-    if args.diversity or args.train:
-        train = ptb_tokenize([c for cs in as_references(args.train).values() for c in cs]) if args.train else None
-        numbers['diversity'] = diversity(result.hyps, train)
-        lines += [f'{k:18} {v:.4f}' for k, v in numbers['diversity'].items()]
+    numbers, lines = dict(result.corpus), _corpus_lines(result, bounds)+_id_lines(result)
+    if args.diversity or args.train: _add_diversity(result, args.train, numbers, lines)
     if bounds: numbers['confidence'] = bounds
-    if args.explain:
-        table = result.explain(_find_id(result, args.explain))
-        numbers['explain'] = table.to_dict('records')
-        lines += ['', table.round(4).to_string(index=False, max_rows=30)]
+    if args.explain: _add_explanation(result, args.explain, numbers, lines)
     if args.per_image: _write_per_image(result, Path(args.per_image))
     return numbers, lines
 

@@ -29,6 +29,10 @@ def _column(names, wanted, what):
         raise ValueError(f"no {what} column: looked for {', '.join(wanted)}, found {columns}")
     return found
 
+def _id_and_text(names):
+    "The columns with the id and the caption."
+    return _column(list(names), ID_COLUMNS, 'id'), _column(list(names), TEXT_COLUMNS, 'caption')
+
 def _read_data(data):
     "What a path or a `COCO` object of pycocotools holds; anything else as it is."
     if isinstance(data, (str, Path)): return read_json(data)
@@ -38,18 +42,21 @@ def _pairs(data):
     "(id, caption or list of captions) of whatever was handed in."
     data = _read_data(data)
     if hasattr(data, 'columns') and hasattr(data, 'itertuples'):                        # a data frame
-        i, t = _column(list(data.columns), ID_COLUMNS, 'id'), _column(list(data.columns), TEXT_COLUMNS, 'caption')
+        i, t = _id_and_text(data.columns)
         return list(zip(data[i], data[t]))
     if isinstance(data, Mapping):
         if isinstance(data.get('annotations'), list):
             return _pairs(data['annotations'])+[(i['id'], []) for i in data.get('images', [])]
         return list(data.items())
-    rows = list(data)
-    if rows and not isinstance(rows[0], Mapping):
-        raise TypeError("expected {id: caption}, COCO json, or a data frame; "
-                        f"got a {type(data).__name__} of {type(rows[0]).__name__}")
+    return _pairs_of_rows(list(data), type(data).__name__)
+
+def _pairs_of_rows(rows, kind):
+    "(id, caption) of a list of dictionaries; `kind` is the type of the list, for the error."
     if not rows: return []
-    i, t = _column(list(rows[0]), ID_COLUMNS, 'id'), _column(list(rows[0]), TEXT_COLUMNS, 'caption')
+    if not isinstance(rows[0], Mapping):
+        raise TypeError("expected {id: caption}, COCO json, or a data frame; "
+                        f"got a {kind} of {type(rows[0]).__name__}")
+    i, t = _id_and_text(rows[0])
     return [(r[i], r[t]) for r in rows]
 
 def read_json(
@@ -115,12 +122,15 @@ def align(
             predictions = {by_text.get(str(i), i): c for i, c in predictions.items()}
     missing = [i for i in references if i not in predictions]
     extra = [i for i in predictions if i not in references]
-    if strict and (missing or extra):
-        both = len(references)-len(missing)
+    if strict: _check_ids(missing, extra, len(references)-len(missing))
+    return [i for i in references if i in predictions], predictions, missing, extra
+
+def _check_ids(missing, extra, both):
+    "Raise an error if one side lacks ids that the other has."
+    if missing or extra:
         problems = {'no prediction for': missing, 'no references for': extra}
         text = '; '.join(f'{what} {_format_ids(ids)}' for what, ids in problems.items() if ids)
         raise ValueError(f'{text}. Pass strict=False to score the {both} images that have both')
-    return [i for i in references if i in predictions], predictions, missing, extra
 
 # %% ../../nbs/09_evaluation/70_captions.ipynb #c4915ca0
 class EvalResult:
@@ -185,6 +195,13 @@ def _metric(name, options):
     return make_metric(name, **options.get(name, {})), None
 
 # %% ../../nbs/09_evaluation/70_captions.ipynb #e40ccfcb
+def _metric_options(options, df):
+    "Options by the full name of the metric; `df` becomes an option of CIDEr-D."
+    options = {metric_name(k): v for k, v in (options or {}).items()}
+    if df is None: return options
+    if not isinstance(df, DocumentFrequency): df = DocumentFrequency.from_file(df)
+    return {**options, 'CIDEr_D': {'df': df, **options.get('CIDEr_D', {})}}
+
 def evaluate(
     predictions,          # {id: caption}, COCO results, their path, or a data frame
     references,           # {id: [captions]}, COCO annotations, their path, or a data frame
@@ -197,24 +214,25 @@ def evaluate(
     "Score captions against references."
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     names = list(dict.fromkeys(map(metric_name, names)))
-    options = {metric_name(k): v for k, v in (options or {}).items()}
-    if df is not None:
-        options['CIDEr_D'] = {'df': df if isinstance(df, DocumentFrequency) else DocumentFrequency.from_file(df),
-                              **options.get('CIDEr_D', {})}
     refs = as_references(references)
     ids, preds, missing, extra = align(as_predictions(predictions), refs, strict)
     if not ids:
         raise ValueError("no image to score: predictions and references have no id in common" if extra or missing
                          else "no image to score: both sides are empty")
     without_refs = [i for i in ids if not refs[i]]
-    notes = []
-    if without_refs:
-        notes.append(f'no reference text for {_format_ids(without_refs)}: scored against an empty reference')
+    notes = [f'no reference text for {_format_ids(without_refs)}: scored against an empty reference']*bool(without_refs)
     raw = [_text(preds[i]) for i in ids], [list(map(_text, refs[i])) or [''] for i in ids]
     hyps, refs = _tokens(*raw, tokenize)
-    return score_tokens(ids, hyps, References(refs), names, options, missing, extra, notes, raw)
+    return score_tokens(ids, hyps, References(refs), names, _metric_options(options, df), missing, extra, notes, raw)
 
 # %% ../../nbs/09_evaluation/70_captions.ipynb #c63e2643
+def _shared_counts(metrics, hyps, refs):
+    "(layout, n-gram counts) for all metrics that count n-grams; None if none does."
+    longest = max((m.n for m in metrics if hasattr(m, 'n')), default=None)
+    if longest is None: return None
+    layout = lay_out(hyps, refs)
+    return layout, count_ngrams(layout, longest)
+
 def score_tokens(
     ids:list,          # images
     hyps:list,         # tokenised predictions
@@ -227,14 +245,10 @@ def score_tokens(
     raw:tuple=None,    # (predictions, references) as text, for metrics with their own tokens; None: the tokens
 ) -> EvalResult:
     "Score tokenised captions against prepared references."
-    ready, skipped, scores, ngram_counts, options = {}, {}, {}, None, options or {}
-    for name in metrics:
-        metric, why = _metric(name, options)
-        if why: skipped[name] = why
-        else: ready[name] = metric
-    if any(hasattr(m, 'n') for m in ready.values()):          # these share one table of n-grams
-        layout = lay_out(hyps, refs)
-        ngram_counts = layout, count_ngrams(layout, max(m.n for m in ready.values() if hasattr(m, 'n')))
+    found, scores = {name: _metric(name, options or {}) for name in metrics}, {}
+    ready = {k: m for k, (m, why) in found.items() if not why}
+    skipped = {k: why for k, (_, why) in found.items() if why}
+    ngram_counts = _shared_counts(ready.values(), hyps, refs)
     for name, metric in ready.items():
         own = getattr(metric, 'raw', False)
         try: scores[name] = metric(list(ids), *(raw or (hyps, refs.texts))) if own else metric(hyps, refs, ngram_counts)

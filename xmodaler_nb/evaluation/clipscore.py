@@ -32,7 +32,7 @@ def text_vectors(
     tokenize=None,   # list of strings -> tokens; for `transformers` models the processor
     batch:int=256,   # texts per call
 ) -> Tensor:         # (texts, d) float64, rows of length 1
-    "Texts as CLIP sees them."
+    "CLIP's vectors of texts."
     out, device = [], _device(model)
     for i in range(0, len(texts), batch):
         part = texts[i:i+batch]
@@ -52,7 +52,7 @@ def image_vectors(
     preprocess=None, # picture -> pixels (3, h, w); for `transformers` models the processor
     batch:int=64,    # pictures per call
 ) -> Tensor:         # (pictures, d) float64, rows of length 1
-    "Pictures as CLIP sees them."
+    "CLIP's vectors of pictures."
     out, device = [], _device(model)
     for i in range(0, len(pictures), batch):
         part = pictures[i:i+batch]
@@ -88,16 +88,20 @@ class ClipScore:
         return ("it needs a CLIP model and the pictures: "
                 "evaluate(..., metrics=[..., 'CLIPScore'], options={'CLIPScore': ClipScore(model, images)})")
 
+    def _check(self, ids):
+        "Raise an error if an id has no picture."
+        missing = [i for i in ids if i not in self.images]
+        if missing:
+            raise MetricUnavailable(f'CLIPScore has no picture for {len(missing)} of {len(ids)} ids, '
+                                    f'the first is {missing[0]!r}')
+
     def __call__(self,
         ids:list,   # images
         hyps:list,  # one raw caption per image
         refs:list,  # per image a list of raw references
     ) -> Scores:    # of `CLIPScore`, `RefCLIPScore`
         "Score raw captions."
-        missing = [i for i in ids if i not in self.images]
-        if missing:
-            raise MetricUnavailable(f'CLIPScore has no picture for {len(missing)} of {len(ids)} ids, '
-                                    f'the first is {missing[0]!r}')
+        self._check(ids)
         texts = [self.prompt+t for t in chain(hyps, *refs)]
         v = image_vectors(self.model, [self.images[i] for i in ids], self.preprocess)
         t = text_vectors(self.model, texts, self.tokenize)

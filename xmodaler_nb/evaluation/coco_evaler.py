@@ -18,6 +18,11 @@ from .split import as_id, read_references
 from ..tokenization.ptb import ptb_tokenize
 
 # %% ../../nbs/09_evaluation/76_coco_evaler.ipynb #625c2dcc
+def _tokenized(references):
+    "`References` of lists of raw captions; a picture without any gets an empty one."
+    flat = iter(ptb_tokenize([_text(r) for rs in references for r in rs]))
+    return References([[next(flat) for _ in rs] or [''] for rs in references])
+
 @EVALUATION_REGISTRY.register()
 class COCOEvaler:
     "Caption metrics against a COCO annotation file."
@@ -31,8 +36,7 @@ class COCOEvaler:
         refs = read_references(annfile)
         if not refs: raise ValueError(f"{annfile}: no captions; a COCO caption file holds 'images' and 'annotations'")
         self.ids = list(refs)
-        flat = iter(ptb_tokenize([_text(r) for rs in refs.values() for r in rs]))
-        self.refs = References([[next(flat) for _ in rs] or [''] for rs in refs.values()])
+        self.refs = _tokenized(refs.values())
         self.skipped = {m: why for m in ALL_METRICS if (why := problem(m))}
         # kept: METEOR remembers the references
         self.metrics = {m: make_metric(m) for m in ALL_METRICS if m not in self.skipped}
@@ -67,10 +71,15 @@ def captions(self:COCOEvaler, results):
         i = as_id(r[self.key_id])
         if i in by_id: duplicates.append(i)
         by_id[i] = _text(r[self.value])
+    self._check_ids(by_id, duplicates)
+    return [by_id[i] for i in self.ids]
+
+@patch
+def _check_ids(self:COCOEvaler, by_id, duplicates):
+    "Raise an error that names missing, extra and doubled ids."
     known = set(self.ids)
     problems = {'no caption for': [i for i in self.ids if i not in by_id],
                 f'not annotated in {self.annfile}:': [i for i in by_id if i not in known],
                 'more than one caption for': duplicates}
     text = '; '.join(f'{k} {_format_ids(v)}' for k, v in problems.items() if v)
     if text: raise ValueError(text)
-    return [by_id[i] for i in self.ids]

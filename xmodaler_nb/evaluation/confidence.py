@@ -35,6 +35,12 @@ def confidence(self:EvalResult,
     return {k: tuple(np.quantile(v, (tail, 1-tail)).tolist()) for k, v in bootstrap(self, n, seed).items()}
 
 # %% ../../nbs/09_evaluation/72_confidence.ipynb #121ba708
+def _check_same_pictures(a, b):
+    "Raise an error if two lists of ids differ."
+    if a != b:
+        raise ValueError('the two results are not about the same pictures in the same order: '
+                         f'{len(a)} and {len(b)} ids, {len(set(a) & set(b))} in common')
+
 def compare(
     a:EvalResult,    # scores of one system
     b:EvalResult,    # of another one, on the same pictures
@@ -43,10 +49,7 @@ def compare(
     seed:int=0,      # of the random numbers
 ) -> dict:           # {name: {'difference': a - b, 'low': …, 'high': …, 'a_better': share of draws}}
     "Is a better than b? Paired bootstrap."
-    if a.ids != b.ids:
-        common = len(set(a.ids) & set(b.ids))
-        raise ValueError('the two results are not about the same pictures in the same order: '
-                         f'{len(a.ids)} and {len(b.ids)} ids, {common} in common')
+    _check_same_pictures(a.ids, b.ids)
     x, y, out = bootstrap(a, n, seed), bootstrap(b, n, seed), {}
     for k in x.keys() & y.keys():
         d = x[k]-y[k]

@@ -84,38 +84,51 @@ def build_index(
         right.append(hashed(data, starts[2::3], ends[2::3]))
         done += len(right[-1])
         if progress: progress(done)
-    left, right = (np.concatenate(x) if x else np.zeros(0, np.uint64) for x in (left, right))
+    return _sorted_index(*(np.concatenate(x) if x else np.zeros(0, np.uint64) for x in (left, right)))
+
+def _sorted_index(left, right):
+    "The index of pairs of hashes, given in the order of the file."
     order = np.argsort(left, kind='stable')
     left = left[order]
     first = np.flatnonzero(np.append(True, left[1:] != left[:-1])) if len(left) else np.zeros(0, np.int64)
     return ParaphraseIndex(left[first], np.append(first, len(left)).astype(np.int32), right[order])
 
 # %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #ec3d583a
+_TOP = np.uint64(40)               # shifted by this, the upper 24 bits of a hash remain
+
+def _find_sorted(table, wanted):
+    "(positions in `wanted` that occur in the sorted `table`, their positions there)."
+    at = np.searchsorted(table, wanted)
+    at[at == len(table)] = 0
+    found = np.flatnonzero(table[at] == wanted)
+    return found, at[found]
+
+@patch
+def _match_block(self:ParaphraseIndex, start, size, right, bits):
+    "(row of `start`, index into `right`) of the entries start[row] .. start[row]+size[row]-1 that are in `right`."
+    row = np.repeat(np.arange(len(size)), size)
+    entry = np.arange(len(row))+np.repeat(start-(np.cumsum(size)-size), size)
+    rhs = self.rhs[entry]
+    candidates = np.flatnonzero(bits[rhs >> _TOP])
+    matches, k = _find_sorted(right, rhs[candidates])
+    return row[candidates[matches]], k
+
 @patch
 def find_pairs(self:ParaphraseIndex,
     left:np.ndarray,   # (k,) different phrase hashes, sorted
     right:np.ndarray,  # (m,) different phrase hashes, sorted
-    block:int=1_000_000, # table entries looked at in one go
+    block:int=1_000_000, # table entries compared at once
 ) -> tuple:            # (index into `left`, index into `right`) of each entry; file order for each phrase of `left`
     "Table entries with their left side in `left` and their right side in `right`."
     if not len(left) or not len(right) or not len(self.lhs): return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    at = np.searchsorted(self.lhs, left)
-    at[at == len(self.lhs)] = 0
-    found = np.flatnonzero(self.lhs[at] == left)
-    start, size = self.start[at[found]].astype(np.int64), np.diff(self.start)[at[found]].astype(np.int64)
-    shift, bits = np.uint64(40), np.zeros(1 << 24, bool)
-    bits[right >> shift] = True
+    found, at = _find_sorted(self.lhs, left)
+    start, size = self.start[at].astype(np.int64), np.diff(self.start)[at].astype(np.int64)
+    bits = np.zeros(1 << 24, bool)
+    bits[right >> _TOP] = True
     out, cuts = [], np.searchsorted(np.cumsum(size), np.arange(0, size.sum()+block, block))
     for a, b in zip(cuts, np.append(cuts[1:], len(size))):
-        row = np.repeat(np.arange(a, b), size[a:b])
-        ends = np.cumsum(size[a:b])
-        entry = np.arange(len(row))+np.repeat(start[a:b]-(ends-size[a:b]), size[a:b])
-        rhs = self.rhs[entry]
-        candidates = np.flatnonzero(bits[rhs >> shift])
-        k = np.searchsorted(right, rhs[candidates])
-        k[k == len(right)] = 0
-        matches = right[k] == rhs[candidates]
-        out.append((found[row[candidates[matches]]], k[matches]))
+        row, k = self._match_block(start[a:b], size[a:b], right, bits)
+        out.append((found[a+row], k))
     return tuple(np.concatenate(x) for x in zip(*out)) if out else (np.zeros(0, np.int64),)*2
 
 # %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #d574668e
@@ -172,17 +185,19 @@ def load_index(
         return ParaphraseIndex(*(np.load(folder/f'{n}.npy', mmap_mode='r') for n in names))
     bar = Bar(5_274_084, 'METEOR: compiling the paraphrase table (once)')
     with gzip.open(source) as f: index = build_index(f, progress=bar)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
-            part = Path(tmp)/'index'
-            part.mkdir()
-            for n in names: np.save(part/f'{n}.npy', getattr(index, n))
-            # all at once: another process may be doing the same
-            if not folder.exists(): os.replace(part, folder)
     # no place to keep it, or another process was first: use it from memory
+    try: _save_index(index, names, folder)
     except OSError: return index
     return index
+
+def _save_index(index, names, folder):
+    "Write the arrays of an index into a folder, which appears with all of them at once."
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
+        part = Path(tmp)/'index'
+        part.mkdir()
+        for n in names: np.save(part/f'{n}.npy', getattr(index, n))
+        if not folder.exists(): os.replace(part, folder)       # another process may be doing the same
 
 # %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #9644ca5f
 _MORPH = [tuple(p.split('>'))
@@ -229,6 +244,19 @@ def _pairs_of_lines(text):
     lines = text.split('\n')
     return zip(lines[::2], lines[1::2])
 
+def _read_bases(text):
+    "Word form -> its irregular base forms."
+    bases = {}
+    for base, forms in _pairs_of_lines(text):
+        for form in forms.split(): bases.setdefault(form, []).append(base)
+    return bases
+
+def _read_prefixes(text):
+    "(words that keep their dot, words that keep it before a number)."
+    rows = [l.split() for l in text.split('\n') if l.strip() and l[0] != '#']
+    numeric = {r[0] for r in rows if r[1:2] == ['#NUMERIC_ONLY#']}
+    return {r[0] for r in rows}-numeric, numeric
+
 @lru_cache(2)
 def load_tables(
     folder=None,  # METEOR's folder; None: `meteor_folder()`
@@ -241,11 +269,6 @@ def load_tables(
         words, prefixes, exceptions, synsets = (z.read(n).decode()
                                                 for n in ('function/english.words', 'nonbreaking/english.prefixes',
                                                           'synonym/english.exceptions', 'synonym/english.synsets'))
-    bases = {}
-    for base, forms in _pairs_of_lines(exceptions):
-        for form in forms.split(): bases.setdefault(form, []).append(base)
-    rows = [l.split() for l in prefixes.split('\n') if l.strip() and l[0] != '#']
-    numeric = {r[0] for r in rows if r[1:2] == ['#NUMERIC_ONLY#']}
     senses = {w: s for w, s in _pairs_of_lines(synsets) if '_' not in w}
-    return MeteorTables(words.split(), senses, bases, {r[0] for r in rows}-numeric, numeric,
+    return MeteorTables(words.split(), senses, _read_bases(exceptions), *_read_prefixes(prefixes),
                         load_index(folder/PARAPHRASES))

@@ -14,7 +14,7 @@ import numpy as np
 # %% ../../nbs/09_evaluation/00_ngrams.ipynb #1b90e6aa
 def new_vocab(
 ):  # a dict: word -> its number, in order of first use
-    "A vocabulary that grows when it is asked."
+    "A vocabulary that grows with every new word."
     return defaultdict(count().__next__)
 
 _MASKS = np.array([(1 << 8*k)-1 for k in range(9)], np.uint64)     # the first k bytes of a little-endian integer
@@ -31,12 +31,7 @@ def word_numbers(
         return np.fromiter(map(vocab.__getitem__, pieces), np.int64, len(pieces))
     data = text.encode('utf-8', 'surrogatepass')
     start, stop, first, second = _as_integers(data)
-    place, rows = np.arange(len(stop)), max(8, (8*len(stop)).bit_length())      # a table of 2**rows slots
-    slot = ((first*_ODD[0] ^ second*_ODD[1]) >> np.uint64(64-rows)).view(np.int64)
-    owner = np.empty(1 << rows, np.int64)
-    owner[slot[::-1]] = place[::-1]                                # backwards: the earliest piece is written last
-    candidate = owner[slot]
-    size = stop-start
+    place, candidate, size = np.arange(len(stop)), _first_of_slot(first, second), stop-start
     known = (first == first[candidate]) & (second == second[candidate]) & (size == size[candidate]) & (size <= 16)
     unresolved = np.flatnonzero((candidate == place) | ~known)
     words = [data[a:b].decode('utf-8', 'surrogatepass')
@@ -44,6 +39,14 @@ def word_numbers(
     number = np.empty(len(place), np.int64)
     number[unresolved] = np.fromiter(map(vocab.__getitem__, words), np.int64, len(words))
     return number[np.where(known, candidate, place)]
+
+def _first_of_slot(first, second):
+    "The earliest piece that has the same slot of the table, for every piece."
+    place, rows = np.arange(len(first)), max(8, (8*len(first)).bit_length())    # a table of 2**rows slots
+    slot = ((first*_ODD[0] ^ second*_ODD[1]) >> np.uint64(64-rows)).view(np.int64)
+    owner = np.empty(1 << rows, np.int64)
+    owner[slot[::-1]] = place[::-1]                                # backwards: the earliest piece is written last
+    return owner[slot]
 
 def _as_integers(data):
     "(where each piece starts, where it stops, its bytes 0-7 as an integer, its bytes 8-15)"
@@ -115,25 +118,27 @@ class Layout(NamedTuple):
     is_hyp:np.ndarray   # (sentences,) True for hypotheses
     n_vocab:int         # words known
 
+def _interleave(is_hyp, of_hyps, of_refs):
+    "One number per sentence, from those of the hypotheses and those of the references."
+    out = np.empty(len(is_hyp), np.int64)
+    out[is_hyp], out[~is_hyp] = of_hyps, of_refs
+    return out
+
 def lay_out(
     hyps:list,         # one tokenised hypothesis per image
     refs:References,   # prepared references of the same images
 ) -> Layout:           # sentence order: image by image, hypothesis first
     "Hypotheses and references as one row of words."
     h_ids, h_lens, _ = encode(hyps, refs.vocab)
-    n, per = len(hyps), refs.per_image
-    first = np.cumsum(per+1)-(per+1)                    # sentence number of each hypothesis
-    is_hyp = np.zeros(n+len(refs.lens), bool)
-    is_hyp[first] = True
-    lens = np.empty(len(is_hyp), np.int64)
-    lens[is_hyp], lens[~is_hyp] = h_lens, refs.lens
-    source = np.empty(len(is_hyp), np.int64)            # where each sentence starts in (hypotheses + references)
-    source[is_hyp] = np.cumsum(h_lens)-h_lens
-    source[~is_hyp] = len(h_ids)+np.cumsum(refs.lens)-refs.lens
+    per = refs.per_image
+    is_hyp = np.zeros(len(hyps)+len(refs.lens), bool)
+    is_hyp[np.cumsum(per+1)-(per+1)] = True
+    lens = _interleave(is_hyp, h_lens, refs.lens)       # below: where each sentence starts in (hypotheses + references)
+    source = _interleave(is_hyp, np.cumsum(h_lens)-h_lens, len(h_ids)+np.cumsum(refs.lens)-refs.lens)
     words = np.concatenate([h_ids, refs.ids])[_ragged(source, lens)]
     sent = np.repeat(np.arange(len(lens)), lens)
     left = np.repeat(np.cumsum(lens), lens)-np.arange(len(words))
-    return Layout(words, sent, left, lens, np.repeat(np.arange(n), per+1), is_hyp, len(refs.vocab))
+    return Layout(words, sent, left, lens, np.repeat(np.arange(len(hyps)), per+1), is_hyp, len(refs.vocab))
 
 # %% ../../nbs/09_evaluation/00_ngrams.ipynb #61d2686e
 class Order(NamedTuple):
@@ -165,17 +170,18 @@ def count_ngrams(
     n:int=4,     # longest n-gram
 ) -> list:       # of n `Order`s
     "Counts of the 1- to n-grams of every sentence."
-    out, number = [], layout.words.copy()       # number[p]: the (k-1)-gram that starts at position p
-    for k in range(1, n+1):
-        pos = np.flatnonzero(layout.left >= k)
-        key = number[pos] if k == 1 else number[pos]*layout.n_vocab+layout.words[pos+k-1]
-        key, pos = _sort(key, pos, len(layout.words))
-        new_gram = _changes(key)
-        gram, sent = np.cumsum(new_gram)-1, layout.sent[pos]
-        number[pos] = gram
-        rows = np.flatnonzero(new_gram | _changes(sent))
-        tf = np.diff(rows, append=len(pos))
-        gram, sent = gram[rows], sent[rows]
-        group = np.flatnonzero(_changes(gram) | _changes(layout.image[sent]))
-        out.append(Order(gram, sent, tf, group, pos[new_gram]))
-    return out
+    number = layout.words.copy()                # number[p]: the (k-1)-gram that starts at position p
+    return [_count_order(layout, number, k) for k in range(1, n+1)]
+
+def _count_order(layout, number, k):
+    "The `Order` of the k-grams; `number` becomes the number of the k-gram at each position."
+    pos = np.flatnonzero(layout.left >= k)
+    key = number[pos] if k == 1 else number[pos]*layout.n_vocab+layout.words[pos+k-1]
+    key, pos = _sort(key, pos, len(layout.words))
+    new_gram = _changes(key)
+    number[pos] = np.cumsum(new_gram)-1
+    sent = layout.sent[pos]
+    rows = np.flatnonzero(new_gram | _changes(sent))
+    gram, sent = number[pos[rows]], sent[rows]
+    group = np.flatnonzero(_changes(gram) | _changes(layout.image[sent]))
+    return Order(gram, sent, np.diff(rows, append=len(pos)), group, pos[new_gram])

@@ -75,15 +75,16 @@ def references(self:BaseScorer,
     if isinstance(image_id, str) and image_id.isdigit() and int(image_id) in self.gts: return self.gts[int(image_id)]
     raise KeyError(f"no references for id {image_id!r} in {self.gt_path} ({len(self.gts)} ids)")
 
+def _as_list(x):
+    "A tensor or an array as a list; a list as it is."
+    return x.tolist() if hasattr(x, 'tolist') else x
+
 @patch
 def __call__(self:BaseScorer,
     batched_inputs:dict,  # `IDS`: one id per row; `G_SENTS_IDS`: (rows, t) word numbers
 ) -> dict:                # mean of each part, and `REWARDS` (rows,) float64
     "Rewards of a batch of decoded captions."
-    sents = batched_inputs[kfg.G_SENTS_IDS]
-    rows = sents.tolist() if hasattr(sents, 'tolist') else sents
-    ids = batched_inputs[kfg.IDS]
-    ids = ids.tolist() if hasattr(ids, 'tolist') else ids
+    rows, ids = _as_list(batched_inputs[kfg.G_SENTS_IDS]), _as_list(batched_inputs[kfg.IDS])
     if len(ids) != len(rows): raise ValueError(f"{len(rows)} captions but {len(ids)} ids")
     hyps, gts = [self.get_sents(r) for r in rows], [self.references(i) for i in ids]
     out, rewards = {}, np.zeros(len(rows))

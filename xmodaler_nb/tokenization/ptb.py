@@ -268,6 +268,7 @@ def _join_spans(self:LineTokenizer, text, n, starts, resume_at, out):
             k += 1
     return ' '.join(filter(None, done))
 
+# %% ../../nbs/05_tokenization/30_ptb.ipynb #3c514650
 @patch
 def tokenize_single(self:LineTokenizer, caption):
     "One caption on its own, followed by the beginning of an imagined next one."
