@@ -19,7 +19,7 @@ from ..datasets.collate import collate
 from ..datasets.images.mscoco import region_fields
 from ..datasets.pictures import load_picture
 from ..evaluation.split import decode_batches
-from ..functional import load_vocab, read_np
+from ..functional import decodes_word_pieces, load_vocab, read_np
 from ..modeling import build_model, load_cfg_file
 from ..modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
 from ..own.extract import BackboneExtractor
@@ -140,7 +140,7 @@ def extract(self:Captioner,
 ) -> tuple: # (picture (h, w, 3) uint8 or None, arrays of the extractor)
     "Features of a picture or clip."
     if self.extractor is None:
-        raise ValueError('this captioner has no extractor, so it cannot look at pictures; '
+        raise ValueError('this captioner has no extractor, so it cannot read pictures; '
                          'give it features (n, d) as its training data had them')
     if not _is_clip(x):
         image = load_picture(x)
@@ -171,7 +171,7 @@ def build_strategy(self:Captioner,
     size = 1 if name != 'beam' else beam_size or max(2, self.cfg.DECODE_STRATEGY.BEAM_SIZE)
     beam = DECODE_STRATEGY_REGISTRY.get(self.cfg.DECODE_STRATEGY.NAME or 'BeamSearcher')  # plain, diverse or your own
     decoder = (GreedyDecoder if size == 1 else beam)(self.cfg, beam_size=size, **options)
-    if self.cfg.INFERENCE.VOCAB != 'BERT': decoder._vocab = self.vocab
+    if not decodes_word_pieces(self.cfg): decoder._vocab = self.vocab
     return decoder
 
 @patch
@@ -214,18 +214,26 @@ def describe(self:Captioner,
     xs = list(x) if many else [x]
     if nbest > 1 and strategy in ('greedy', 'sample'):
         raise ValueError(f"nbest={nbest} needs strategy='beam', got {strategy!r}")
-    ids = list(ids) if ids is not None else [str(o) if isinstance(o, (str, Path)) else str(i) for i, o in enumerate(xs)]
+    named = list(zip(_picture_names(xs) if ids is None else ids, xs))
     search = self.build_strategy(strategy, max(beam_size or 0, nbest) if nbest > 1 else beam_size, **options)
     results = []
     for start in range(0, len(xs), batch_size):
-        part = [self.item(o, i) for o, i in zip(xs[start:start+batch_size], ids[start:start+batch_size])]
-        for (sents, batch_trace, n), (item, image,
-                                      boxes) in zip(self._decode([p[0] for p in part], search, strategy == 'sample',
-                                          nbest, trace), part):
-            caps = [self._caption(i, p, batch_trace, n, r, item[kfg.IDS], image, boxes)
-                    for r, (i, p) in enumerate(sents)]
-            results.append(caps if nbest > 1 else caps[0])
+        part = [self.item(o, i) for i, o in named[start:start+batch_size]]
+        results += self._describe_part(part, search, strategy == 'sample', nbest, trace)
+    if nbest == 1: results = [caps[0] for caps in results]
     return results if many else results[0]
+
+def _picture_names(xs):
+    "A file's path, or the number of a picture that is none."
+    return [str(x if isinstance(x, (str, Path)) else i) for i, x in enumerate(xs)]
+
+@patch
+def _describe_part(self:Captioner, part, search, sample, nbest, trace):
+    "Captions of one batch of (item, picture, boxes): a list per picture."
+    decoded = self._decode([item for item, *_ in part], search, sample, nbest, trace)
+    return [[self._caption(i, p, batch_trace, n, rank, item[kfg.IDS], image, boxes)
+             for rank, (i, p) in enumerate(sents)]
+            for (sents, batch_trace, n), (item, image, boxes) in zip(decoded, part)]
 
 @patch
 def caption(self:Captioner,
@@ -261,9 +269,9 @@ def _find_checkpoint(path):
 
 def _resolve_file(path, name, given):
     "A file that was given, or that lies in the checkpoint directory."
-    found = Path(given) if given is not None else path/name if path.is_dir() else None
-    if found is None or not found.is_file(): return None
-    return found
+    if given is None and not path.is_dir(): return None
+    found = path/name if given is None else Path(given)
+    return found if found.is_file() else None
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #9ab2ee26
 def load_extractor(

@@ -48,6 +48,7 @@ def _extractor_text(extractor):
                and not isinstance(v, bool)}
     return ', '.join(f'{k} {v}' for k, v in options.items())
 
+# %% ../../nbs/17_captioner/05_card.ipynb #5f74d490
 _CARD = '''# A captioner
 
 {decoder} captions pictures, in words like those it was trained on.

@@ -17,7 +17,7 @@ import torch
 from ..config import kfg
 from .build import build_dataset_mapper
 from .common import ItemKey, MapDataset
-from ..functional import read_lines
+from ..functional import decodes_word_pieces, read_lines
 from ..utils import comm
 from ..utils.store import feature_files
 from .pictures import evenly_spaced
@@ -89,11 +89,11 @@ def _size_problems(entries):
 def _format_range(a): return f"{np.min(a)} … {np.max(a)}" if np.size(a) else 'none'
 
 def vocabulary_problems(
-    path,           # vocabulary.txt; '' or 'BERT' for none
+    path,           # vocabulary.txt; '' for none
     vocab_size:int, # of the model, with id 0
 ) -> tuple:         # problems, notes
     "Does the vocabulary file have as many words as the model?"
-    if str(path) in ('', 'BERT'): return [], []
+    if str(path) == '': return [], []
     if not Path(path).is_file(): return [f"{path}: no such vocabulary (INFERENCE.VOCAB)"], []
     n = len(read_lines(path)) + 1
     text = f"{path}: {n-1} words and '.' make a vocabulary of {n}, but MODEL.VOCAB_SIZE is {vocab_size}"
@@ -211,7 +211,8 @@ def check_dataset(
     if mapper is None: return None
     entries = mapper.load_data(cfg)
     if not entries: raise DatasetError(f'{name} {stage}', ["the data set is empty: there is not one entry"])
-    problems, warnings = vocabulary_problems(cfg.INFERENCE.VOCAB, cfg.MODEL.VOCAB_SIZE)
+    words = '' if decodes_word_pieces(cfg) else cfg.INFERENCE.VOCAB
+    problems, warnings = vocabulary_problems(words, cfg.MODEL.VOCAB_SIZE)
     missing = missing_features(mapper, entries)
     problems += missing + token_problems(entries, cfg.MODEL.VOCAB_SIZE) + _stage_problems(cfg, stage, entries)
     opened, items = ([], []) if missing else _sample_problems(cfg, mapper, entries, sample)

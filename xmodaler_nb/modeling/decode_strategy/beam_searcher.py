@@ -18,8 +18,8 @@ from .trace import TraceStep
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #9d7c180d
 STABLE_SORT_MAX = 128       # columns up to which a stable sort is used
-FINISHED_SCORE = -999.0     # X-modaler's score for what an ended sentence cannot say
-FINISHED_WORD = 0    # X-modaler's word after the end
+FINISHED_SCORE = -999.0     # X-modaler's score for words after the end
+FINISHED_WORD = 0           # X-modaler's word after the end
 
 def stable_topk(
     x:Tensor, # (…, n)
@@ -169,7 +169,7 @@ def _next_rows(self:BeamSearcher, run, t, words, k):
 
 @patch
 def _history(self:BeamSearcher, run, words, k):
-    "Words said so far, (rows, t+1), for rules that look at them."
+    "Words so far, (rows, t+1), for rules that need them."
     if run.prefix is None: return words.flatten()[:,None]
     g, kept = words.shape
     rows = (torch.arange(g, device=words.device)[:,None]*k + run.parents).flatten()
@@ -219,8 +219,8 @@ def reorder_state(self:BeamSearcher, run, state, idx, whole):
         return states if isinstance(x, (list, tuple)) else states[0]
     all_rows = torch.arange(g, device=idx.device)[:,None]*(state.rows//g) + run.parents
     state = state.reorder(all_rows, take=by_parents)
-    return (state if whole else state.reorder(torch.arange(g*k, device=idx.device).view(g, k)[run.remaining],
-                                              whole=False))
+    if whole: return state
+    return state.reorder(torch.arange(g*k, device=idx.device).view(g, k)[run.remaining], whole=False)
 
 @patch
 def _record(self:BeamSearcher, run, words, lp, ids, candidate_lps, state):
@@ -230,8 +230,7 @@ def _record(self:BeamSearcher, run, words, lp, ids, candidate_lps, state):
     top, top_idx = stable_topk(candidate_lps, min(5, w))
     att, word_att = (None if a is None else a.view(g, k, -1) for a in (state.attention(), state.word_attention()))
     run.trace.add(TraceStep(rows=rows, parents=run.parents, words=words, log_probs=lp, scores=run.scores,
-                            active=run.active,
-                            candidates=ids.gather(2, top_idx), candidate_log_probs=top, attention=att,
+                            active=run.active, candidates=ids.gather(2, top_idx), candidate_log_probs=top, attention=att,
                             word_attention=word_att))
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #190a65c7
@@ -240,12 +239,25 @@ def _add_required(self:BeamSearcher, ids, candidate_lps, table):
     "Offer the required words, too, where they are not among the likeliest."
     required = self.rules.ids('required', ids.device).expand(*ids.shape[:2], -1)                # (g, k, c)
     listed = (ids[...,None,:] == required[...,None]).any(-1)
-    return torch.cat([ids, required],
-                     -1), torch.cat([candidate_lps, table.gather(2, required).masked_fill(listed, -float('inf'))], -1)
+    required_lps = table.gather(2, required).masked_fill(listed, -float('inf'))
+    return torch.cat([ids, required], -1), torch.cat([candidate_lps, required_lps], -1)
 
 @patch
 def _pick_required(self:BeamSearcher, run, ids, ranks, keep):
     "The best of every bank in turns, then sorted best first."
+    bank, required = self._banks(run, ids), self.rules.ids('required', ids.device)
+    flat, order = torch.sort(ranks.flatten(1), dim=-1, descending=True, stable=True)
+    sorted_bank = bank.gather(1, order)
+    in_bank = sorted_bank[...,None] == torch.arange(len(required)+1, device=ids.device)         # (g, k·w, banks)
+    place = in_bank.cumsum(1).gather(2, sorted_bank[...,None])[...,0] - 1                       # within its bank
+    turn = place*(len(required)+1) + (len(required) - sorted_bank)
+    turn = turn.masked_fill(flat == -float('inf'), turn.size(1)*(len(required)+2))
+    first = stable_topk(-turn, keep)[1].sort(-1).values  # in order of rank again
+    return order.gather(1, first)
+
+@patch
+def _banks(self:BeamSearcher, run, ids):
+    "(g, k·w) required words that each continuation would contain."
     g, k, w = ids.shape
     required = self.rules.ids('required', ids.device)
     prefix = run.prefix if run.prefix is not None else ids.new_zeros(g*k, 0)
@@ -253,13 +265,4 @@ def _pick_required(self:BeamSearcher, run, ids, ranks, keep):
                else torch.ones(g*k, len(required), dtype=torch.bool, device=ids.device))
     now = ((ids[...,None] == required) & missing.view(g, k, 1, -1)).any(-1)  # this word pays for one of them
     bank = ((~missing).sum(-1).view(g, k, 1) + now).flatten(1)                                  # (g, k·w)
-    bank = torch.where(run.active[...,None].expand(g, k, w).flatten(1), bank, len(required))  # ended sentences have all
-    flat, order = torch.sort(ranks.flatten(1), dim=-1, descending=True, stable=True)
-    sorted_bank = bank.gather(1, order)
-    # place within its bank
-    place = ((sorted_bank[...,None] == torch.arange(len(required)+1, device=ids.device)).cumsum(1).gather(2,
-        sorted_bank[...,None])[...,0] - 1)
-    turn = place*(len(required)+1) + (len(required) - sorted_bank)
-    turn = turn.masked_fill(flat == -float('inf'), turn.size(1)*(len(required)+2))
-    first = stable_topk(-turn, keep)[1].sort(-1).values  # in order of rank again
-    return order.gather(1, first)
+    return torch.where(run.active[...,None].expand(g, k, w).flatten(1), bank, len(required))  # ended sentences have all

@@ -12,7 +12,7 @@ import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from ...config import Batch, configurable, kfg
-from ...functional import decode_sequence, decode_sequence_bert, load_vocab
+from ...functional import decode_sequence, decode_sequence_bert, decodes_word_pieces, load_vocab
 from .constraints import Rules, word_ids
 from .state import as_stepper
 from .trace import DecodeTrace, TraceStep
@@ -35,9 +35,9 @@ class DecodeHistory:
 
     def backtrack(self,
         final_beams:Tensor, # (n, r) int64, final beams
-        length:int,  # words per sentence
-        fill:int,    # word after a row has left
-    ) -> tuple:      # ids (n, r, length) int64, log-probabilities (n, r, length), 0 after a row has left
+        length:int,         # words per sentence
+        fill:int,           # word after a row has left
+    ) -> tuple:             # ids (n, r, length) int64, log-probabilities (n, r, length), 0 after a row has left
         "The sentences that end in the picked beams."
         ids, lps = [], []
         for words, lp, parents, rows in reversed(self.steps):
@@ -68,12 +68,12 @@ class DecodeStrategy(nn.Module):
         bert_tokenizer,       # tokenizer, or a function that loads one; None for word vocabularies
         bos_token_id,         # stands before the first word
         eos_token_id,         # the end mark
-        sync_every=0,         # steps between two looks at whether all is finished; 0: 1 on the CPU, 4 elsewhere
+        sync_every=0,         # steps between two tests whether all is finished; 0: 1 on the CPU, 4 elsewhere
         min_length=0,         # words before the end mark, at least
         max_length=0,         # words before the end mark, at most; 0: no rule
-        no_repeat_ngram=0,    # n words in a row are not said twice; 0: no rule
-        banned_words=(),      # words or ids never to say
-        required_words=(),    # words or ids that must be said
+        no_repeat_ngram=0,    # n words in a row occur at most once; 0: no rule
+        banned_words=(),      # words or ids that must not occur
+        required_words=(),    # words or ids that must occur
         trace=False,          # record a `DecodeTrace` at every call
     ):
         super().__init__()
@@ -94,7 +94,7 @@ class DecodeStrategy(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         "Arguments from INFERENCE.VOCAB, MODEL.MAX_SEQ_LEN and DECODE_STRATEGY."
-        d, bert = cfg.DECODE_STRATEGY, cfg.INFERENCE.VOCAB == 'BERT'
+        d, bert = cfg.DECODE_STRATEGY, decodes_word_pieces(cfg)
         tokenizer, bos, eos = load_bert_tokenizer(cfg) if bert else (None, 0, 0)
         return dict(vocab_path=cfg.INFERENCE.VOCAB, beam_size=d.BEAM_SIZE, max_seq_len=cfg.MODEL.MAX_SEQ_LEN,
                     bert_tokenizer=tokenizer, bos_token_id=bos, eos_token_id=eos,
@@ -102,24 +102,27 @@ class DecodeStrategy(nn.Module):
                     max_length=d.get('MAX_LENGTH', 0), no_repeat_ngram=d.get('NO_REPEAT_NGRAM', 0),
                     banned_words=d.get('BANNED_WORDS', []), required_words=d.get('REQUIRED_WORDS', []))
 
-    def forward(self,
-        batched_inputs,     # Batch; stays as it is
-        output_sents=False, # also put texts into OUTPUT
-        model=None,         # a captioning model
-        trace=None, # record a `DecodeTrace` into TRACE; None: as the batch's TRACE or the attribute `trace` says
-    ) -> dict:              # IDS, G_SENTS_IDS, G_LOGP, and what the strategy adds
-        "Decode a batch."
-        if trace is not None: batched_inputs = {**batched_inputs, kfg.TRACE: trace}
-        out = self._forward(batched_inputs, model)
-        if output_sents: out[kfg.OUTPUT] = self.output_sents(out[kfg.G_SENTS_IDS])
-        return out
+# %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #d0733fa5
+@patch
+def forward(self:DecodeStrategy,
+    batched_inputs,     # Batch; stays as it is
+    output_sents=False, # also put texts into OUTPUT
+    model=None,         # a captioning model
+    trace=None,         # record a `DecodeTrace` into TRACE; None: as the batch's TRACE or the attribute `trace` says
+) -> dict:              # IDS, G_SENTS_IDS, G_LOGP, and what the strategy adds
+    "Decode a batch."
+    if trace is not None: batched_inputs = {**batched_inputs, kfg.TRACE: trace}
+    out = self._forward(batched_inputs, model)
+    if output_sents: out[kfg.OUTPUT] = self.output_sents(out[kfg.G_SENTS_IDS])
+    return out
 
-    def _forward(self, batched_inputs, model):
-        "The loop, and the result put together."
-        state = self.initial_state(batched_inputs, model)
-        run = self.make_run(batched_inputs, state)
-        state = self.loop(run, state, model)
-        return self.finish(run, batched_inputs, state)
+@patch
+def _forward(self:DecodeStrategy, batched_inputs, model):
+    "The loop, and the result put together."
+    state = self.initial_state(batched_inputs, model)
+    run = self.make_run(batched_inputs, state)
+    state = self.loop(run, state, model)
+    return self.finish(run, batched_inputs, state)
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #cf809eae
 BERT_CLS, BERT_SEP = 101, 102   # of all published BERT vocabularies
@@ -150,16 +153,19 @@ def bert_tokenizer(self:DecodeStrategy): # tokenizer or None
 @patch(as_prop=True)
 def rules(self:DecodeStrategy) -> Rules:
     "The rules for sentences, words looked up."
-    if self._rules is None:
-        a = self.rule_args
-        words = None
-        if any(isinstance(w, str) for w in [*a['banned_words'], *a['required_words']]):
-            words = self.vocab if self.tokenizer is None else list(self.bert_tokenizer.vocab)
-        self._rules = Rules(max_seq_len=self.max_seq_len, eos=self.eos_token_id, min_length=a['min_length'],
-                            max_length=a['max_length'], no_repeat_ngram=a['no_repeat_ngram'],
-                            banned=word_ids(a['banned_words'], words, 'DECODE_STRATEGY.BANNED_WORDS'),
-                            required=word_ids(a['required_words'], words, 'DECODE_STRATEGY.REQUIRED_WORDS'))
+    if self._rules is not None: return self._rules
+    lengths = {k: v for k, v in self.rule_args.items() if k not in ('banned_words', 'required_words')}
+    self._rules = Rules(max_seq_len=self.max_seq_len, eos=self.eos_token_id, **lengths,
+                        banned=self._rule_ids('banned_words'), required=self._rule_ids('required_words'))
     return self._rules
+
+@patch
+def _rule_ids(self:DecodeStrategy, name):
+    "The words of a rule as ids; the vocabulary is read only if one of them is text."
+    listed, vocab = self.rule_args[name], None
+    if any(isinstance(w, str) for w in listed):
+        vocab = self.vocab if self.tokenizer is None else list(self.bert_tokenizer.vocab)
+    return word_ids(listed, vocab, f'DECODE_STRATEGY.{name.upper()}')
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #9a83202c
 @patch
@@ -246,6 +252,7 @@ def device_of(
         for p in getattr(m, 'parameters', lambda: ())(): return p.device
     return torch.device('cpu')
 
+# %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #78ff0bb8
 @patch
 def should_sync(self:DecodeStrategy,
     t:int,  # 0-based step
@@ -266,14 +273,17 @@ def make_trace(self:DecodeStrategy, batched_inputs, n):
 def make_run(self:DecodeStrategy, batched_inputs, state):
     "The book-keeping before the first word: an object with `done`."
     self._abstract()
+
 @patch
 def choose(self:DecodeStrategy, run, t, log_probs, state):
     "One step: (words (rows',), and `idx` and `whole` for `reorder`, or None and True)."
     self._abstract()
+
 @patch
 def finish(self:DecodeStrategy, run, batched_inputs, state):
     "The result as a dict."
     self._abstract()
+
 @patch
 def _abstract(self:DecodeStrategy):
     raise TypeError(f"{type(self).__name__} must implement begin(batched_inputs, state), choose(run, t, log_probs, "

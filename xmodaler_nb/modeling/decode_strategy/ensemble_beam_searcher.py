@@ -48,10 +48,10 @@ class EnsembleState:
     record = property(lambda self: self.states[0].record)
 
     def reorder(self, idx, whole=True, take=None):
-        "The one verb, for all members."
+        "New rows for all members."
         return EnsembleState([s.reorder(idx, whole, take) for s in self.states])
     def record_attention(self, record=True):
-        "Ask all members for their attention."
+        "All members record their attention."
         return EnsembleState([s.record_attention(record) for s in self.states])
     def attention(self):
         "The mean of the members' attention over the same regions, or None."
@@ -63,6 +63,7 @@ class EnsembleState:
         att = [a for a in att if a is not None]
         return torch.stack(att).mean(0) if att and all(a.shape == att[0].shape for a in att) else None
 
+# %% ../../../nbs/07_modeling/50_decode_strategy/50_ensemble_beam_searcher.ipynb #7b03df58
 class EnsembleModel:
     "Several models as one that steps."
     def __init__(self,

@@ -25,8 +25,7 @@ def select_rows(
 HISTORY_KEYS = (kfg.HISTORY_STATES, kfg.ENC_HISTORY_STATES)
 RECURRENT_KEYS = (kfg.G_HIDDEN_STATES, kfg.G_CELL_STATES)
 IMAGE_MEMORY_KEYS = (kfg.ATT_FEATS, kfg.GLOBAL_FEATS, kfg.ATT_MASKS, kfg.EXT_ATT_MASKS, kfg.P_ATT_FEATS,
-                     kfg.EXT_G_TOKENS_MASKS,
-                     kfg.G_TOKENS_TYPE, kfg.SEMANTICS_FEATS, kfg.EXT_SEMANTICS_MASKS)
+                     kfg.EXT_G_TOKENS_MASKS, kfg.G_TOKENS_TYPE, kfg.SEMANTICS_FEATS, kfg.EXT_SEMANTICS_MASKS)
 
 def _num_rows(x):
     "Rows of a tensor or of a list of tensors; None for anything else."
@@ -42,8 +41,8 @@ class DictState:
         images:int,                    # rows of the memory; `rows` is a multiple of it
         state_keys=None,               # keys with one row per sentence; None: found as X-modaler does
         memory_keys=IMAGE_MEMORY_KEYS, # keys with one row per image
-        shares_images:bool=False, # True: the decoder accepts memory with one row per image; False: one row per sentence
-        undeclared:bool=False,            # True: the decoder declared nothing
+        shares_images:bool=False,      # True: the decoder accepts one memory row per image; False: one per sentence
+        undeclared:bool=False,         # True: the decoder declared nothing
     ):
         self.batch, self.rows, self.images, self.groups, self.t = Batch(batch), rows, images, rows, 0
         self.state_keys = state_keys
@@ -102,9 +101,8 @@ def replace(self:DictState,
 @patch
 def reorder(self:DictState,
     idx:Tensor,      # (r',) or (g, k) int64: old rows; in the second form each line stays within one picture
-    # second
-    whole:bool=True, # form: the lines are all the lines of the reorder before, in order; False: some have left or moved
-    take=None, # function tensor(s) → tensor(s) that replaces `select_rows`, for strategies that move states themselves
+    whole:bool=True, # second form: the lines are those of the last reorder, in order; False: some left or moved
+    take=None,       # function tensor(s) → tensor(s) instead of `select_rows`; for strategies that move states themselves
 ):                   # DictState with the new rows
     "New row j is old row `idx[j]`, for everything the model remembers."
     flat, whole = idx.reshape(-1), whole and idx.dim() == 2
@@ -112,8 +110,7 @@ def reorder(self:DictState,
     updates = {k: take(b[k]) if take else select_rows(b[k], flat) for k in self.sentence_keys()}
     updates.update({k: select_rows(b[k], flat) for k in (kfg.ATT_WEIGHTS, kfg.WORD_ATT_WEIGHTS) if k in b
                     and k not in updates})
-    updates[kfg.PARENTS] = (None if take else flat if b.get(kfg.PARENTS) is None
-                            else b[kfg.PARENTS].index_select(0, flat))
+    updates[kfg.PARENTS] = None if take else self._parents_of(flat)
     new.rows, new.groups = flat.numel(), idx.size(0)
     if not whole: new.images = new.groups
     if not (whole and (self.shares_images or new.rows == self.rows)):
@@ -123,13 +120,20 @@ def reorder(self:DictState,
     return new
 
 @patch
+def _parents_of(self:DictState, flat):
+    "Rows before the step, for new rows; an earlier reorder since then is followed back."
+    parents = self.batch.get(kfg.PARENTS)
+    return flat if parents is None else parents.index_select(0, flat)
+
+@patch
 def _reorder_memory(self:DictState, x, idx, whole):
     "One field of the memory for new rows: one entry per line, repeated only for decoders that want a row per sentence."
     # of several layers, decoders look at the last
     if isinstance(x, (list, tuple)): return [self._reorder_memory(x[-1], idx, whole)]
     n = x.size(0)
     if n not in (self.rows, self.groups, self.images): return x  # a table for all rows, e.g. (1, 1, t, t)
-    lines, k = (idx, 1) if idx.dim() == 1 else (idx[:,0], 1 if self.shares_images else idx.size(1))
+    lines, k = (idx, 1) if idx.dim() == 1 else (idx[:,0], idx.size(1))
+    if self.shares_images: k = 1
     if not (whole and n == self.groups): x = x.index_select(0, lines // (self.rows//n))  # entry of the line's picture
     return x.repeat_interleave(k, 0) if k > 1 else x
 

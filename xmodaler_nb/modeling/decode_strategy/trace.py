@@ -25,8 +25,8 @@ class TraceStep:
     active:Tensor              # (g, k) bool, False = ended, with this word or earlier
     candidates:Tensor         # (g, k', c) int64, words that each old beam offered, best first
     candidate_log_probs:Tensor # (g, k', c) their log-probabilities, the rules of the search applied (-inf = forbidden)
-    attention:Tensor=None     # (g, k', n) where each old beam looked, or None
-    word_attention:Tensor=None # (g, k', t+1) which of its words so far it looked at, the start mark first, or None
+    attention:Tensor=None     # (g, k', n) attention of each old beam to the regions, or None
+    word_attention:Tensor=None # (g, k', t+1) … to its words so far, the start mark first, or None
 
     def cpu(self):
         "The same step on the CPU, detached."
@@ -64,7 +64,8 @@ class DecodeTrace:
     def word(self, i:int) -> str:
         "A word id as text."
         if self.vocab is None: return str(i)
-        return self.vocab(i) if callable(self.vocab) else self.vocab[i] if 0 <= i < len(self.vocab) else f'<{i}>'
+        if callable(self.vocab): return self.vocab(i)
+        return self.vocab[i] if 0 <= i < len(self.vocab) else f'<{i}>'
     def __repr__(self): return f'DecodeTrace of {self.kind or "a search"}: {self.n} pictures, {len(self.steps)} steps'
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #b7059bbc
@@ -78,8 +79,8 @@ class Hypothesis:
     finished:bool              # whether the end mark was reached
     path:list = field(repr=False, default_factory=list)      # beam number at every step
     attention:object = field(repr=False, default=None)       # (len(ids), n) tensor or None
-    # (len(ids), len(ids)) tensor or None: row t looks
-    word_attention:object = field(repr=False, default=None) # at the start mark and the words before t, 0 after them
+    word_attention:object = field(repr=False, default=None)  # (len(ids), len(ids)) tensor or None: row t attends to
+                                                             # the start mark and the words before t, 0 after them
 
     @property
     def text(self) -> str: # words joined by spaces
@@ -99,21 +100,33 @@ def hypothesis(self:DecodeTrace,
     image:int=0, # which picture
 ) -> Hypothesis:
     "The sentence that ends in a beam, with the attention re-indexed along its path."
-    ids, lps, att, word_att, path, score, finished = [], [], [], [], [], 0., False
-    walk = list(self._steps_of(image))
-    for n, (t, s, g) in enumerate(reversed(walk)):
-        if n == 0: score, finished = s.scores[g, beam].item(), not s.active[g, beam].item()
-        path.append(beam); parent = s.parents[g, beam].item()
-        ids.append(s.words[g, beam].item()); lps.append(s.log_probs[g, beam].item())
-        if s.attention is not None: att.append(s.attention[g, parent])
-        if s.word_attention is not None:
-            word_att.append(F.pad(s.word_attention[g, parent], (0, len(walk) - s.word_attention.size(-1))))
-        beam = parent
-    for seq in (ids, lps, att, word_att, path): seq.reverse()
+    walk = self._walk(beam, image)
+    path = [beam for *_, beam in walk]
+    ids = [s.words[g, b].item() for s, g, b in walk]
+    score, finished = 0., False
+    if walk:
+        s, g, b = walk[-1]
+        score, finished = s.scores[g, b].item(), not s.active[g, b].item()
     end = ids.index(self.eos)+1 if finished and self.eos in ids else len(ids)
-    return Hypothesis(ids[:end], [self.word(i) for i in ids[:end - finished]], lps[:end], score, finished, path,
-                      torch.stack(att[:end]) if att else None,
-                      torch.stack(word_att[:end])[:,:end] if word_att else None)
+    lps = [s.log_probs[g, b].item() for s, g, b in walk[:end]]
+    return Hypothesis(ids[:end], [self.word(i) for i in ids[:end - finished]], lps, score, finished, path,
+                      *_attention_along(walk, end))
+
+@patch
+def _walk(self:DecodeTrace, beam, image):
+    "(step, place of the picture in it, beam) from the first step to a beam of the last one."
+    walk = []
+    for _, s, g in reversed(list(self._steps_of(image))):
+        walk.append((s, g, beam))
+        beam = s.parents[g, beam].item()
+    return walk[::-1]
+
+def _attention_along(walk, end):
+    "Attention to regions and to words of the first `end` words of a walk, None where nothing was recorded."
+    rows = [s.attention[g, s.parents[g, b]] for s, g, b in walk[:end] if s.attention is not None]
+    word_rows = [s.word_attention[g, s.parents[g, b]] for s, g, b in walk[:end] if s.word_attention is not None]
+    word_rows = [F.pad(row, (0, end - len(row))) for row in word_rows]
+    return torch.stack(rows) if rows else None, torch.stack(word_rows) if word_rows else None
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #a37ab655
 @patch
@@ -139,16 +152,15 @@ def attention(self:DecodeTrace,
     image:int=0, # which picture
     rank:int=0,  # 0 = best sentence
 ):               # (words, n) tensor, end mark included; None if the model gives no attention
-    "Where the model looked, word by word, along the path of a sentence."
+    "Attention to the regions, word by word, along the path of a sentence."
     return self.nbest(rank+1, image)[rank].attention
 
 @patch
 def word_attention(self:DecodeTrace,
     image:int=0, # which picture
     rank:int=0,  # 0 = best sentence
-# (words, words) tensor, end
-): # mark included; column 0 is the start mark, column i the i-th word; None if the model does not look back at words
-    "Which of its words so far the model looked at, along the path of a sentence."
+):               # (words, words) tensor, end mark included; column 0 is the start mark, column i the i-th word; or None
+    "Attention to the words so far, along the path of a sentence; None if the model has none."
     return self.nbest(rank+1, image)[rank].word_attention
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #3f8292f2
