@@ -223,6 +223,7 @@ def describe(self:Captioner,
     if nbest == 1: results = [caps[0] for caps in results]
     return results if many else results[0]
 
+# %% ../../nbs/17_captioner/10_captioner.ipynb #92e827f6
 def _picture_names(xs):
     "A file's path, or the number of a picture that is none."
     return [str(x if isinstance(x, (str, Path)) else i) for i, x in enumerate(xs)]

@@ -34,11 +34,11 @@ def _options(cfg):
 
 def _train_loader_from_config(cfg, dataset_mapper=None, datalist=None, sampler=None):
     "Config → arguments of `build_xmodaler_train_loader`; `sampler` is accepted and not used, as in X-modaler."
-    if dataset_mapper is None: dataset_mapper = build_dataset_mapper(cfg, cfg.DATASETS.TRAIN, 'train')
-    if dataset_mapper is None: return dict(datalist=None, dataset_mapper=None, batch_size=1, num_workers=0)
-    if datalist is None: datalist = dataset_mapper.load_data(cfg)
+    mapper = dataset_mapper or build_dataset_mapper(cfg, cfg.DATASETS.TRAIN, 'train')
+    if mapper is None: return dict(datalist=None, dataset_mapper=None, batch_size=1, num_workers=0)
+    if datalist is None: datalist = mapper.load_data(cfg)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    return dict(datalist=datalist, dataset_mapper=dataset_mapper, batch_size=cfg.DATALOADER.TRAIN_BATCH_SIZE,
+    return dict(datalist=datalist, dataset_mapper=mapper, batch_size=cfg.DATALOADER.TRAIN_BATCH_SIZE,
                 seed=seed, **_options(cfg))
 
 @configurable(from_config=_train_loader_from_config)

@@ -350,6 +350,7 @@ def _state_hooks(self:DefaultTrainer):
     "Hooks that change what a checkpoint holds, and the one that writes it."
     return [hooks.LRScheduler(), self._sampling_hook(), hooks.ModelWeightsManipulating(), self._saving_hook()]
 
+# %% ../../nbs/14_engine/60_defaults.ipynb #583810ef
 @patch
 def _watch_hooks(self:DefaultTrainer):
     "Hooks that act on the metrics."

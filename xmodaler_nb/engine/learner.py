@@ -342,8 +342,9 @@ def remove_cb(self:CaptionLearner,
 def lr_find(self:CaptionLearner,
     **kwargs,   # start_lr, end_lr, num_it, stop_div, show_plot, suggest_funcs: see fastai
 ):
-    "fastai's learning-rate test, without hooks and without traces."
-    from fastai.callback import schedule    # gives Learner an `lr_find`, and every later one a progress bar
+    """fastai's learning-rate test, without hooks and without traces.
+    Importing `schedule` gives `Learner` its `lr_find`, and every later learner a progress bar."""
+    from fastai.callback import schedule
     rng, path, guard = get_rng_state(), self.path, self.guard_nan
     outside = [cb for cb in self.cbs if getattr(cb, 'skip_lr_find', False)]
     with self.removed_cbs(outside), tempfile.TemporaryDirectory() as d:

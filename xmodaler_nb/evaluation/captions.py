@@ -91,9 +91,8 @@ def as_references(
 def as_predictions(
     data,   # see above
 ) -> dict:  # id -> caption
-    "Predictions as a dictionary; two captions for one id are an error."
+    "Predictions as a dictionary; two captions for one id are an error. Of COCO's form the annotations are read."
     out, duplicates, data = {}, [], _read_data(data)
-    # a list of images is no list of predictions
     if isinstance(data, Mapping) and isinstance(data.get('annotations'), list): data = data['annotations']
     for i, x in _pairs(data):
         captions = _as_list(x)

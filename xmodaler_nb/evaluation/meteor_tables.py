@@ -75,15 +75,15 @@ def build_index(
     progress=None,      # called with the number of pairs read so far
 ) -> ParaphraseIndex:
     "Compile paraphrases into an index."
-    left, right, done, hashed = [], [], 0, ByteHash(2*size)
+    left, right, n, hashed = [], [], 0, ByteHash(2*size)
     for block in filter(None, _pieces(file, size)):
         data = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(data == 10)
         starts = np.append(0, ends[:-1]+1)
         left.append(hashed(data, starts[1::3], ends[1::3]))
         right.append(hashed(data, starts[2::3], ends[2::3]))
-        done += len(right[-1])
-        if progress: progress(done)
+        n += len(right[-1])
+        if progress: progress(n)
     return _sorted_index(*(np.concatenate(x) if x else np.zeros(0, np.uint64) for x in (left, right)))
 
 def _sorted_index(left, right):

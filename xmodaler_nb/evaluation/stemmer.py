@@ -100,8 +100,7 @@ def stem(
     w = word[1:] if word[0] == "'" else word
     w = re.sub('(^|[aeiouy])y', lambda m: m[1]+'Y', w) if 'y' in w else w
     r1, r2 = _regions(w)
-    w = re.sub("('s'|'s|')$", '', w)
-    w = _step1a(w)
+    w = _step1a(re.sub("('s'|'s|')$", '', w))
     if w in _STOP_1A: return w
     w = _step1b(w, r1)
     if len(w) > 2 and w[-1] in 'yY' and w[-2] not in 'aeiouy': w = w[:-1]+'i'

@@ -25,11 +25,10 @@ def flatten_results_dict(
 def print_csv_format(
     results:dict,  # {task: {metric: number}}, or {metric: number}
 ):
-    "Log the results in lines that paste into a spreadsheet."
+    "Log the results in lines that paste into a spreadsheet, without details like 'AP-person'."
     logger = logging.getLogger(__name__)
     tasks = results if all(isinstance(v, Mapping) for v in results.values()) else {'': results}
     for task, values in tasks.items():
-        # 'AP-person' and the like are details
         pairs = [(k, v) for k, v in flatten_results_dict(values).items() if '-' not in k]
         if task: logger.info('copypaste: Task: %s', task)
         logger.info('copypaste: %s', ','.join(k for k, _ in pairs))

@@ -447,9 +447,9 @@ _HEADER = """# A captioner for {n} training entries; written by CaptionData.writ
 
 @patch
 def captioner_sections(self:WrittenData) -> dict: # nested config keys, with `_BASE_`
-    "The content of `captioner.yaml`."
+    "The content of `captioner.yaml`; its paths work from any working directory."
     counts, n = self.report['counts'], self.report['train_entries']
-    here = WrittenData(self.folder.resolve())                   # works from any working directory
+    here = WrittenData(self.folder.resolve())
     small = {s.upper(): '' for s in ('val', 'test') if counts.get(s, 0) < MIN_SCORED}
     own = merge_sections(nested_keys(here.entries), dict(DATASETS=small, SEED=1, OUTPUT_DIR=str(here.folder/'run')))
     if n < MANY: return {'_BASE_': 'demo.yaml', **merge_sections(own, small_sizes(n))}
@@ -570,8 +570,7 @@ def _write_features(data, numbers, out, backbone, layout, prefix, dtype, extract
     if backbone is None:
         if _kinds(data) == {'features'}: copy_features(files, out, layout, prefix, dtype)
         return
-    single = 'npz' if prefix == 'mscoco' else 'npy'
-    layout = 'store' if layout == 'store' else single
+    if layout != 'store': layout = 'npz' if prefix == 'mscoco' else 'npy'
     result = extract_features(backbone, files, out, layout=layout, dtype=dtype, **extract)
     if result.failed: raise DatasetError(str(out), [f'{id}: {error}' for id, error in result.failed.items()])
 

@@ -77,11 +77,11 @@ def _write_neutral_features(path, ids, rng, cells, dim, g_dim):
 
 def _write_neutral_split(folder, split, ids, words, rng, cells, dim, g_dim):
     "Features and captions of some made-up images."
-    captions = {int(i): [' '.join(rng.choice(words, rng.integers(3, 9))) + ' .' for _ in range(5)] for i in ids}
+    texts = {int(i): [' '.join(rng.choice(words, rng.integers(3, 9))) + ' .' for _ in range(5)] for i in ids}
     _write_neutral_features(folder/f'features_{split}.npz', ids, rng, cells, dim, g_dim)
-    rows = [json.dumps(dict(image_id=i, file_name=f'{i}.jpg', captions=c)) for i, c in captions.items()]
+    rows = [json.dumps(dict(image_id=i, file_name=f'{i}.jpg', captions=c)) for i, c in texts.items()]
     (folder/f'captions_{split}.jsonl').write_text('\n'.join(rows) + '\n', encoding='utf-8')
-    if split != 'train': write_coco(folder/f'captions_{split}.json', captions)
+    if split != 'train': write_coco(folder/f'captions_{split}.json', texts)
 
 def write_neutral_tiny(
     folder,          # where to write

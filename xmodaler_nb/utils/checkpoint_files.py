@@ -187,11 +187,15 @@ def recover(
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #b59308bf
 FORMAT = 'xmodaler_nb.checkpoint/1'
 
+def _as_bytes(text):
+    "Bytes as they are, anything else as UTF-8 text."
+    return text if isinstance(text, bytes) else str(text).encode('utf8')
+
 def _write_parts(d, weights, state, meta, files):
     "Fill a temporary directory, each file flushed; returns the files' sizes."
     save_weights(weights, d/'model.safetensors')
     if state: torch.save(to_plain(state), d/'training_state.pt')
-    for name, text in files.items(): (d/name).write_bytes(text if isinstance(text, bytes) else str(text).encode('utf8'))
+    for name, text in files.items(): (d/name).write_bytes(_as_bytes(text))
     sizes = {p.name: p.stat().st_size for p in sorted(d.iterdir())}
     (d/'meta.json').write_text(json.dumps({'format': FORMAT, 'torch': torch.__version__, 'files': sizes, **meta},
                                           indent=1, default=str))

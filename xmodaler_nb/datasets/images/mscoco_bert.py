@@ -87,13 +87,13 @@ def load_data(self:MSCoCoBertDataset,
     cfg=None, # the whole config, not used
 ) -> list:    # of {image_id, tokens_ids, target_ids}
     "The rows of this stage, from the file or from the text."
-    anno_path = Path(self.anno_file)
-    cache_path = anno_path.with_name(f'{anno_path.stem}_{self.max_seq_length}_{len(self.tokenizer)}.pkl')
-    for path in (cache_path, anno_path):
+    given = Path(self.anno_file)
+    cache = given.with_name(f'{given.stem}_{self.max_seq_length}_{len(self.tokenizer)}.pkl')
+    for path in (cache, given):
         entries = load_annotations(path, key='image_id') if path.is_file() else []
         if entries and np.shape(entries[0]['tokens_ids'])[-1] == self.max_seq_length: return entries
-    entries = self.tokenize_all(anno_path.with_name('dataset_coco.json'))
-    _write_cache(cache_path, entries)
+    entries = self.tokenize_all(given.with_name('dataset_coco.json'))
+    _write_cache(cache, entries)
     return entries
 
 def _write_cache(path, entries):

@@ -230,7 +230,8 @@ def _record(self:BeamSearcher, run, words, lp, ids, candidate_lps, state):
     top, top_idx = stable_topk(candidate_lps, min(5, w))
     att, word_att = (None if a is None else a.view(g, k, -1) for a in (state.attention(), state.word_attention()))
     run.trace.add(TraceStep(rows=rows, parents=run.parents, words=words, log_probs=lp, scores=run.scores,
-                            active=run.active, candidates=ids.gather(2, top_idx), candidate_log_probs=top, attention=att,
+                            active=run.active, candidates=ids.gather(2, top_idx),
+                            candidate_log_probs=top, attention=att,
                             word_attention=word_att))
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #190a65c7

@@ -212,10 +212,9 @@ def _drop_finished(self:GreedyDecoder, run, words):
 # %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #bf6f92f7
 @patch
 def finish(self:GreedyDecoder, run, batched_inputs, state):
-    "The working batch with the sentences."
+    "The working batch with the sentences; rows that were removed took their states with them."
     beams = torch.zeros(run.n, 1, dtype=torch.long, device=run.active.device)
     ids, lps = run.history.backtrack(beams, self.max_seq_len, self.eos_token_id)
-    # removed rows took their states with them
     working = state.batch if run.rows is None else run.initial_batch
     out = Batch({**batched_inputs, **working, kfg.G_SENTS_IDS: ids[:,0], kfg.G_LOGP: lps[:,0]})
     for k in (kfg.RECORD, kfg.TRACE): out.pop(k, None)

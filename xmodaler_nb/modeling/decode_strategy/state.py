@@ -102,7 +102,8 @@ def replace(self:DictState,
 def reorder(self:DictState,
     idx:Tensor,      # (r',) or (g, k) int64: old rows; in the second form each line stays within one picture
     whole:bool=True, # second form: the lines are those of the last reorder, in order; False: some left or moved
-    take=None,       # function tensor(s) → tensor(s) instead of `select_rows`; for strategies that move states themselves
+    # function tensor(s) → tensor(s) instead of `select_rows`,
+    take=None,       # for strategies that move states themselves
 ):                   # DictState with the new rows
     "New row j is old row `idx[j]`, for everything the model remembers."
     flat, whole = idx.reshape(-1), whole and idx.dim() == 2
@@ -127,8 +128,8 @@ def _parents_of(self:DictState, flat):
 
 @patch
 def _reorder_memory(self:DictState, x, idx, whole):
-    "One field of the memory for new rows: one entry per line, repeated only for decoders that want a row per sentence."
-    # of several layers, decoders look at the last
+    """One field of the memory for new rows: one entry per line, repeated only for decoders that want a row
+    per sentence. Of several layers decoders read the last."""
     if isinstance(x, (list, tuple)): return [self._reorder_memory(x[-1], idx, whole)]
     n = x.size(0)
     if n not in (self.rows, self.groups, self.images): return x  # a table for all rows, e.g. (1, 1, t, t)

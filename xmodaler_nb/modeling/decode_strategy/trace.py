@@ -87,6 +87,7 @@ class Hypothesis:
         "The sentence."
         return ' '.join(self.words)
 
+# %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #64ffd90e
 @patch
 def _steps_of(self:DecodeTrace, image):
     "(step number, step, place of the picture in it) while the picture was searched."

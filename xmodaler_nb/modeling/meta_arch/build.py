@@ -56,6 +56,9 @@ def _add_missing(node, keys):
             if k not in node: node[k] = CfgNode()
             _add_missing(node[k], v)
 
+_REGISTRIES = dict(ENCODER=ENCODER_REGISTRY, DECODER=DECODER_REGISTRY, PREDICTOR=PREDICTOR_REGISTRY,
+                   META_ARCHITECTURE=META_ARCH_REGISTRY)
+
 def add_component_keys(
     cfg:CfgNode, # gets the keys, in place
     tmp:CfgNode, # the file alone, which names the components
@@ -64,9 +67,7 @@ def add_component_keys(
     model = tmp.get('MODEL', {})
     if model.get('META_ARCHITECTURE') in META_ARCH_REGISTRY: return add_config(cfg, tmp)
     to_come = keys_to_come()
-    registries = dict(ENCODER=ENCODER_REGISTRY, DECODER=DECODER_REGISTRY, PREDICTOR=PREDICTOR_REGISTRY,
-                      META_ARCHITECTURE=META_ARCH_REGISTRY)
-    for slot, registry in registries.items():
+    for slot, registry in _REGISTRIES.items():
         name = model.get(slot, '')
         if name in registry: registry.get(name).add_config(cfg)
         elif name in to_come: _add_missing(cfg.MODEL, to_come[name])
