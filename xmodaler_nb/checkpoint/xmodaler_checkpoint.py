@@ -124,7 +124,8 @@ def has_checkpoint(self:XmodalerCheckpointer) -> bool:
 def _with_last(self:XmodalerCheckpointer, error):
     "The error of a failed write, with the checkpoint that is left."
     last = self.get_checkpoint_file()
-    return OSError(f"{error}; " + (f'the last good checkpoint is {last}' if last else 'there is no earlier checkpoint'))
+    return OSError(f"{error}; "
+                   + (f'the last good checkpoint is {last}' if last else 'there is no earlier checkpoint'))
 
 @patch
 def save(self:XmodalerCheckpointer,

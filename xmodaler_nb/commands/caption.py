@@ -30,7 +30,8 @@ def caption_parser() -> argparse.ArgumentParser:
     p.add_argument('--model', default='runs/demo', help='folder of a captioner or of a run')
     p.add_argument('--beam', type=int, default=3, help='sentences kept per picture; 1 = greedy')
     p.add_argument('--nbest', type=int, default=1, help='captions per picture')
-    p.add_argument('--html', default='', metavar='FILE', help='also write a page that shows the attention at each word')
+    p.add_argument('--html', default='', metavar='FILE',
+                   help='also write a page that shows the attention at each word')
     p.add_argument('--json', action='store_true', help='print one JSON object per picture')
     return p
 
@@ -53,8 +54,8 @@ def caption_main(argv):
     "Entry point of `xm-caption`."
     args = caption_parser().parse_args(argv)
     if not Path(args.model).exists():
-        raise FileNotFoundError(f"{args.model} does not exist; name the folder of a captioner or of a run with --model "
-                                "(xm-demo trains runs/demo)")
+        raise FileNotFoundError(f"{args.model} does not exist; name the folder of a captioner or of a run with "
+                                "--model (xm-demo trains runs/demo)")
     described = Captioner.from_pretrained(args.model).describe(
         args.pictures, strategy='beam' if args.beam > 1 else 'greedy', beam_size=args.beam, nbest=args.nbest,
         trace=bool(args.html), ids=args.pictures)

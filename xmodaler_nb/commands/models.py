@@ -79,7 +79,8 @@ ZOO = {
     'GCN-LSTM':        Recipe(f'{_I}/gcn/gcn.yaml', 'relations',
                               [*lstm_sizes(128, 64), 'MODEL.VISUAL_EMBED.OUT_DIM', 156,
                                *_keys('UPDOWN', ATT_EMBED_SIZE=64, DROPOUT2=0., ATT_EMBED_DROPOUT=0.),
-                               *_keys('GCN', DROPOUT=0.), 'DATALOADER.TRAIN_BATCH_SIZE', 4, 'DATALOADER.SEQ_PER_SAMPLE',
+                               *_keys('GCN', DROPOUT=0.), 'DATALOADER.TRAIN_BATCH_SIZE', 4,
+                               'DATALOADER.SEQ_PER_SAMPLE',
                                3, 'SOLVER.EPOCH', 2]),
     'Transformer':     Recipe(f'{_I}/transformer/transformer.yaml', 'regions', bert_sizes(96)),
     'Transformer, pixels': Recipe(f'{_I}/transformer/transformer.yaml', 'pixels', bert_sizes(96)),
@@ -169,7 +170,8 @@ def train_one(
     folder,          # of data sets
     out,             # parent of the runs
     tiny:bool=False, # a few steps, for tests
-) -> dict: # model, yaml, parameters, steps, seconds (and of processor time), CIDEr, CIDEr_D, BLEU_4, distinct, baseline
+# model,
+) -> dict: # yaml, parameters, steps, seconds (and of processor time), CIDEr, CIDEr_D, BLEU_4, distinct, baseline
     "Train, caption the test split, score."
     data = zoo_data(folder, ZOO[name].features == 'clips', tiny)
     run = Path(out)/re.sub(r'\W+', '_', name).strip('_').lower()

@@ -21,7 +21,8 @@ def _parser():
     p = argparse.ArgumentParser(prog='xm-score', description='Score captions against references.')
     p.add_argument('predictions', nargs='?', help='JSON: COCO results, or {id: caption}')
     p.add_argument('references', nargs='?', help='JSON: COCO captions, or {id: [captions]}')
-    p.add_argument('--available', action='store_true', help='list the metrics and whether they can run here, then stop')
+    p.add_argument('--available', action='store_true',
+                   help='list the metrics and whether they can run here, then stop')
     _add_metric_options(p)
     _add_statistics_options(p)
     _add_output_options(p)

@@ -80,7 +80,8 @@ _C.MODEL.BACKBONE = CN(dict(                     # ours: a network that reads ra
     POOL=1,                                      # POOL x POOL cells are averaged
     IMAGE_SIZE=448,                              # pixels per side
     MEAN=[.48145466, .4578275, .40821073], STD=[.26862954, .26130258, .27577711]))   # CLIP's
-_C.MODEL.PRETRAINING = CN(dict(MODEL_NAME='bert-base-uncased', FROM_PRETRAINED='bert-base-uncased', DO_LOWER_CASE=True))
+_C.MODEL.PRETRAINING = CN(dict(MODEL_NAME='bert-base-uncased', FROM_PRETRAINED='bert-base-uncased',
+                               DO_LOWER_CASE=True))
 _C.MODEL.BERT = CN(dict(
     HIDDEN_SIZE=512, HIDDEN_DROPOUT_PROB=0.1, HIDDEN_ACT='gelu', NUM_ATTENTION_HEADS=8,
     INTERMEDIATE_SIZE=2048, INTERMEDIATE_DROP=0.1,

@@ -84,7 +84,8 @@ def dump_dataclass(
     def value(v):
         if dataclasses.is_dataclass(v) and not isinstance(v, type): return dump_dataclass(v)
         return type(v)(value(o) for o in v) if type(v) in (list, tuple) else v
-    return LazyNode(_target_=_name(type(obj)), **{f.name: value(getattr(obj, f.name)) for f in dataclasses.fields(obj)})
+    return LazyNode(_target_=_name(type(obj)),
+                    **{f.name: value(getattr(obj, f.name)) for f in dataclasses.fields(obj)})
 
 # %% ../../nbs/03_config/50_lazy.ipynb #63fc5fa7
 def _run_config(path, allow_code):
@@ -136,7 +137,7 @@ def _plain(x):
     if callable(x):
         name = _name(x)
         if '<' in name:
-            raise ValueError(f"{name} has no name that another process could find; use a function or class of a module")
+            raise ValueError(f"{name} has no name that another process could find; use one of a module")
         return name
     return x
 

@@ -66,7 +66,8 @@ class CfgNode(dict):
 
     def __getattr__(self, name):
         if name in self: return self[name]
-        raise AttributeError(f"config has no key '{name}' here.{'' if name.startswith('__') else _nearest(name, self)}")
+        near = '' if name.startswith('__') else _nearest(name, self)
+        raise AttributeError(f"config has no key '{name}' here.{near}")
 
     def __setattr__(self, name, value): self[name] = value
 
@@ -253,7 +254,8 @@ def _set_by_path(root, full, value):
     node = root
     for k in full.split('.'):
         if not isinstance(node, CfgNode) or k not in node:
-            raise AssertionError(f"unknown config key {full} (from the command line).{_nearest(full, _all_keys(root))}")
+            near = _nearest(full, _all_keys(root))
+            raise AssertionError(f"unknown config key {full} (from the command line).{near}")
         parent, node = node, node[k]
     dict.__setitem__(parent, k, _coerce(root._decode_cfg_value(value), node, full, ' (from the command line)'))
 

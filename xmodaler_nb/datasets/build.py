@@ -54,7 +54,8 @@ def build_xmodaler_train_loader(
     "The training loader over a mapped list; or `build_xmodaler_train_loader(cfg)`."
     if datalist is None: return None
     dataset = MapDataset(DatasetFromList(datalist, copy=False), dataset_mapper)
-    return TrainingLoader(dataset, batch_size, seed, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory)
+    return TrainingLoader(dataset, batch_size, seed, num_workers=num_workers, collate_fn=collate,
+                          pin_memory=pin_memory)
 
 # %% ../../nbs/06_datasets/40_build.ipynb #165f85de
 _ONE_BY_ONE = 'Flickr30kDatasetForSingleStreamVal'   # an item of this set is a batch by itself

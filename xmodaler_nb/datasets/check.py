@@ -84,7 +84,8 @@ def _size_problems(entries):
     "Entries whose inputs and targets have different sizes."
     return [f"id {entry_id(e)}: tokens_ids have sizes {np.shape(e['tokens_ids'])}, target_ids "
                   f"{np.shape(e['target_ids'])}; they must be equal" for e in entries
-                  if 'tokens_ids' in e and 'target_ids' in e and np.shape(e['tokens_ids']) != np.shape(e['target_ids'])]
+                  if 'tokens_ids' in e and 'target_ids' in e
+            and np.shape(e['tokens_ids']) != np.shape(e['target_ids'])]
 
 def _format_range(a): return f"{np.min(a)} … {np.max(a)}" if np.size(a) else 'none'
 

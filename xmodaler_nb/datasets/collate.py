@@ -20,7 +20,8 @@ PADDING = {   # key: (value, key of the mask or None), in the order in which mas
     kfg.U_TARGET_IDS: (-1, None), kfg.G_TARGET_IDS: (-1, None), kfg.ATT_FEATS_LOC: (0, None),
     kfg.U_TOKENS_TYPE: (0, None), kfg.G_TOKENS_TYPE: (1, None),
     kfg.V_TARGET: (0, None), kfg.V_TARGET_LABELS: (-1, None), kfg.ITM_NEG_LABEL: (0, None),
-    kfg.SEMANTICS_IDS: (0, kfg.SEMANTICS_MASK), kfg.SEMANTICS_LABELS: (-1, None), kfg.SEMANTICS_MISS_LABELS: (-1, None)}
+    kfg.SEMANTICS_IDS: (0, kfg.SEMANTICS_MASK), kfg.SEMANTICS_LABELS: (-1, None),
+    kfg.SEMANTICS_MISS_LABELS: (-1, None)}
 _NO_TENSORS = (kfg.IDS, kfg.SEQ_PER_SAMPLE, kfg.SAMPLE_PER_SAMPLE)
 
 def _tensors(values):

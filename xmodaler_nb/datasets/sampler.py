@@ -102,7 +102,8 @@ class TrainingLoader(DataLoader):
         sampler = TrainingSampler(len(dataset), batch_size, seed, shuffle)
         kwargs.setdefault('persistent_workers', kwargs.get('num_workers', 0) > 0)
         generator = torch.Generator().manual_seed(epoch_seed(seed, 0))
-        super().__init__(dataset, batch_size=batch_size, sampler=sampler, drop_last=True, generator=generator, **kwargs)
+        super().__init__(dataset, batch_size=batch_size, sampler=sampler, drop_last=True, generator=generator,
+                         **kwargs)
         self.set_position(0)
 
     def set_position(self,

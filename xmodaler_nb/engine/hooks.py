@@ -361,7 +361,8 @@ class PreciseBN(HookBase):
 
     def after_step(self):
         steps_done = self.trainer.iter+1
-        if steps_done >= self.trainer.max_iter or (self._period and steps_done % self._period == 0): self.update_stats()
+        if steps_done >= self.trainer.max_iter or (self._period and steps_done % self._period == 0):
+            self.update_stats()
 
     def state_dict(self): return self._loader.state_dict()
     def load_state_dict(self,

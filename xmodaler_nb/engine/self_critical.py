@@ -252,7 +252,8 @@ def check_start(self:SelfCritical,
     s, logger = self.stats, logging.getLogger(__name__)
     reason = ''
     if s['baseline'] < self.min_reward:
-        reason = f"its greedy captions earn {s['baseline']:.3f} on average, less than RL.MIN_REWARD {self.min_reward:g}"
+        reason = (f"its greedy captions earn {s['baseline']:.3f} on average, less than RL.MIN_REWARD "
+                  f"{self.min_reward:g}")
     elif s['advantage_std'] <= 1e-6: reason = 'all captions it samples earn the same, so there is nothing to prefer'
     if reason:
         text = BAD_START.format(reason=reason, steps=steps, **s)

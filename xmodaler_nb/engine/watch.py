@@ -47,6 +47,7 @@ class Tracked(HookBase):
         state,   # from `state_dict`
     ): self.best = state['best']
 
+# %% ../../nbs/14_engine/35_watch.ipynb #eed7e493
 class KeepBest(Tracked):
     "Saves a checkpoint whenever the metric is better than ever. It is never pruned and never resumed from."
     def __init__(self,
@@ -62,7 +63,8 @@ class KeepBest(Tracked):
     def after_step(self):
         value = self.new_value()
         if value is None or not self.improves(value): return
-        self.checkpointer.save(self.dir_name, tag=False, iteration=self.trainer.iter, monitor=self.monitor, value=value)
+        self.checkpointer.save(self.dir_name, tag=False, iteration=self.trainer.iter, monitor=self.monitor,
+                               value=value)
         logger.info("best %s so far: %.4f, saved as %s", self.monitor, value, self.dir_name)
 
 # %% ../../nbs/14_engine/35_watch.ipynb #a05abfcd

@@ -219,7 +219,8 @@ def evaluate(
         raise ValueError("no image to score: predictions and references have no id in common" if extra or missing
                          else "no image to score: both sides are empty")
     without_refs = [i for i in ids if not refs[i]]
-    notes = [f'no reference text for {_format_ids(without_refs)}: scored against an empty reference']*bool(without_refs)
+    text = f'no reference text for {_format_ids(without_refs)}: scored against an empty reference'
+    notes = [text] if without_refs else []
     raw = [_text(preds[i]) for i in ids], [list(map(_text, refs[i])) or [''] for i in ids]
     hyps, refs = _tokens(*raw, tokenize)
     return score_tokens(ids, hyps, References(refs), names, _metric_options(options, df), missing, extra, notes, raw)
@@ -250,6 +251,7 @@ def score_tokens(
     ngram_counts = _shared_counts(ready.values(), hyps, refs)
     for name, metric in ready.items():
         own = getattr(metric, 'raw', False)
-        try: scores[name] = metric(list(ids), *(raw or (hyps, refs.texts))) if own else metric(hyps, refs, ngram_counts)
+        try:
+            scores[name] = metric(list(ids), *(raw or (hyps, refs.texts))) if own else metric(hyps, refs, ngram_counts)
         except MetricUnavailable as e: skipped[name] = str(e)
     return EvalResult(list(ids), hyps, refs, scores, skipped, list(missing), list(extra), list(notes), ready)

@@ -100,7 +100,8 @@ class CiderD:
             layout = lay_out(hyps, refs)
             ngram_counts = layout, count_ngrams(layout, self.n)
         layout, orders = ngram_counts
-        total = sum(similarity(layout, o, self.idf(layout, o, k, refs.vocab)) for k, o in enumerate(orders[:self.n], 1))
+        total = sum(similarity(layout, o, self.idf(layout, o, k, refs.vocab))
+                    for k, o in enumerate(orders[:self.n], 1))
         length = np.maximum(0, layout.lens-1)                        # bigrams
         delta = length-length[layout.is_hyp][layout.image]
         total *= np.exp(-delta**2/(2*self.sigma**2))

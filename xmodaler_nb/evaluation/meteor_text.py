@@ -52,7 +52,8 @@ def normalize(
     line = _DOTS.sub(f' {mark} ', line)
     for pattern, new in _STEPS: line = pattern.sub(new, line)
     words = [w for w in _SPLIT.split(line) if w]
-    words = [_dot(w, f, prefixes, numeric) if len(w) > 1 and w[-1] == '.' else w for w, f in zip(words, words[1:]+[''])]
+    words = [_dot(w, f, prefixes, numeric) if len(w) > 1 and w[-1] == '.' else w
+             for w, f in zip(words, words[1:]+[''])]
     line, runs = ' '.join(words), iter(runs)
     if mark in line: line = re.sub(mark, lambda m: next(runs), line)
     return [w for w in _SPLIT.split(_BLANKS.sub(' ', line).strip(_TRIM).lower()) if w]

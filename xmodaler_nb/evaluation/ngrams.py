@@ -133,7 +133,7 @@ def lay_out(
     per = refs.per_image
     is_hyp = np.zeros(len(hyps)+len(refs.lens), bool)
     is_hyp[np.cumsum(per+1)-(per+1)] = True
-    lens = _interleave(is_hyp, h_lens, refs.lens)       # below: where each sentence starts in (hypotheses + references)
+    lens = _interleave(is_hyp, h_lens, refs.lens)  # below: where each sentence starts in (hypotheses + references)
     source = _interleave(is_hyp, np.cumsum(h_lens)-h_lens, len(h_ids)+np.cumsum(refs.lens)-refs.lens)
     words = np.concatenate([h_ids, refs.ids])[_ragged(source, lens)]
     sent = np.repeat(np.arange(len(lens)), lens)

@@ -55,7 +55,8 @@ def _arrays(
         return {k: content[k] for k in selected or names}
 
 def _read_stored(store, path):
-    if path.stem not in store: raise FileNotFoundError(f"{path}: no such feature file; the store has no id {path.stem}")
+    if path.stem not in store:
+        raise FileNotFoundError(f"{path}: no such feature file; the store has no id {path.stem}")
     return store.read(path.stem)
 
 def read_np(

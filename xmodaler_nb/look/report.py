@@ -98,4 +98,5 @@ def report_html(
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     note = f'<p class="note">{escape(intro)}</p>' if intro else ''
     body = ''.join((f'<h2>{escape(h)}</h2>' if h else '') + content for h, content in sections)
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>{note}{body}</body></html>'
+    return (f'<!doctype html><html '
+            f'lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>{note}{body}</body></html>')

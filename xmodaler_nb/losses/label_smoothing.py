@@ -35,7 +35,8 @@ class LabelSmoothing(nn.Module):
     def __init__(self, *,
         label_smoothing:float, # ε in [0,1)
     ):
-        if not 0 <= label_smoothing < 1: raise ValueError(f"LOSSES.LABELSMOOTHING={label_smoothing}: must be in [0, 1)")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"LOSSES.LABELSMOOTHING={label_smoothing}: must be in [0, 1)")
         super().__init__()
         self.label_smoothing = label_smoothing
 

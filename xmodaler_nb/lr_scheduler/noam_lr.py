@@ -25,7 +25,7 @@ class NoamLR(LRScheduler):
         last_epoch=-1,  # iteration to resume after; -1 = from the start
     ):
         if model_size <= 0:
-            raise ValueError(f"LR_SCHEDULER.MODEL_SIZE={model_size}: NoamLR needs the model's width, a positive number")
+            raise ValueError(f"LR_SCHEDULER.MODEL_SIZE={model_size}: NoamLR needs the width, which is positive")
         if warmup <= 0:
             raise ValueError(f"LR_SCHEDULER.WARMUP={warmup}: NoamLR needs at least one iteration of warm-up")
         self.model_size, self.factor, self.warmup = model_size, factor, warmup

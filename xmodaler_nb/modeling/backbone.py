@@ -182,8 +182,8 @@ def _torchvision_network(
     try: return models.get_model(name.split('/', 1)[1], weights=weights)
     except (ValueError, KeyError) as e: raise ValueError(f"backbone {name!r}: {e}") from None
     except OSError as e:
-        raise OSError(f"backbone {name!r}: its weights could not be downloaded ({e}). Without internet, fetch the file "
-                      "elsewhere and name it, weights='FILE.pth'; weights=None: untrained") from None
+        raise OSError(f"backbone {name!r}: its weights could not be downloaded ({e}). Without internet, fetch the "
+                      "file elsewhere and name it, weights='FILE.pth'; weights=None: untrained") from None
 
 def load_backbone(
     name:str,          # 'patches', or 'torchvision/…' for a convolutional network

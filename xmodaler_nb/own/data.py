@@ -42,8 +42,8 @@ class CaptionData:
     def __len__(self): return len(self.samples)
     def __repr__(self):
         n = Counter(s.split or 'undecided' for s in self.samples)
-        return (f"CaptionData({self.name}: {len(self)} samples, {sum(len(s.captions) for s in self.samples)} captions, "
-                f"{', '.join(f'{k} {v}' for k, v in n.items())})")
+        return (f"CaptionData({self.name}: {len(self)} samples, {sum(len(s.captions) for s in self.samples)} "
+                f"captions, {', '.join(f'{k} {v}' for k, v in n.items())})")
 
 def read_text(
     path,        # of a text file
@@ -191,7 +191,8 @@ def from_coco(cls:CaptionData,
             raise ValueError(f"{path}: not COCO's form, a JSON with 'images' and 'annotations' ({type(e).__name__}: "
                              f"{e})") from None
         by_id = {str(p['id']): Sample(str(p['id']),
-                                      str(Path(images or Path(path).parent)/p['file_name']) if 'file_name' in p else '',
+                                      str(Path(images or Path(path).parent)/p['file_name']) if 'file_name' in p
+                                      else '',
                                       [], split_name(split)) for p in pictures}
         for a in annotations:
             if str(a['image_id']) not in by_id:
@@ -254,7 +255,8 @@ def _find_files(data, folder, files):
         by_name[p.stem].append(p)
     for s in data.samples:
         short = Path(s.file).name if s.file else s.id
-        if not (s.file and Path(s.file).is_file()) and len(by_name.get(short, [])) == 1: s.file = str(by_name[short][0])
+        if not (s.file and Path(s.file).is_file()) and len(by_name.get(short, [])) == 1:
+            s.file = str(by_name[short][0])
         named.add(str(Path(s.file)))
         if not s.split and s.file and Path(s.file).is_relative_to(folder): s.split = _folder_split(folder, s.file)
     data.findings += [Finding('file without caption', 'warning', '', str(p)) for p in files if str(p) not in named]
@@ -591,7 +593,8 @@ def write(self:CaptionData,
     **extract,               # further arguments of `extract_features`
 ) -> WrittenData:
     "Check, split, choose words, extract features, and write it all, with a config to train."
-    if layout not in ('xmodaler', 'store'): raise ValueError(f"layout is {layout!r}, but must be 'xmodaler' or 'store'")
+    if layout not in ('xmodaler', 'store'):
+        raise ValueError(f"layout is {layout!r}, but must be 'xmodaler' or 'store'")
     table, out = self.check(), Path(out)
     data = _without_errors(self, table, drop)
     data.digests = self.digests

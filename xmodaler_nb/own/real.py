@@ -126,5 +126,6 @@ def write_real_dataset(
         counts[split], rows, width, vectors = _write_real_split(folder, out, split, ids, how, max_len)
         global_features |= vectors
     if how == 'mapping': write_pickle(out/'global.pkl', global_features)
-    write_json(paths['report'], dict(prefix='mscoco', counts=counts, vocab_size=len(words) + 1, rows=rows, width=width))
+    write_json(paths['report'],
+               dict(prefix='mscoco', counts=counts, vocab_size=len(words) + 1, rows=rows, width=width))
     return Folder(out)

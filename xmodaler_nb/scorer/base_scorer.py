@@ -56,7 +56,8 @@ class BaseScorer:
         "Keys to arguments; the parts are built from the same config."
         types = [t for t in cfg.SCORER.TYPES if t]
         return dict(types=types, scorers=[SCORER_REGISTRY.get(t)(cfg) for t in types],
-                    weights=list(cfg.SCORER.WEIGHTS)[:len(types)], gt_path=cfg.SCORER.GT_PATH, eos_id=cfg.SCORER.EOS_ID)
+                    weights=list(cfg.SCORER.WEIGHTS)[:len(types)], gt_path=cfg.SCORER.GT_PATH,
+                    eos_id=cfg.SCORER.EOS_ID)
 
     def get_sents(self,
         sent,       # (t,) word numbers

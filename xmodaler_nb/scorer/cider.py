@@ -31,7 +31,7 @@ def ngram_keys(
     w = words.astype(np.uint64)+np.uint64(1)
     keys, rows, key = [w], [sent], w
     for k in range(1, n):
-        key = key[:-1]*factor+w[k:]                      # starts whose n-gram would cross a sentence end drop out below
+        key = key[:-1]*factor+w[k:]  # starts whose n-gram would cross a sentence end drop out below
         ok = left[:len(key)] > k
         keys.append(key[ok])
         rows.append(sent[:len(key)][ok])
@@ -56,7 +56,7 @@ class NgramIndex:
         order = np.argsort(keys)
         docs = np.fromiter(table.values(), np.float64, len(table))
         idf = self.df.ref_len-np.log(np.maximum(1., docs))
-        self.keys, self.idf = keys[order], np.append(idf[order], self.df.ref_len)    # the last weight: not in the table
+        self.keys, self.idf = keys[order], np.append(idf[order], self.df.ref_len)  # the last weight: not in the table
         # key -> number, for n-grams of references that the table lacks
         self.extra = {}
 

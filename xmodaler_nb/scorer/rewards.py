@@ -88,7 +88,8 @@ class Bleu(RewardPart):
     def from_config(cls, cfg):
         "BLEU-4."
         return dict(n=4)
-    def scores(self, gts, res): return self.metric([join_words(h) for h in res], self.text(gts)).image[f'Bleu_{self.n}']
+    def scores(self, gts, res):
+        return self.metric([join_words(h) for h in res], self.text(gts)).image[f'Bleu_{self.n}']
 
 # %% ../../nbs/10_scorer/15_rewards.ipynb #7e0d402b
 @SCORER_REGISTRY.register()

@@ -196,7 +196,11 @@ class LineTokenizer:
     def __init__(self,
         keep=_keep_words,  # token -> bool, False for tokens to drop
         next_text=_NEXT,   # what stands behind a caption that is tokenised on its own
-    ): self.keep, self.next_text, self.inner, self.last = keep, next_text, ChunkCache(' ', keep), ChunkCache('\n', keep)
+    ):
+        self.keep = keep
+        self.next_text = next_text
+        self.inner = ChunkCache(' ', keep)
+        self.last = ChunkCache('\n', keep)
 
     def lookup(self, line):
         "What the cache knows: one string or None per chunk."

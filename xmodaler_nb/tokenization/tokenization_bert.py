@@ -130,7 +130,7 @@ class BertTokenizer:
         cls_token:str='[CLS]',             # begins the input
         mask_token:str='[MASK]',           # stands for a hidden word
         tokenize_chinese_chars:bool=True,  # every Chinese character is a word
-        **kwargs,                          # `max_len`: tokens the model can read; other names are accepted and not used
+        **kwargs, # `max_len`: tokens the model can read; other names are accepted and not used
     ):
         self.vocab = _read_vocab(vocab_file)
         self.ids_to_tokens = {i: t for t, i in self.vocab.items()}
@@ -186,7 +186,8 @@ def tokenize(self:BertTokenizer,
     for part in re.split('(' + '|'.join(re.escape(t) for t in self.all_special_tokens) + ')', text):
         if part in self.all_special_tokens: out.append(part); continue
         words = self.basic_tokenizer.tokenize(part) if self.basic_tokenizer else [part]
-        for word in words: out += [word] if word in self.all_special_tokens else self.wordpiece_tokenizer.tokenize(word)
+        for word in words:
+            out += [word] if word in self.all_special_tokens else self.wordpiece_tokenizer.tokenize(word)
     return out
 
 @patch

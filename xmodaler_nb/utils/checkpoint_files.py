@@ -23,7 +23,8 @@ def to_plain(
 ):                  # the same as tensors (on the CPU), numbers, strings, None, dict, list, tuple
     "Copy a state into what `torch.load(weights_only=True)` reads back; `TypeError` names the entry that cannot."
     if x is None or isinstance(x, (bool, int, float, str, Tensor, np.generic, np.ndarray)): return _plain_leaf(x)
-    if isinstance(x, dict): return {to_plain(k, f'a key of {where}'): to_plain(v, f'{where}.{k}') for k, v in x.items()}
+    if isinstance(x, dict):
+        return {to_plain(k, f'a key of {where}'): to_plain(v, f'{where}.{k}') for k, v in x.items()}
     if isinstance(x, tuple): return tuple(to_plain(v, f'{where}[{i}]') for i, v in enumerate(x))
     if isinstance(x, (list, set, frozenset)) or type(x).__name__=='deque':
         return [to_plain(v, f'{where}[{i}]') for i, v in enumerate(x)]

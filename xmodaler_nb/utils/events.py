@@ -164,7 +164,8 @@ def latest_with_smoothing_hint(self:EventStorage,
     window_size:int=20,  # how many values the median is taken over
 ) -> dict:               # name → (median or last value, iteration of the last value)
     "The last values, smoothed where they ask for it."
-    return {k: (self._history[k].median(window_size) if self._hints[k] else v, i) for k, (v, i) in self._latest.items()}
+    return {k: (self._history[k].median(window_size) if self._hints[k] else v, i)
+            for k, (v, i) in self._latest.items()}
 
 # %% ../../nbs/02_utils/30_events.ipynb #4fd4c554
 @patch
@@ -343,7 +344,8 @@ class TensorboardXWriter(EventWriter):
     def write(self):
         "Write new scalars; write and clear images and histograms."
         try: self._write(get_event_storage())
-        except OSError as e: raise OSError(f"cannot write TensorBoard's files in {self._dir}: {e.strerror or e}") from e
+        except OSError as e:
+            raise OSError(f"cannot write TensorBoard's files in {self._dir}: {e.strerror or e}") from e
 
     def _write(self, storage):
         "Write what is new; open the files at the first call."

@@ -100,7 +100,8 @@ class FeatureWriter:
     ):
         if dtype not in ('float16', 'float32'):
             raise ValueError(f"dtype is {dtype!r}, but must be 'float16' or 'float32'")
-        if not re.fullmatch('[A-Za-z0-9]+', part): raise ValueError(f"part is {part!r}, but must be letters and digits")
+        if not re.fullmatch('[A-Za-z0-9]+', part):
+            raise ValueError(f"part is {part!r}, but must be letters and digits")
         self.path, self.dtype, self.part, self.limit = Path(path), dtype, part, int(shard_mb*2**20)
         self._make_folder()
         self._lock_part()

@@ -161,8 +161,8 @@ class MSCoCoSampleByTxtDataset(MSCoCoDataset):
         gv_feat_file:str,   # id → global feature; '' for none
         attribute_file:str, # id → attribute probabilities; '' for none
     ):
-        assert seq_per_img == 1, (f"DATALOADER.SEQ_PER_SAMPLE is {seq_per_img}, but MSCoCoSampleByTxtDataset draws one "
-                                  "sentence at a time: set it to 1")
+        assert seq_per_img == 1, (f"DATALOADER.SEQ_PER_SAMPLE is {seq_per_img}, but MSCoCoSampleByTxtDataset draws "
+                                  "one sentence at a time: set it to 1")
         super().__init__(stage, anno_file, seq_per_img, max_feat_num, max_seq_len, feats_folder, relation_file,
                          gv_feat_file, attribute_file)
 

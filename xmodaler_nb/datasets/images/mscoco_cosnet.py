@@ -99,7 +99,7 @@ def _missing_as_ones(self:MSCoCoCOSNetDataset, labels):
 def semantics(self:MSCoCoCOSNetDataset,
     dataset_dict:dict, # one entry
     rng=random,        # where chance comes from
-) -> dict:             # int64 lists SEMANTICS_IDS (m,); in training SEMANTICS_LABELS (m,), SEMANTICS_MISS_LABELS (C+1,)
+) -> dict: # int64 lists SEMANTICS_IDS (m,); in training SEMANTICS_LABELS (m,), SEMANTICS_MISS_LABELS (C+1,)
     "The retrieved words of an image, once per sentence."
     ids = np.asarray(dataset_dict['attr_pred']).astype(np.int64)
     if self.stage != 'train': return {kfg.SEMANTICS_IDS: [torch.from_numpy(ids.copy())]}

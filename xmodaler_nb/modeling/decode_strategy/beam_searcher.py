@@ -115,7 +115,8 @@ def _propose(self:BeamSearcher, run, table):
     first = torch.arange(ids.size(-1), device=table.device)
     # an ended sentence offers word 0 at no cost, and nothing else
     active, same = run.active[...,None], (first == FINISHED_WORD)
-    scores = torch.where(active, run.scores[...,None] + candidate_lps, torch.where(same, run.scores[...,None], nothing))
+    scores = torch.where(active, run.scores[...,None] + candidate_lps,
+                         torch.where(same, run.scores[...,None], nothing))
     candidate_lps = torch.where(active, candidate_lps, torch.where(same, 0., -float('inf')))
     return torch.where(active, ids, first), candidate_lps, scores
 
@@ -266,4 +267,5 @@ def _banks(self:BeamSearcher, run, ids):
                else torch.ones(g*k, len(required), dtype=torch.bool, device=ids.device))
     now = ((ids[...,None] == required) & missing.view(g, k, 1, -1)).any(-1)  # this word pays for one of them
     bank = ((~missing).sum(-1).view(g, k, 1) + now).flatten(1)                                  # (g, k·w)
-    return torch.where(run.active[...,None].expand(g, k, w).flatten(1), bank, len(required))  # ended sentences have all
+    # ended sentences have all
+    return torch.where(run.active[...,None].expand(g, k, w).flatten(1), bank, len(required))

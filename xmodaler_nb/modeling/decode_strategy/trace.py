@@ -160,7 +160,7 @@ def attention(self:DecodeTrace,
 def word_attention(self:DecodeTrace,
     image:int=0, # which picture
     rank:int=0,  # 0 = best sentence
-):               # (words, words) tensor, end mark included; column 0 is the start mark, column i the i-th word; or None
+): # (words, words) tensor, end mark included; column 0 is the start mark, column i the i-th word; or None
     "Attention to the words so far, along the path of a sentence; None if the model has none."
     return self.nbest(rank+1, image)[rank].word_attention
 

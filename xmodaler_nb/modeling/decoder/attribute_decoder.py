@@ -40,7 +40,8 @@ class AttributeDecoder(RecurrentDecoder):
         "Arguments from `MODEL.LSTMA` and the widths of the inputs."
         m = cfg.MODEL
         return dict(hidden_size=m.DECODER_DIM, token_embed_dim=m.TOKEN_EMBED.DIM,
-                    visual_feat_dim=m.VISUAL_EMBED.IN_DIM, attribute_dim=m.LSTMA.ATTRIBUTE_DIM, dropout=m.LSTMA.DROPOUT)
+                    visual_feat_dim=m.VISUAL_EMBED.IN_DIM, attribute_dim=m.LSTMA.ATTRIBUTE_DIM,
+                    dropout=m.LSTMA.DROPOUT)
 
     @classmethod
     def add_config(cls, cfg):

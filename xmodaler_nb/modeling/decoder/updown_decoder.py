@@ -55,7 +55,7 @@ class UpDownDecoder(RecurrentDecoder):
 @patch
 def preprocess(self:UpDownDecoder,
     batched_inputs:dict, # the encoded batch: ATT_FEATS (i, n, d_v), GLOBAL_FEATS (i, d_v)
-) -> dict:               # P_ATT_FEATS (i, n, d_att), zero states with i rows; without gradients P_GLOBAL_FEATS (i, 4·d)
+) -> dict: # P_ATT_FEATS (i, n, d_att), zero states with i rows; without gradients P_GLOBAL_FEATS (i, 4·d)
     "Project the regions and start the states."
     b, d = batched_inputs, self.hidden_size
     feats = b[kfg.ATT_FEATS]

@@ -31,7 +31,8 @@ class _Tape:
 
     def unused_columns(self, weight_ih):
         "Whether the blocks leave columns of weight_ih out."
-        return sum(len(range(*s.indices(weight_ih.size(1)))) for s in (*self.known, *self.stepwise)) < weight_ih.size(1)
+        return sum(len(range(*s.indices(weight_ih.size(1))))
+                   for s in (*self.known, *self.stepwise)) < weight_ih.size(1)
 
 # %% ../../../nbs/07_modeling/00_layers/15_unrolled_lstm.ipynb #05ba46d7
 class _KnownSums(Function):

@@ -14,7 +14,8 @@ import numpy as np
 
 # %% ../../../nbs/15_own/00_scenes/10_draw.ipynb #6f1eb80f
 SIZE = 64                                                             # side of a scene in pixels
-COLOURS = dict(red=(205, 40, 40), orange=(240, 135, 25), yellow=(240, 220, 50), green=(35, 140, 55), blue=(45, 80, 205),
+COLOURS = dict(red=(205, 40, 40), orange=(240, 135, 25), yellow=(240, 220, 50), green=(35, 140, 55),
+               blue=(45, 80, 205),
                purple=(130, 50, 160), pink=(245, 140, 185), brown=(120, 72, 38), white=(240, 240, 240),
                black=(35, 35, 40))
 RADII = dict(small=(6, 7), medium=(9, 10), large=(13, 14))            # half the side of a thing's square, in pixels
@@ -219,8 +220,10 @@ def _place_beside(rng, first, t, target):
 def _offset(rng, touch, r, target):
     "From the first thing to one of radius `r`, for a relation; at distance `touch` their squares touch."
     side = random_choice(rng, (-1, 1))
-    if target in ('left', 'right'):    dx, dy = random_integer(rng, touch+5, SIZE-8-touch), random_integer(rng, -16, 16)
-    elif target in ('above', 'below'): dx, dy = random_integer(rng, -16, 16), random_integer(rng, touch+5, SIZE-8-touch)
+    if target in ('left', 'right'):
+        dx, dy = random_integer(rng, touch+5, SIZE-8-touch), random_integer(rng, -16, 16)
+    elif target in ('above', 'below'):
+        dx, dy = random_integer(rng, -16, 16), random_integer(rng, touch+5, SIZE-8-touch)
     elif target == 'near':            dx, dy = side*(touch+random_integer(rng, 2, 5)), random_integer(rng, -5, 5)
     elif target == 'on':              dx, dy = random_integer(rng, -6, 6), touch+2
     else:

@@ -120,7 +120,8 @@ def box_numbers(
     x1, y1, x2, y2 = box[0]/w, box[1]/h, box[2]/w, box[3]/h
     bw, bh = x2-x1, y2-y1
     whole = float(bw*bh >= 1)
-    return [x1, y1, x2, y2, (x1+x2)-1, (y1+y2)-1, 2*bw, 2*bh, 4*bw*bh, 8*area/(h*w) if not whole else area/(h*w), whole,
+    return [x1, y1, x2, y2, (x1+x2)-1, (y1+y2)-1, 2*bw, 2*bh, 4*bw*bh, 8*area/(h*w) if not whole else area/(h*w),
+            whole,
             min((bw*w)/(bh*h), 3.)-1, 6*max(bw, bh)-1.6 if not whole else 0., 2.*(rank == 0), 2.*(rank == 1),
             2.*(rank >= 2)]
 

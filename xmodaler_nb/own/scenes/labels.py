@@ -9,7 +9,8 @@ __all__ = ['RELATION_CLASSES', 'REGION_CLASSES', 'QUESTION_KINDS', 'relation_mat
 # %% ../../../nbs/15_own/00_scenes/40_labels.ipynb #76ee2423
 import numpy as np
 from .draw import CATEGORIES, COLOURS, RELATIONS, relation, random_choice
-from .grammar import NOUNS, COLOUR_WORDS, SIZE_WORDS, MATERIAL_WORDS, PLACE_WORDS, NUMBERS, plural
+from .grammar import (NOUNS, COLOUR_WORDS, SIZE_WORDS, MATERIAL_WORDS, PLACE_WORDS, NUMBERS,
+                                            plural)
 from .features import ROW
 
 # %% ../../../nbs/15_own/00_scenes/40_labels.ipynb #62f2ea91

@@ -144,7 +144,8 @@ def stored_arrays(
     feats, boxes = r['features'], r['boxes']
     if variant == 'clip': return dict(features=feats[1:], g_feature=feats[0])
     size = dict(image_h=np.array([r['image_h']]), image_w=np.array([r['image_w']]))
-    if variant != 'boxes': return dict(features=feats, region_boxes=boxes, n_regions=np.array([r['n_regions']]), **size)
+    if variant != 'boxes':
+        return dict(features=feats, region_boxes=boxes, n_regions=np.array([r['n_regions']]), **size)
     k = int(len(feats) > 1)                                           # nothing found: the whole picture is the region
     return dict(features=feats[k:], boxes=boxes[k:], cls_prob=class_probabilities(feats[k:]),
                 num_boxes=np.array([len(feats)-k]), **size)
@@ -399,7 +400,8 @@ def _more_entries(folder, width, n_words):
                'MODEL.VOCAB_SIZE': n_words+len(SPECIAL_PIECES), 'SCORER.EOS_ID': SPECIAL_PIECES.index('[SEP]')},
         relation={'DATALOADER.RELATION_FILE': str(folder/'relation.pkl'), 'MODEL.GCN.RELATION_NUM': RELATION_CLASSES,
                   'MODEL.GCN.IN_DIM': width, 'MODEL.GCN.OUT_DIM': width},
-        attribute={'DATALOADER.ATTRIBUTE_FILE': str(folder/'attribute.pkl'), 'MODEL.LSTMA.ATTRIBUTE_DIM': n_attributes},
+        attribute={'DATALOADER.ATTRIBUTE_FILE': str(folder/'attribute.pkl'),
+                   'MODEL.LSTMA.ATTRIBUTE_DIM': n_attributes},
         gv_feat={'DATALOADER.GV_FEAT_FILE': str(folder/'gv_feat.pkl')})
 
 @patch
