@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 from torch import nn
-from ...config import CfgNode, config_dirs, config_file, get_cfg
+from ...config import CfgNode, config_file, get_cfg
 from ..decoder.build import DECODER_REGISTRY
 from ..encoder.build import ENCODER_REGISTRY
 from ..predictor.build import PREDICTOR_REGISTRY
@@ -46,7 +46,7 @@ def model_device(
 # %% ../../../nbs/07_modeling/60_meta_arch/00_build.ipynb #381ca535
 def keys_to_come() -> dict: # component → the keys it adds below MODEL
     "Keys of components that published configs name and this library does not build yet."
-    return yaml.safe_load((config_dirs()[-1]/'keys_to_come.yaml').read_text(encoding='utf-8'))
+    return yaml.safe_load(config_file('keys_to_come.yaml').read_text(encoding='utf-8'))
 
 def _add_missing(node, keys):
     "Add a nested dict of keys to a node, keeping what is there."
