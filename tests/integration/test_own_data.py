@@ -305,3 +305,17 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     assert 'no such file or folder' in capsys.readouterr().err
     with pytest.raises(SystemExit): data_main(['--help'])
     assert 'check | write | extract | import | verify' in capsys.readouterr().out
+
+
+def test_an_edited_config_survives(photos, tmp_path, caplog):
+    "Written again: the same config stays the only one, an edited one is kept under another name, and the log names it."
+    write = lambda: CaptionData.from_folder(photos).write(tmp_path/'out', backbone='patches', size=28, min_count=1)
+    write()
+    first = (tmp_path/'out'/'captioner.yaml').read_text()
+    write()
+    assert sorted(p.name for p in (tmp_path/'out').glob('captioner*')) == ['captioner.yaml']
+    (tmp_path/'out'/'captioner.yaml').write_text(first + '# mine\n')
+    write()
+    assert (tmp_path/'out'/'captioner.yaml').read_text() == first
+    assert (tmp_path/'out'/'captioner.1.yaml').read_text().endswith('# mine\n')
+    assert 'captioner.1.yaml' in caplog.text

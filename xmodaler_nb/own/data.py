@@ -11,12 +11,14 @@ __all__ = ['MIN_STEPS', 'MIN_SCORED', 'MANY', 'CaptionData', 'read_text', 'clean
 import csv
 import io
 import json
+import logging
 import math
 import random
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 import numpy as np
 import yaml
@@ -459,12 +461,20 @@ def captioner_sections(self:WrittenData) -> dict: # nested config keys, with `_B
 
 @patch
 def write_config(self:WrittenData) -> Path: # captioner.yaml
-    "Write the config of a captioner for this folder."
+    "Write the config of a captioner for this folder; one that is there and differs stays, under another name."
     path = self.folder/'captioner.yaml'
     header = _HEADER.format(n=self.report['train_entries'], file=path, run=self.folder/'run')
-    text = yaml.safe_dump(self.captioner_sections(), sort_keys=False, allow_unicode=True)
-    path.write_text(header + text, encoding='utf-8')
+    text = header + yaml.safe_dump(self.captioner_sections(), sort_keys=False, allow_unicode=True)
+    if path.is_file() and path.read_text(encoding='utf-8') != text: _set_aside(path)
+    path.write_text(text, encoding='utf-8')
     return path
+
+def _set_aside(path):
+    "Rename a file to the first free name.1.ending, name.2.ending, …, and log where it went."
+    names = (path.with_name(f'{path.stem}.{n}{path.suffix}') for n in count(1))
+    free = next(p for p in names if not p.exists())
+    path.rename(free)
+    logging.getLogger(__name__).warning("%s is written anew; the former one is %s", path, free)
 
 # %% ../../nbs/15_own/40_data.ipynb #cd36c6ff
 def _new_ids(samples):
