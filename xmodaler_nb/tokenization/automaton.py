@@ -184,7 +184,7 @@ def _alt(self:NFA, start, branches):
 @patch
 def _rep(self:NFA, start, tree, least, most):
     for _ in range(least): start = self.add(tree, start)
-    if most is None:                       # a loop with its own entry, so that nothing else is caught in it
+    if most is None:                       # a loop with its own entry, so that nothing else is repeated
         loop, end = self.node(), self.node()
         self.eps[start].append(loop)
         self.eps[self.add(tree, loop)].append(loop)
@@ -242,7 +242,7 @@ def epsilon_closure(self:DFA, node):
 
 @patch
 def state(self:DFA, nodes):
-    "The state of a set of nodes, what they reach included."
+    "The state that stands for a set of nodes."
     if nodes in self.states: return self.states[nodes]
     s, transitions = DFAState(), self.transitions_from(nodes)
     s.machine, s.open, s.by_sig = self, bool(transitions), {}

@@ -17,7 +17,7 @@ class WordpieceTokenizer:
     "Cut words into the longest known pieces."
     def __init__(self,
         vocab,                             # known pieces; `in` must work
-        unk_token:str='[UNK]',             # what a word becomes that cannot be covered
+        unk_token:str='[UNK]',             # stands for a word that cannot be covered
         max_input_chars_per_word:int=100,  # longer words are not even tried
     ):
         self.vocab, self.unk_token, self.max_chars = vocab, unk_token, max_input_chars_per_word
@@ -126,7 +126,7 @@ class BertTokenizer:
         never_split=None,                  # words the basic step leaves as they are, besides the special tokens
         unk_token:str='[UNK]',             # for words that cannot be covered
         sep_token:str='[SEP]',             # ends a sentence
-        pad_token:str='[PAD]',             # fills up
+        pad_token:str='[PAD]',             # pads a batch
         cls_token:str='[CLS]',             # begins the input
         mask_token:str='[MASK]',           # stands for a hidden word
         tokenize_chinese_chars:bool=True,  # every Chinese character is a word
