@@ -12,7 +12,7 @@ from ..utils.registry import Registry
 SCORER_REGISTRY = Registry('SCORER')
 
 def build_scorer(
-    cfg,  # config; `SCORER.NAME` says which
+    cfg,  # config; `SCORER.NAME` names the scorer
 ):        # the scorer, or None for an empty name
     "The scorer that the config names."
     if not cfg.SCORER.NAME: return None

@@ -186,7 +186,7 @@ def reference_vectors(self:NgramIndex,
 
 # %% ../../nbs/10_scorer/10_cider.ipynb #1d5fa203
 class ReferenceStack(NamedTuple):
-    "The references of several images in a row."
+    "The references of several images, concatenated."
     key:np.ndarray     # (entries,) image·size + n-gram number, ascending
     size:int           # n-gram numbers are below
     ref:np.ndarray     # (entries,) which reference of its image
@@ -200,7 +200,7 @@ class ReferenceStack(NamedTuple):
 def stack_references(self:NgramIndex,
     sets:list,           # of `ReferenceVectors`, one per image
 ) -> ReferenceStack:
-    "Put the references of several images in a row."
+    "Concatenate the references of several images."
     gram, ref, weight, norm, length = map(np.concatenate, list(zip(*sets))[1:])
     size, count = len(self.keys)+len(self.extra), np.array([len(s.length) for s in sets])
     image = np.repeat(np.arange(len(sets)), [len(s.gram) for s in sets])
@@ -227,9 +227,9 @@ def clipped_dots(
     cell:np.ndarray,      # (pairs,) where the product is added
     cells:int,            # length of the result
 ) -> np.ndarray:          # (cells,) float64
-    "Dot products in which a weight counts at most as much as the reference has of it."
+    "Dot products in which no weight counts more than the reference's."
     shared = np.minimum(h_weight, r_weight)*r_weight
-    return np.bincount(cell, shared, cells).astype(np.float64)     # without a single pair bincount counts in integers
+    return np.bincount(cell, shared, cells).astype(np.float64)     # without any pair bincount returns integers
 
 # %% ../../nbs/10_scorer/10_cider.ipynb #4e658b0c
 def length_penalty(
@@ -272,7 +272,7 @@ def _dots(self:NgramIndex, h, r, image, first_pair, n_pairs):
 # %% ../../nbs/10_scorer/10_cider.ipynb #10ddc8db
 @SCORER_REGISTRY.register()
 class Cider:
-    "CIDEr-D against a document frequency made beforehand."
+    "CIDEr-D with precomputed document frequencies."
     @configurable
     def __init__(self, *,
         n:int=4,            # longest n-gram
@@ -310,7 +310,7 @@ def references(self:Cider,
 
 @patch
 def compute_score(self:Cider,
-    gts:list,  # per hypothesis a list of references, each a sequence of words; must not change while the scorer lives
+    gts:list,  # per hypothesis a list of references, each a sequence of words; must not change later
     res:list,  # hypotheses, each a sequence of words
 ) -> tuple:    # (mean, (hypotheses,) float64)
     "Corpus and per-item CIDEr-D."

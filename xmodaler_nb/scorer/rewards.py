@@ -49,13 +49,13 @@ def length_penalty(
 
 @SCORER_REGISTRY.register()
 class Length(RewardPart):
-    "Captions longer or shorter than all references cost something."
+    "A penalty for captions longer or shorter than all references."
     name = 'Length'
     @configurable
     def __init__(self): pass
     @classmethod
     def from_config(cls, cfg):
-        "There is nothing to set."
+        "No options."
         return {}
     def scores(self, gts, res): return [length_penalty(len(h), [len(r) for r in refs]) for h, refs in zip(res, gts)]
 
@@ -63,11 +63,11 @@ class Length(RewardPart):
 def join_words(
     sentence, # sequence of words or word numbers
 ) -> str:
-    "A sentence as the metrics want it."
+    "A sentence as the string that the metrics expect."
     return ' '.join(map(str, sentence))
 
 class _ReferenceTexts:
-    "References as text, each image's made once."
+    "References as text, joined once per image."
     def __init__(self): self.cache = {}
     def __call__(self, gts):
         if len(self.cache) > 500_000: self.cache.clear()
