@@ -14,7 +14,7 @@ from torch import Tensor
 KEYS = {}       # name → Key, in the order in which they are defined
 
 class Key:
-    "What a field of a batch is. As a class attribute it is replaced by its own name, a plain text: `kfg.IDS == 'IDS'`."
+    "What a field of a batch is. As a class attribute it becomes its own name, a text: `kfg.IDS == 'IDS'`."
     def __init__(self,
         sizes,      # '(b, n, d)', 'list of b', or '()' for a single value
         dtype,      # 'float32', 'int64', …

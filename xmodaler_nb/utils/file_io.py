@@ -35,7 +35,7 @@ class _LocalHandler(PathHandler):
 
 # %% ../../nbs/02_utils/70_file_io.ipynb #45eb232b
 class _PathManager:
-    "File operations by path, each handed to the handler of the path's prefix."
+    "File operations by path, each passed to the handler of the path's prefix."
     def __init__(self): self._handlers = [_LocalHandler()]
 
     def register_handler(self,
