@@ -80,7 +80,7 @@ class Captioner:
 
     @property
     def device(self): # torch.device
-        "Where the model lives."
+        "The device of the model's parameters."
         return next(self.model.parameters()).device
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #f44be7dc
@@ -164,7 +164,7 @@ def build_strategy(self:Captioner,
     beam_size:int|None=None, # sentences kept per picture; None = the config's (at least 2 for 'beam')
     **options,           # further arguments of the decode strategy
 ):                       # a DecodeStrategy
-    "The way to search for words."
+    "The decode strategy of one call."
     if not isinstance(name, str): return name  # a strategy of your own
     if name not in ('beam', 'greedy', 'sample'):
         raise ValueError(f"strategy {name!r} is not one of beam, greedy, sample")
@@ -225,7 +225,7 @@ def describe(self:Captioner,
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #92e827f6
 def _picture_names(xs):
-    "A file's path, or the number of a picture that is none."
+    "The path of a file; the number of anything else."
     return [str(x if isinstance(x, (str, Path)) else i) for i, x in enumerate(xs)]
 
 @patch
@@ -278,7 +278,7 @@ def _resolve_file(path, name, given):
 def load_extractor(
     description:dict, # what the extractor's `to_dict` returned
 ):                    # the extractor
-    "An extractor from its description; a fixed table of names, nothing is imported because a file says so."
+    "An extractor from its description; only known classes are built, a file cannot name a module to import."
     if description.get('extractor') == 'BackboneExtractor': return BackboneExtractor.from_dict(description)
     return extractor_from_dict(description)
 

@@ -87,7 +87,7 @@ def model_card(
 def read_run_scores(
     run, # folder of a run, or any other
 ) -> dict: # {'val': {metric: value}, 'test': …}, the last of each; empty if nothing was scored
-    "What a run's own log says about its captions."
+    "The last scores of each split in a run's own log."
     log, out = Path(run)/'events.jsonl', {}
     for line in log.read_text(encoding='utf-8').splitlines() if log.is_file() else ():
         if not line.endswith('}'): continue                                    # a killed run's last line

@@ -24,7 +24,7 @@ def load_source(
     source,     # folder or file
     images='',  # folder of the pictures, where they do not lie beside the file
 ) -> CaptionData:
-    "Data from whatever it is."
+    "Data from a folder or a file of any known form."
     p = Path(source)
     if not p.exists(): raise FileNotFoundError(f"{p}: no such file or folder")
     if p.is_dir() and any(p.glob('*_caption_anno_train.pkl')): return CaptionData.from_xmodaler(p)

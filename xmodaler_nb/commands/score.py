@@ -51,7 +51,7 @@ def _add_output_options(p):
     p.add_argument('--json', action='store_true', help='print one JSON object')
 
 def _find_id(result, image_id):
-    "The id of the result that is written like the requested one."
+    "The scored id whose text equals the requested one."
     found = next((i for i in result.ids if str(i) == image_id), None)
     if found is None: raise KeyError(f'no image {image_id!r} among the {len(result.ids)} that were scored')
     return found

@@ -25,7 +25,7 @@ def setup_cfg(
     if not args.config_file:
         raise ValueError('no config: name one with --config-file FILE '
                          '(a path, or a published config such as image_caption/updown/updown.yaml)')
-    unused = {'DATASETS': {'TRAIN': ''}} if args.eval_only else {}      # its files stay closed
+    unused = {'DATASETS': {'TRAIN': ''}} if args.eval_only else {}      # its files are not opened
     cfg = load_cfg_file(args.config_file, args.opts, **unused)
     default_setup(cfg, args)
     return cfg
@@ -33,7 +33,7 @@ def setup_cfg(
 def build_checked_engine(
     cfg:CfgNode, # the run's config
 ):               # the engine, before weights are loaded
-    "Check the data, so that nothing fails after an hour that could have failed now; then build the engine."
+    "Check the data, so that an error in it stops the run now and not after an hour; then build the engine."
     for report in check_datasets(cfg): logging.getLogger(__name__).info('%s', report)
     return build_engine(cfg)
 

@@ -14,11 +14,11 @@ from torch import Tensor
 KEYS = {}       # name → Key, in the order in which they are defined
 
 class Key:
-    "What a field of a batch is. In a class body it leaves its own name behind, a plain text: `kfg.IDS == 'IDS'`."
+    "What a field of a batch is. As a class attribute it becomes its own name, a text: `kfg.IDS == 'IDS'`."
     def __init__(self,
         sizes,      # '(b, n, d)', 'list of b', or '()' for a single value
         dtype,      # 'float32', 'int64', …
-        meaning,    # what the numbers say; polarity of masks
+        meaning,    # what the numbers mean; polarity of masks
         value=None, # the text, where it is not the name
     ):
         store_attr()
@@ -54,7 +54,7 @@ class VisualFields:
 class TextFields:
     "Fields about words, the states of a model, and its predictions."
     PARENTS = Key('(b,)', 'int64', 'row of the step before that each row continues, while decoding')
-    WORD_ATT_WEIGHTS = Key('(b, t+1)', 'float32', 'the same over the words so far, the start mark first')
+    WORD_ATT_WEIGHTS = Key('(b, t+1)', 'float32', 'last attention over the words so far, start mark first')
     U_TOKENS_IDS = Key('(b, t)', 'int64', 'text to be understood; 0 on padding')
     U_TOKENS_IDS_WO_MASK = Key('(b, t)', 'int64', 'the same before words were masked')
     G_TOKENS_IDS = Key('(b, t), or (b,) during one decoding step', 'int64', 'caption so far, begins with BOS')

@@ -112,20 +112,20 @@ _C.SCORER = CN(dict(NAME='', TYPES=[''], WEIGHTS=[1.0], GT_PATH='coco_train_gts.
 _C.RL = CN(dict(                                # ours: self-critical training
     # captions are drawn in training mode; 'eval': without dropout, images encoded once, gradient in one pass
     SAMPLE_MODE='upstream',
-    # before the first step, a model whose likeliest captions earn less: 'warn', 'error' or 'off'
+    # before the first step, a model whose likeliest captions have a lower reward: 'warn', 'error' or 'off'
     CHECK='warn', MIN_REWARD=0.1))
 
 _C.DECODE_STRATEGY = CN(dict(NAME='BeamSearcher', BEAM_SIZE=1,
     TAIL='upstream',                             # greedy and sampling: 'drop' lets finished rows leave the batch
-    # steps between two looks at whether all is finished; 0 = 1 on the CPU, 4 elsewhere
+    # steps between two checks whether all rows are finished; 0 = 1 on the CPU, 4 elsewhere
     SYNC_EVERY=0,
-    # sampling: logits / temperature; the k likeliest words (0 = all); the likeliest words that hold share p
+    # sampling: logits / temperature; the k likeliest words (0 = all); the likeliest words with total probability p
     TEMPERATURE=1.0, TOP_K=0, TOP_P=1.0,
     MIN_LENGTH=0, MAX_LENGTH=0,                  # words before the end mark, at least and at most; 0 = no rule
     LENGTH_PENALTY=0.0,                          # beams compete by score / length**penalty
-    NO_REPEAT_NGRAM=0,                           # no n words twice in a row of words; 0 = no rule
+    NO_REPEAT_NGRAM=0,                           # no n-gram twice in a caption; 0 = no rule
     BANNED_WORDS=[], REQUIRED_WORDS=[],          # words or ids
-    # DiverseBeamSearcher: groups of beams, and the price of a word that an earlier group said
+    # DiverseBeamSearcher: groups of beams, and the penalty on a word that an earlier group chose
     GROUPS=1, DIVERSITY=0.5))
 
 _C.INFERENCE = CN(dict(NAME='', VOCAB='coco_vocabulary.txt', ID_KEY='image_id', VALUE='caption',

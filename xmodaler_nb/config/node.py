@@ -31,7 +31,7 @@ def _nearest(key, known):
     return f" The nearest known key is {near[0]}." if near else ''
 
 def _rebuild(cls, items, flags):
-    "A node from its items and flags, as pickle hands them to another process."
+    "A node from its items and flags, for unpickling."
     new = cls()
     for k, v in items.items(): dict.__setitem__(new, k, v)
     new.__dict__.update(flags)
@@ -120,7 +120,7 @@ def set_new_allowed(self:CfgNode,
     self.__dict__[self.NEW_ALLOWED] = is_new_allowed
     for v in self.values():
         if isinstance(v, CfgNode): v.set_new_allowed(is_new_allowed)
-CfgNode.immutable = CfgNode._immutable   # the printed X-modaler documentation calls it so
+CfgNode.immutable = CfgNode._immutable   # its name in X-modaler's documentation
 
 # %% ../../nbs/03_config/05_node.ipynb #32d6fedc
 @patch
@@ -355,7 +355,7 @@ def merge_from_file(self:CfgNode,
 def load_from_file_tmp(self:CfgNode,
     cfg_filename:str,       # path of the YAML file
     allow_unsafe:bool=True, # kept for X-modaler's signature; loading is always safe
-) -> CfgNode:               # only what the file and its bases say
+) -> CfgNode:               # only the keys of the file and its bases
     "Read a file into a node of its own, without defaults."
     content = _load_with_base(cfg_filename)[0]
     latest, seen = self.get('VERSION', 1), content.setdefault('VERSION', self.get('VERSION', 1))

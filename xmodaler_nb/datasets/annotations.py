@@ -83,7 +83,7 @@ def choose_sentences(
 def caption_fields(
     entry:dict,   # with tokens_ids and target_ids, (n, t) each
     k:int,        # sentences wanted
-    rng=random,   # where chance comes from
+    rng=random,   # source of random numbers
     name='',      # what error messages call the entry
 ) -> dict:        # SEQ_PER_SAMPLE; G_TOKENS_IDS, G_TARGET_IDS, G_TOKENS_TYPE as lists of k (t,) int64
     "The caption part of a training item."
@@ -103,7 +103,7 @@ def _need_rows(entry, name):
 def decode_fields(
     max_seq_len:int, # words decoded at most
 ) -> dict:           # G_TOKENS_TYPE (max_seq_len,) int64
-    "The caption part of an item whose caption is to be found."
+    "The caption part of an item whose caption is to be generated."
     return {kfg.G_TOKENS_TYPE: torch.ones(max_seq_len, dtype=torch.int64)}
 
 def one_per_sentence(

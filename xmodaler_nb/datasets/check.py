@@ -57,7 +57,7 @@ def _no_file(folder, name, entry):
 def entry_id(
     entry:dict, # of an annotation list
 ):              # its id, or None
-    "What an entry is called."
+    "The id of an entry."
     return next((entry[k] for k in ('image_id', 'video_id', 'id') if k in entry), None)
 
 # %% ../../nbs/06_datasets/70_check.ipynb #90e10b45
@@ -119,7 +119,7 @@ def item_problems(
     name,        # what messages call it
     widths:dict, # see `expected_widths`
 ) -> list:       # problems
-    "Widths, numbers and emptiness of one item."
+    "Problems with the widths and numbers of one item."
     out = []
     for key, value in item.items():
         if not (isinstance(value, torch.Tensor) and value.is_floating_point()): continue
@@ -173,7 +173,7 @@ def _id_problems(path, ids, known):
 # %% ../../nbs/06_datasets/70_check.ipynb #b8d74b6d
 @dataclass
 class DatasetReport:
-    "What `check_dataset` has counted."
+    "The counts of `check_dataset`."
     name:str                                        # of the data set
     stage:str                                       # 'train', 'val' or 'test'
     entries:int                                     # in the list

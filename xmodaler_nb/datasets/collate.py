@@ -30,7 +30,7 @@ def _tensors(values):
     return [torch.as_tensor(v) for v in values]
 
 def _pad(key, values, ids):
-    "Stack one key's values; an impossible stack is named."
+    "Stack one key's values; if that is impossible, the error names key and ids."
     value, mask = PADDING.get(key, (0, None))
     rows = _tensors(values)
     if rows[0].dim() == 0: return {key: torch.stack(rows)}
@@ -44,7 +44,7 @@ def _pad(key, values, ids):
 
 # %% ../../nbs/06_datasets/20_collate.ipynb #03f455a5
 def collate(
-    items:list, # dicts of kfg keys as a data set returns them; the first one's keys count
+    items:list, # dicts of kfg keys as a data set returns them; the first one's keys are used
 ) -> Batch:     # padded, on the CPU, images not repeated; IDS is a list
     "Pad a list of items into one batch."
     if not items: raise ValueError('cannot make a batch of no items')

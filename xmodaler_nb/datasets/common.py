@@ -23,7 +23,7 @@ class DatasetFromList:
     "Serve a list as a data set."
     def __init__(self,
         lst:list,            # the entries; anything that can be pickled
-        copy:bool=True,      # hand out copies; only matters when not serialized
+        copy:bool=True,      # return copies; only matters when not serialized
         serialize:bool=True, # keep the entries in one array of bytes, which worker processes share
     ):
         self._copy, self._serialize = copy, serialize
@@ -60,7 +60,7 @@ def item_rng(
 def global_rng(
     rng:random.Random, # where the seeds come from
 ):
-    "Let `rng` decide what Python's, numpy's and torch's global generators give inside the `with`."
+    "Seed Python's, numpy's and torch's global generators from `rng`; restore them after the `with`."
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = rng.getrandbits(32)
     random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
@@ -71,7 +71,7 @@ def global_rng(
 def takes_rng(
     f,        # a mapper
 ) -> bool:    # does it have an argument `rng`?
-    "Can this mapper be handed a random generator?"
+    "Does this mapper take a random generator?"
     try: return 'rng' in inspect.signature(f).parameters
     except (TypeError, ValueError): return False
 
@@ -88,7 +88,7 @@ class MapDataset:
     def __len__(self): return len(self._dataset)
 
     def __getitem__(self,
-        idx, # int, or a `Draw` for keyed chance
+        idx, # int, or an `ItemKey` for keyed random numbers
     ):       # the item
         rng = item_rng(idx) if isinstance(idx, ItemKey) else None
         index = idx.index if isinstance(idx, ItemKey) else idx

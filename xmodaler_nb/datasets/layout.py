@@ -182,7 +182,7 @@ def write_annotations(
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #2ae61973
 class Folder:
-    "A written data set: where its files are, what is in them, and the config entries that point a model at it."
+    "A written data set: where its files are, what is in them, and the config entries for a model that uses it."
     def __init__(self,
         folder,           # of a data set
         report=None,      # prefix, vocab_size, width, rows, max_len, counts, features; None: its report.json
@@ -230,7 +230,7 @@ def _write_tiny_features(folder, id, feats, key):
     else: write_features(folder, id, features=feats, g_feature=feats.mean(0, keepdims=True))
 
 def _tiny_sentence(rng, n_words, max_len):
-    "Word ids, drawn."
+    "Random word ids."
     return rng.integers(1, n_words + 1, rng.integers(2, max_len + 2)).tolist()
 
 def _write_tiny_texts(path, names, sentences, words):

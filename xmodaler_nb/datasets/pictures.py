@@ -66,7 +66,7 @@ def _read_gif(path, frames):
         raise ValueError(f"{path}: not a readable clip ({e})") from None
 
 def _decode_frames(f, frames):
-    "Decode the frames that are wanted; those that lie between are decoded and dropped."
+    "The wanted frames; those between are decoded and dropped."
     stream = f.streams.video[0]
     n = stream.frames or sum(1 for _ in f.decode(stream))
     wanted = set(evenly_spaced_indices(n, frames))
@@ -74,7 +74,7 @@ def _decode_frames(f, frames):
     return [x.to_ndarray(format='rgb24') for i, x in enumerate(f.decode(stream)) if i in wanted]
 
 def _read_video(path, frames):
-    "The frames of a video file that are wanted."
+    "The wanted frames of a video file."
     av = import_optional('av', 'video')
     try:
         with av.open(str(path)) as f:

@@ -92,7 +92,7 @@ class ShardSampler(Sampler):
 class TrainingLoader(DataLoader):
     "A `DataLoader` over a `TrainingSampler` that can be stopped and continued."
     def __init__(self,
-        dataset,          # takes `Draw`s: a `MapDataset`
+        dataset,          # takes `ItemKey`s: a `MapDataset`
         batch_size:int,   # entries per batch and process
         seed:int=0,       # of the run, the same on all ranks
         shuffle:bool=True,# a new order each epoch
@@ -129,7 +129,7 @@ class TrainingLoader(DataLoader):
 # %% ../../nbs/06_datasets/30_sampler.ipynb #3fb78bee
 @patch
 def state_dict(self:TrainingLoader) -> dict: # seed, epoch, batches done in it, and entries per step over all processes
-    "Where the training stands."
+    "The position of the training."
     return {'seed': self.sampler.seed, 'epoch': self.position[0], 'batch': self.position[1],
             'global_batch_size': self.batch_size*self.sampler.world_size}
 
@@ -137,7 +137,7 @@ def state_dict(self:TrainingLoader) -> dict: # seed, epoch, batches done in it, 
 def load_state_dict(self:TrainingLoader,
     state:dict, # from `state_dict`, perhaps of a run with another number of processes
 ):
-    "Continue there: same order, first entries left out."
+    "Continue from that position: same order, the entries before it left out."
     self.sampler.seed = int(state['seed'])
     now = self.batch_size*self.sampler.world_size
     self.set_position(state['epoch'], state['batch']*state.get('global_batch_size', now)//now)

@@ -292,7 +292,7 @@ def test(cls:DefaultTrainer,
     evaluator,         # has `eval(results, epoch)`; or None
     epoch:int,         # completed epochs; -1 = evaluation only
 ):                     # what the evaluator returned, plus the share of distinct captions; '' without one
-    "Evaluate the model; it is in the mode it was in when this returns."
+    "Evaluate the model; its mode, training or evaluation, is restored."
     model, shard = comm.unwrap_model(model), cfg.ENGINE.get('SHARD_EVAL', True)
     results = decode_loader(cfg, model, shard_loader(test_data_loader) if shard else test_data_loader)
     parts = comm.gather(results) if shard else [results]

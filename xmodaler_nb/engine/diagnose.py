@@ -25,14 +25,14 @@ def tensors_in(
 def is_bad(
     x,   # anything
 ) -> bool:
-    "Is there a NaN or an infinity in it? Masks may hold -inf; NaN and +inf are never meant."
+    "Is there a NaN or an infinity in it? Masks may hold -inf; NaN and +inf are always a mistake."
     return any(bool((t.isnan() | (t == float('inf'))).any()) for t in tensors_in(x))
 
 @torch.no_grad()
 def find_bad_module(
     model:nn.Module,  # run once more, in the mode it is in
     *inputs,          # its inputs
-) -> str:             # name of the first module that makes bad out of good; '' if none does
+) -> str:             # name of the first module with good inputs and a bad output; '' if there is none
     "Find the module where a forward pass goes wrong."
     culprit, handles = [], []
     def watch(name):

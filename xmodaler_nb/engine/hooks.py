@@ -25,7 +25,7 @@ from ..utils.env import get_rng_state, set_rng_state
 logger = logging.getLogger(__name__)
 
 def iters_per_epoch(
-    trainer,   # has `iters_per_epoch`, or a learner whose loader says
+    trainer,   # has `iters_per_epoch`, or a learner whose loader has a length
 ) -> int:
     "Steps of one epoch."
     n = getattr(trainer, 'iters_per_epoch', None)
@@ -50,7 +50,7 @@ class CallbackHook(HookBase):
     def after_step(self):
         if self._after_step: self._after_step(self.trainer)
     def after_train(self):
-        "Calls its function, then lets go of all four, which often hold the trainer."
+        "Calls its function, then deletes all four, which often refer to the trainer."
         if self._after_train: self._after_train(self.trainer)
         del self._before_train, self._after_train, self._before_step, self._after_step
 
@@ -386,7 +386,7 @@ class PreciseBN(HookBase):
 # %% ../../nbs/14_engine/30_hooks.ipynb #86a15e22
 @patch
 def _measure(self:PreciseBN):
-    "Averages of mean and squared size over the batches."
+    "Average the mean and the mean square over the batches."
     sums = [[0., 0.] for _ in self._layers]
     for _ in range(self._num):
         b = next(self._loader)

@@ -77,7 +77,7 @@ def _meeting_point(dist_url, num_machines):
     return dist_url
 
 def _under_torchrun(main_func, args, timeout):
-    "torchrun has started us: join its group."
+    "Join the group that torchrun prepared."
     numbers = [int(os.environ[name]) for name in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')]
     if not dist.is_initialized(): _join(*numbers, 'env://', timeout)
     main_func(*args)
@@ -94,7 +94,7 @@ def count_targets(
     return len(batch)
 
 class GlobalTokens(Callback):
-    "Weighs each process's loss by its share of the words."
+    "Weights each process's loss by its share of the words."
     order, run_valid = 5, False
     def before_backward(self):
         n = torch.tensor([float(count_targets(self.learn.batch))], device=self.learn.loss_grad.device)

@@ -47,7 +47,7 @@ class CaptionLearner(Learner):
         self.set_method(method or TeacherForcing())
 
     def _init_state(self, accumulate):
-        "What this class has beside fastai's attributes."
+        "The attributes that fastai's class does not have."
         self.accumulate, self.extras, self.guard_nan = accumulate, None, True
         self.autocast, self.scaler = nullcontext, None
         self.first_iter, self.stop_at, self.failed, self.data_time = 0, None, False, 0.

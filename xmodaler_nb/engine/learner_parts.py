@@ -64,7 +64,7 @@ class LossSum(nn.Module):
 
 # %% ../../nbs/14_engine/08_learner_parts.ipynb #579a6348
 class TorchOptim(OptimWrapper):
-    "A ready torch optimizer as fastai sees it: groups and state untouched, only numbers shown."
+    "A torch optimizer wrapped for fastai: groups and state unchanged, only numbers shown."
     def __init__(self,
         opt,   # torch optimizer
     ): super().__init__(opt=opt)
@@ -112,7 +112,7 @@ TARGETS = (kfg.G_TARGET_IDS, kfg.U_TARGET_IDS, kfg.V_TARGET_LABELS, kfg.ITM_NEG_
 def targets_of(
     batch:dict,   # a batch
 ) -> tuple:       # tensors whose dim 0 is the number of rows; empty = nothing to compare with
-    "The answers that a batch holds."
+    "The targets that a batch holds."
     targets = tuple(batch[k] for k in TARGETS if isinstance(batch.get(k), Tensor))
     if targets or kfg.IDS in batch: return targets
     tensors = [v for v in batch.values() if isinstance(v, Tensor) and v.dim()]
@@ -122,7 +122,7 @@ def targets_of(
 def to_float32(
     x,   # tensor, dict, list, …
 ):       # the same with half-precision tensors in float32
-    "Convert half precision back to single, as losses want it."
+    "Convert half precision back to single, which losses need."
     if isinstance(x, Tensor): return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if isinstance(x, dict): return type(x)({k: to_float32(v) for k, v in x.items()})
     if isinstance(x, (list, tuple)): return type(x)(to_float32(v) for v in x)

@@ -29,7 +29,7 @@ class TrainingMethod(Callback):
     def load_state_dict(self,
         state:dict,  # from `state_dict`
     ):
-        "Take over an earlier state."
+        "Restore an earlier state."
 
 def as_losses(
     x,   # what a method returned: dict, tensor, or an iterable of them
@@ -117,7 +117,7 @@ class EndlessLoader:
     def load_state_dict(self,
         state:dict,  # from `state_dict`
     ):
-        "Continue where an earlier one was."
+        "Continue at an earlier position."
         self.drawn, self._it = int(state['drawn']), None
 
 # %% ../../nbs/14_engine/00_methods.ipynb #26f1a677
@@ -132,7 +132,7 @@ class MultiLoader(TrainingMethod):
     def losses(self,
         batch,   # of the main loader
     ):
-        "One dict of losses per loader, its name in front of theirs."
+        "One dict of losses per loader, with the loader's name in front of theirs."
         for name, b in self.batches(batch):
             found = self.learn.compute_losses(self.learn.predict_batch(b))
             yield {f'{name}/{k}': v for k, v in found.items()}

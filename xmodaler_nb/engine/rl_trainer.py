@@ -37,7 +37,7 @@ def build_losses(cls:RLTrainer, cfg) -> list:
 
 @patch
 def build_method(self:RLTrainer, cfg):
-    "How a batch becomes losses; without a training set no reward is needed, and its files stay closed."
+    "How a batch becomes losses; without a training set no reward is needed, and its files are not read."
     if self.main_loader is None: return DefaultTrainer.build_method(self, cfg)
     self.scorer = self.build_scorer(cfg)
     d, mode = cfg.DECODE_STRATEGY, cfg.RL.SAMPLE_MODE

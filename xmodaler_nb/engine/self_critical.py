@@ -71,7 +71,7 @@ def evaluating(model):
 
 @contextmanager
 def dropping_finished(strategy):
-    "Within this context, captions that have ended are dropped: no words are decoded behind their end."
+    "Within this context, captions that have ended are dropped: no words are decoded after their end."
     was = getattr(strategy, 'tail', None)
     strategy.tail = 'drop'
     try: yield

@@ -21,7 +21,7 @@ _HOOK_EVENTS = dict(before_fit='before_train', before_batch='before_step',
 class HookBase(Callback):
     "Something that is called around a training and its steps."
     order = 70              # after fastai's recorder (50) and progress bar (60)
-    always = True           # `after_train` comes also after an error
+    always = True           # `after_train` is called after an error, too
     skip_lr_find = True     # a test run for the learning rate is not a training
     _trainer = None
 
@@ -50,7 +50,7 @@ class HookBase(Callback):
         direct = t is None or isinstance(t, weakref.ProxyType)
         object.__setattr__(self, '_trainer', t if direct else weakref.proxy(t))
 
-    def __setattr__(self, name, value): object.__setattr__(self, name, value)    # a hook's names are its own
+    def __setattr__(self, name, value): object.__setattr__(self, name, value)    # attributes belong to the hook
     def __getattr__(self, name):
         if name.startswith('_'): raise AttributeError(name)
         return super().__getattr__(name)
@@ -73,7 +73,7 @@ def __call__(self:HookBase, event_name):
 
 # %% ../../nbs/14_engine/20_train_loop.ipynb #3de7f0a2
 class Steps:
-    "A loader of nothing: as many batches as steps are wanted."
+    "A loader without data: as many batches as steps are wanted."
     def __init__(self,
         n:int,  # how many
     ): self.n, self.start = n, 0
@@ -104,7 +104,7 @@ class TrainerBase:
         return True
 
     def build_learner(self) -> CaptionLearner:
-        "The learner that loops. Here: over nothing, as long as the training is."
+        "The learner that loops; here over a loader without data, as long as the training is."
         nothing = Loaders(Steps(self.max_iter))
         return CaptionLearner(nothing, nn.Module(), opt_func=NoOptim, default_cbs=False, cbs=[TrainEvalCallback])
 
@@ -199,7 +199,7 @@ def stop(self:TrainerBase,
 
 # %% ../../nbs/14_engine/20_train_loop.ipynb #93b80758
 class ForTrainer(Callback):
-    "A callback of a trainer: called while training, its errors arrive as they were raised."
+    "A callback of a trainer: called while training; its errors are raised unchanged."
     finished = None    # the last step that was done
     def __init__(self,
         trainer,  # gets the events
@@ -216,16 +216,16 @@ class ForTrainer(Callback):
         if event_name.endswith('_fit') or self.learn.training: getattr(self, event_name)()
 
 class TrainerEvents(ForTrainer):
-    "Calls the trainer's moments at the learner's events, and sets the trainer's clock."
+    "Calls the trainer's methods at the learner's events, and sets the trainer's iteration."
     order, always = HookBase.order, True
     def before_fit(self):
-        "The hooks' `before_train`, then what an earlier process left undone."
+        "The hooks' `before_train`, then the hooks that an earlier process had still to run."
         self.own_step = self.trainer.has_own_step()
         self.trainer.before_train()
         self.trainer.run_pending_hooks()
 
     def before_batch(self):
-        "Set the clock; the hooks' `before_step`."
+        "Set the iteration; the hooks' `before_step`."
         self.trainer.iter = self.learn.epoch*self.learn.n_iter + self.learn.iter
         self.trainer.before_step()
 
@@ -240,7 +240,7 @@ class TrainerEvents(ForTrainer):
         self.trainer.after_step()
 
     def after_fit(self):
-        "The clock ends one past the last finished step if all went well, at the failing step if not."
+        "The iteration is one past the last finished step if all went well, that of the failing step if not."
         if not self.learn.failed and self.finished is not None: self.trainer.iter = self.finished+1
         self.trainer.after_train()
 
@@ -257,7 +257,7 @@ class RunStep(ForTrainer):
 def drawn_once(
     batch,   # the batch of this step
 ):           # iterator
-    "An iterator over one batch; drawing a second one is an error in words."
+    "An iterator over one batch; drawing a second one raises an error."
     yield batch
     raise RuntimeError("run_step drew a second batch; one is drawn per step."
                        " Wrap a further loader in engine.methods.EndlessLoader")
@@ -285,7 +285,7 @@ def train(self:TrainerBase,
 
 @patch
 def _restore_storage(self:TrainerBase):
-    "Histories of the earlier life. Which of them were written is known to the writers (`PeriodicWriter`)."
+    "Restore the histories of the interrupted run; the writers know which were written (`PeriodicWriter`)."
     state, self._storage_state = self._storage_state, None
     start = self.storage.start_iter
     self.storage.load_state_dict(state)

@@ -108,7 +108,7 @@ class ProgressBar(HookBase):
 
     def line(self,
         it:int,             # steps done
-        max_iter:int,       # of so many
+        max_iter:int,       # steps in all
         loss=None,          # latest loss
         seconds=None,       # per step
     ) -> str:

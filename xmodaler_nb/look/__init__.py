@@ -8,7 +8,7 @@ __all__ = ['CaptionExplorer', 'render_attention', 'render_attention_strip', 'ren
 
 # %% ../../nbs/16_look/99_look.ipynb #440f2a33
 from . import report
-from . import trace                # traces show themselves from here on
+from . import trace                # from here on notebooks draw traces
 from .explorer import CaptionExplorer
 from xmodaler_nb.look.render import (render_attention, render_attention_strip, render_beam_tree, render_caption_card,
     render_regions)

@@ -19,7 +19,7 @@ def png_uri(
     image,        # (h, w, 3) uint8 array or PIL image
     side:int=480, # larger pictures are shrunk to this many pixels on their longer side
 ) -> str:         # 'data:image/png;base64,…'
-    "A picture as an address that holds the picture itself."
+    "A picture as a `data:` address, which holds the picture itself."
     from PIL import Image
     img = image if hasattr(image, 'convert') else Image.fromarray(np.asarray(image, dtype=np.uint8))
     img, out = img.convert('RGB'), io.BytesIO()
@@ -68,7 +68,7 @@ def _svg(inside, size, width):
     return f'<svg {box} xmlns="http://www.w3.org/2000/svg">{inside}</svg>'
 
 def _rect(box, style):
-    "A rectangle of the SVG language without its end, so that a tooltip may follow."
+    "The start of an SVG rectangle, left open so that a tooltip may follow."
     x1, y1, x2, y2 = box
     return f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2-x1:.1f}" height="{y2-y1:.1f}" {style}'
 
@@ -104,7 +104,7 @@ FUNCTION_WORDS = frozenset("""
 """.split())
 
 def _shares(weights, boxes, size):
-    "How far every region is lit, in [0, 1]; one that is the whole picture only half, or it would drown the others."
+    "How far every region is lit, in [0, 1]; one that is the whole picture only half, or it would outshine the others."
     area = (boxes[:, 2]-boxes[:, 0])*(boxes[:, 3]-boxes[:, 1])
     share = weights/max(weights.max(initial=0), 1e-12)
     return np.where(area > .9*size[0]*size[1], share/2, share)
@@ -259,7 +259,7 @@ def render_beam_tree(
             f'{mark}{"".join(edges)}{"".join(nodes)}</svg></div>')
 
 def _column_mark(x, height):
-    "A yellow ground behind the beams of one word."
+    "A yellow background behind the beams of one word."
     return _rect((x-6, 0, x+_W+6, height), 'fill="#ffc83d" opacity=".25"/>')
 
 # %% ../../nbs/16_look/10_render.ipynb #d98d6fe6
@@ -271,7 +271,7 @@ def _card_rows(captions, references):
                    for k, v, colour in rows)
 
 def _card_details(id, log_prob, scores):
-    "The lines below the picture; what is not known has none."
+    "The lines below the picture; a value that is not known has no line."
     lines = [] if id is None or id == '' else [str(id)]
     if log_prob is not None: lines.append(f'log-probability {log_prob:.2f}')
     lines += [f'{name} {value:.2f}' for name, value in (scores or {}).items()]

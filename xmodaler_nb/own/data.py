@@ -250,7 +250,7 @@ def _samples_from_texts(folder, files):
     return samples, findings
 
 def _find_files(data, folder, files):
-    "Files that captions name in short, splits by folder, and files that no caption names."
+    "Complete short file names, take splits from folders, and note the files that no caption names."
     by_name, named = defaultdict(list), set()
     for p in files:
         by_name[p.name].append(p)
@@ -332,7 +332,7 @@ def decide_splits(self:CaptionData,
     test:float=0.1,  # likewise
     seed:int=0,      # of the draw
 ) -> CaptionData:    # a copy in which every sample has a split
-    "Divide what is not divided."
+    "Give a split to every sample that has none."
     if not 0 <= val + test < 1: raise ValueError(f"val and test are {val} and {test}; together they must stay below 1")
     if not hasattr(self, 'digests'): self.check()
     groups = defaultdict(list)
@@ -577,7 +577,7 @@ def _prefix_for(data):
     return 'msvd' if arrays or _kinds(data) == {'clip'} else 'mscoco'
 
 def _write_features(data, numbers, out, backbone, layout, prefix, dtype, extract):
-    "Features by the way that fits the files."
+    "Copy or extract features, as the files require."
     files = {numbers[s.id]: s.file for s in data.samples if s.file}
     if backbone is None:
         if _kinds(data) == {'features'}: copy_features(files, out, layout, prefix, dtype)

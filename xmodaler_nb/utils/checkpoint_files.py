@@ -72,7 +72,7 @@ def save_weights(
 def load_weights(
     path,      # a .safetensors file
 ) -> dict:     # name -> tensor on the CPU, tied names included
-    "Read safetensors; a broken file is named."
+    "Read safetensors; if the file is broken, the error names it."
     try:
         with safe_open(str(path), framework='pt') as f:
             weights = {k: f.get_tensor(k) for k in f.keys()}
@@ -156,7 +156,7 @@ def replace_dir(
     new:Path,   # complete directory under a temporary name
     path:Path,  # where it belongs; an older one may be there
 ):
-    "Put a directory in its place. An older one steps aside first, under a name that `recover` knows."
+    "Put a directory in its place. An older one is first renamed, to a name that `recover` knows."
     old = path.with_name(f'.old-{path.name}')
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -168,7 +168,7 @@ def replace_dir(
 def remove_dir(
     path:Path,  # a checkpoint that is no longer wanted
 ):
-    "Remove a directory so that a crash leaves it whole, or under a name that `recover` clears away."
+    "Remove a directory so that a crash leaves it whole, or under a name that `recover` removes."
     gone = path.with_name(f'.tmp-gone-{path.name}')
     shutil.rmtree(gone, ignore_errors=True)
     os.rename(path, gone)
@@ -177,7 +177,7 @@ def remove_dir(
 def recover(
     folder,  # where checkpoints live
 ):
-    "After a crash: put back a checkpoint that had stepped aside, remove unfinished ones."
+    "After a crash: put back a checkpoint that `replace_dir` had renamed, remove unfinished ones."
     for old in Path(folder).glob('.old-*'):
         home = old.with_name(old.name[len('.old-'):])
         if home.exists(): shutil.rmtree(old, ignore_errors=True)

@@ -24,7 +24,7 @@ def _lab(
 # %% ../../nbs/02_utils/55_colormap.ipynb #6761e859
 @lru_cache
 def _table() -> np.ndarray:  # (N_COLORS, 3) RGB in [0,1]
-    "Colours in the order in which they are farthest from those before."
+    "Colours, each the farthest from those before it."
     g = np.linspace(0, 1, 9)
     rgb = np.stack(np.meshgrid(g, g, g, indexing='ij'), -1).reshape(-1, 3)
     lab = _lab(rgb)
@@ -42,7 +42,7 @@ def _scaled(
     rgb:bool,       # False: blue first
     maximum:int,    # 1 or 255
 ) -> np.ndarray:    # float32
-    "The wanted order and range."
+    "Colours in the requested channel order and range."
     if maximum not in (1, 255): raise ValueError(f"maximum must be 1 or 255, got {maximum}")
     return (x if rgb else x[..., ::-1]).astype(np.float32)*maximum
 

@@ -14,7 +14,7 @@ def broadcast_tensors(
     tensors:list,     # of tensors of the same shapes on all ranks; overwritten in place
     root_rank:int=0,  # whose values win
 ) -> list:            # `tensors`
-    "Give every process rank `root_rank`'s values."
+    "Give every process the values of rank `root_rank`."
     if get_world_size() > 1:
         for t in tensors: dist.broadcast(t.detach(), root_rank)
     return tensors

@@ -50,7 +50,7 @@ _CONTENTS = re.compile(r'<!-- contents(?:: (\S+))? -->.*?<!-- /contents -->', re
 def notebook_heading(
     path,     # of a notebook
 ) -> tuple:   # (title, question); '' where there is none
-    "What a notebook says of itself: its title and the quote below it."
+    "The title of a notebook and the question quoted below it."
     cells = json.loads(Path(path).read_text(encoding='utf-8'))['cells']
     text = next((''.join(c['source']) for c in cells if c['cell_type'] == 'markdown'), '')
     title, question = re.match(r'# (.+)', text), re.search(r'^> (.+(?:\n> .+)*)', text, re.M)

@@ -33,7 +33,7 @@ def seed_all_rng(
 
 # %% ../../nbs/02_utils/10_env.ipynb #615c9b06
 def get_rng_state() -> dict:  # 'python', 'numpy', 'torch' and, with CUDA, 'cuda': lists, numbers and byte tensors
-    "Where all random generators stand, as plain containers."
+    "The states of all random generators, as plain containers."
     version, key, gauss = random.getstate()
     name, keys, pos, has_gauss, cached = np.random.get_state()
     state = dict(python=[version, list(key), gauss], torch=torch.get_rng_state(),
@@ -44,7 +44,7 @@ def get_rng_state() -> dict:  # 'python', 'numpy', 'torch' and, with CUDA, 'cuda
 def set_rng_state(
     state:dict,  # from `get_rng_state`
 ):
-    "Put all random generators back to where `state` says."
+    "Restore the states of all random generators."
     version, key, gauss = state['python']
     random.setstate((version, tuple(key), gauss))
     name, keys, pos, has_gauss, cached = state['numpy']
@@ -96,7 +96,7 @@ def import_optional(
     module:str, # to import
     extra:str,  # of this package that brings it
 ):              # the module
-    "An optional package, or which extra to install."
+    "An optional package; if it is missing, the error names the extra to install."
     try: return importlib.import_module(module)
     except ImportError: raise ImportError(f"this needs {module}: pip install 'xmodaler_nb[{extra}]'") from None
     except RuntimeError as e:

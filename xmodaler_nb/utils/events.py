@@ -69,7 +69,7 @@ def get_event_storage() -> 'EventStorage':  # the innermost open one
 class EventStorage:
     "Scalar histories, and the images and histograms that wait for a writer."
     def __init__(self,
-        start_iter:int=0,  # first iteration of this life of the run; writers leave earlier values alone
+        start_iter:int=0,  # first iteration since the start or the resume; writers ignore earlier values
     ):
         self.start_iter = self._iter = start_iter
         self._history, self._latest, self._hints = {}, {}, {}
@@ -151,7 +151,7 @@ def histories(self:EventStorage) -> dict:  # name → HistoryBuffer
 
 @patch
 def smoothing_hints(self:EventStorage) -> dict:  # name → bool
-    "Which scalars want smoothing."
+    "Which scalars are to be smoothed."
     return self._hints
 
 @patch
@@ -163,7 +163,7 @@ def latest(self:EventStorage) -> dict:     # name → (value, iteration)
 def latest_with_smoothing_hint(self:EventStorage,
     window_size:int=20,  # how many values the median is taken over
 ) -> dict:               # name → (median or last value, iteration of the last value)
-    "The last values, smoothed where they ask for it."
+    "The last values, smoothed where their hint is True."
     return {k: (self._history[k].median(window_size) if self._hints[k] else v, i)
             for k, (v, i) in self._latest.items()}
 
@@ -215,7 +215,7 @@ def state_dict(self:EventStorage,
 def load_state_dict(self:EventStorage,
     state:dict,  # from `state_dict`
 ):
-    "Take over histories from an earlier life. Their values count as written already."
+    "Take over the histories of a run that was stopped. Their values count as written already."
     for k, s in state['scalars'].items():
         h = self._history[k] = HistoryBuffer()
         h._data, h._count, h._sum = [tuple(d) for d in s['data']], s['count'], s['sum']
@@ -306,7 +306,7 @@ def _sync_rename(
     finally: os.close(folder)
 
 def _line_iteration(path, n, line, last):
-    "Iteration of line `n`; infinite for a torn last line."
+    "Iteration of line `n`; infinite for an incomplete last line."
     try: return json.loads(line)['iteration']
     except (ValueError, KeyError, TypeError):
         if last: return float('inf')
@@ -316,7 +316,7 @@ def truncate_jsonl(
     path:str|Path,  # file of JSON lines; a missing file is left missing
     iteration:int,  # last iteration to keep; -1 keeps none
 ) -> int:           # lines dropped
-    "Drop the lines after an iteration, and a torn last line, in one atomic step."
+    "Drop the lines after an iteration, and an incomplete last line, in one atomic step."
     path = Path(path)
     if not path.exists(): return 0
     lines = path.read_text(encoding='utf-8').splitlines()

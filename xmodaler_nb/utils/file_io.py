@@ -11,14 +11,14 @@ from fastcore.basics import patch
 
 # %% ../../nbs/02_utils/70_file_io.ipynb #ea43f8d5
 class PathHandler:
-    "Knows paths with certain prefixes. Subclass it and define the two methods below."
+    "Handles paths with certain prefixes. Subclass it and define the two methods below."
     def __init__(self,
         async_executor=None,  # accepted for compatibility; nothing here runs in the background
     ):
         self.async_executor = async_executor
 
     def _get_supported_prefixes(self) -> list:  # e.g. ['mydata://']
-        "The prefixes this handler is asked for."
+        "The prefixes of the paths this handler serves."
         return []
 
     def _get_local_path(self,
@@ -29,17 +29,17 @@ class PathHandler:
         raise TypeError(f"{type(self).__name__} must define _get_local_path(path)")
 
 class _LocalHandler(PathHandler):
-    "Paths of this machine; `file://` is taken off."
+    "Paths of this machine; `file://` is removed."
     def _get_supported_prefixes(self): return ['file://', '']
     def _get_local_path(self, path, **kwargs): return path.removeprefix('file://')
 
 # %% ../../nbs/02_utils/70_file_io.ipynb #45eb232b
 class _PathManager:
-    "File operations by path, each handed to the handler of the path's prefix."
+    "File operations by path, each passed to the handler of the path's prefix."
     def __init__(self): self._handlers = [_LocalHandler()]
 
     def register_handler(self,
-        handler:PathHandler,         # asked before the ones that were there
+        handler:PathHandler,         # tried before those registered earlier
         allow_override:bool=True,    # may replace another handler of the same prefix
     ):
         "Add a handler."

@@ -26,7 +26,7 @@ class _Formatter(logging.Formatter):
         return (_YELLOW if number < logging.ERROR else _RED) + level + _OFF
 
     def format(self, record):
-        "The line of a record, with its traceback if it has one."
+        "The line of a record, and its traceback if it has one."
         name = record.name
         if name == self.root or name.startswith(self.root + '.'):
             name = (self.abbrev + name[len(self.root):]).lstrip('.')

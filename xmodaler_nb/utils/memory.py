@@ -20,8 +20,8 @@ def _is_oom(
 def _to_cpu(x): return x.cpu() if isinstance(x, Tensor) else x
 
 def retry_if_cuda_oom(
-    func,  # any function without side effects; only tensors handed in directly are moved
-):         # the same function, patient
+    func,  # any function without side effects; only tensors passed directly are moved
+):         # the same function, with the retries
     "Try again with an empty cache, then on the CPU, when the GPU runs out of memory."
     def attempt(*args, **kwargs):
         "The result in a tuple, or None when out of memory."

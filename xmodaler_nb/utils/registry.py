@@ -18,7 +18,7 @@ def _qualified_name(obj):
 class Registry:
     "A name → object table for one kind of component."
     def __init__(self,
-        name:str,  # what the entries are, as error messages say it: 'ENCODER', 'LOSSES', …
+        name:str,  # kind of entries, as error messages name it: 'ENCODER', 'LOSSES', …
     ):
         self._name = name
         self._package, self._shadow = {}, {}   # from importable modules; from `__main__` (a notebook), which wins

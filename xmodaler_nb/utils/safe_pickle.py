@@ -35,7 +35,7 @@ def _frombuffer(buf, dtype, shape, order, axis_order=None):
     return a.reshape(shape, order=order)
 
 def _allowed() -> dict:  # (module, name) → object
-    "Everything a file may fetch; made anew for each file, so that none can leave something behind."
+    "Everything a file may fetch; made anew for each file, so that no file can change it for the next."
     out = {(m, n): getattr(builtins, n) for m in ('builtins', '__builtin__') for n in _BUILTINS}
     out |= {('__builtin__', 'unicode'): str, ('__builtin__', 'long'): int, ('__builtin__', 'xrange'): range}
     out |= {('collections', n): getattr(collections, n) for n in ('OrderedDict', 'defaultdict')}
@@ -50,7 +50,7 @@ def _numpy_object(module, name):
 
 # %% ../../nbs/02_utils/80_safe_pickle.ipynb #7691e001
 class SafeUnpickler(pickle.Unpickler):
-    "Unpickler that knows plain containers, strings, numbers and numpy arrays, and nothing else."
+    "Unpickler that builds plain containers, strings, numbers and numpy arrays, and nothing else."
     def __init__(self,
         file,             # binary file object
         name:str='data',  # what error messages call it
@@ -59,7 +59,7 @@ class SafeUnpickler(pickle.Unpickler):
         self.name, self.allowed = name, _allowed()
 
     def find_class(self,
-        module:str,  # as the file says it
+        module:str,  # as the file gives it
         name:str,    # likewise
     ):               # the object
         "The object called `module.name` if it is on the list; UnsafePickleError if not."

@@ -10,8 +10,8 @@ import pickle
 
 # %% ../../nbs/02_utils/65_serialize.ipynb #21ea2e19
 class PicklableWrapper:
-    """Something that can be pickled, around something that perhaps cannot. Calls and attributes go through to the
-    object."""
+    """Something that can be pickled, around something that perhaps cannot. Calls and attributes are passed on to
+    the object."""
     def __init__(self,
         obj,  # the object; a wrapper is not wrapped twice
     ):
@@ -24,18 +24,18 @@ class PicklableWrapper:
 
     def __call__(self, *args, **kwargs): return self._obj(*args, **kwargs)
     def __getattr__(self, name):
-        if name == '_obj': raise AttributeError(name)    # asked for before there is one
+        if name == '_obj': raise AttributeError(name)    # looked up before `__init__` has set it
         return getattr(self._obj, name)
 
 def _unwrap(
     data:bytes,   # the object
     cloud:bool,   # made by cloudpickle
 ) -> PicklableWrapper:
-    "The wrapper again, on the other side."
+    "The wrapper, rebuilt in the receiving process."
     return PicklableWrapper((_cloudpickle() if cloud else pickle).loads(data))
 
 def _cloudpickle():
-    "The module, or an error that says what to do."
+    "The module cloudpickle, or an error that says how to install it."
     try: import cloudpickle
     except ImportError as e:
         raise ImportError("sending a lambda or a local function to another process needs cloudpickle: pip install "

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 FORMAT = 'xmodaler_nb.store/1'
 ALIGN = 64                       # every array begins at a multiple, in bytes
 
-class StoreError(ValueError): "A store that is damaged, or would become so."
+class StoreError(ValueError): "A store that is damaged, or data that would damage it."
 
 def _padded(n): return -(-n//ALIGN)*ALIGN
 
@@ -54,7 +54,7 @@ def write_index(
 def read_index(
     path, # of the .npz
 ) -> tuple: # head (dict), ids (list), starts, rows, crc
-    "Read an index; a damaged one is named."
+    "Read an index; if it is damaged, the error names the file."
     try:
         with np.load(path, allow_pickle=False) as z:
             head, ids, starts, rows, crc = (z[k] for k in ('head', 'ids', 'starts', 'rows', 'crc'))
@@ -176,7 +176,7 @@ def _encode(self:FeatureWriter, id, arrays, fields):
 # %% ../../nbs/02_utils/78_store.ipynb #c24bc779
 @patch
 def seal(self:FeatureWriter):
-    "Close the shard and enter it into the store."
+    "Close the shard and add it to the store."
     if self._file is None: return
     self._file.flush(); os.fsync(self._file.fileno()); self._file.close()
     k = next(i for i in range(10**6) if not (self.path/f'{self.part}-{i:05d}.npz').exists())
@@ -189,7 +189,7 @@ def seal(self:FeatureWriter):
 
 @patch
 def close(self:FeatureWriter):
-    "Seal the last shard and give the part free."
+    "Seal the last shard and release the part."
     if self._lock.closed: return
     try: self.seal()
     finally: self._lock.close()
@@ -304,7 +304,7 @@ def read(self:FeatureStore,
 
 # %% ../../nbs/02_utils/78_store.ipynb #f8f4c5d4
 PREFETCH_BYTES = 2*2**20      # bytes requested in advance
-POPULATE_READ = 22   # Linux: map pages without waiting to be touched
+POPULATE_READ = 22   # Linux: map the pages at once, not at the first access
 
 @patch
 def items(self:FeatureStore):
@@ -352,7 +352,7 @@ _open_stores = {}
 def open_store(
     folder, # any folder
 ):          # its FeatureStore, or None if it is no store
-    "The store in a folder, opened once and again when shards come or go."
+    "The store in a folder, opened once, and again when shards are added or removed."
     folder = os.fspath(folder)
     try: os.stat(os.path.join(folder, 'store.json')); now = os.stat(folder).st_mtime_ns
     except OSError: return None
@@ -361,8 +361,8 @@ def open_store(
 
 def feature_files(
     folder, # of features, or a store
-):          # set of file names, as the data sets ask for them; None if there is no such folder
-    "Which feature files there are, or seem to be."
+):          # set of file names, as the data sets use them; None if there is no such folder
+    "The feature files in a folder; for a store, the names its items would have as files."
     store = open_store(folder or '.')
     if store is not None: return {f'{i}{end}' for i in store for end in ('.npz', '.npy')}
     return set(os.listdir(folder or '.')) if Path(folder or '.').is_dir() else None

@@ -72,7 +72,7 @@ dist.init_process_group('gloo', init_method='file://' + store, rank=rank, world_
 space = dict(globals())
 try: exec(compile(sys.stdin.read(), 'rank', 'exec'), space)
 finally:
-    space.clear()             # what the lines made may hold the group
+    space.clear()             # variables of the lines may hold the group
     leave_process_group()
 """
 

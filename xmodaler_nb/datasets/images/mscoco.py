@@ -131,16 +131,16 @@ def visual(self:MSCoCoDataset,
 @patch
 def words(self:MSCoCoDataset,
     dataset_dict:dict, # one entry
-    rng=random,        # where chance comes from
+    rng=random,        # source of random numbers
 ) -> dict:             # the half of its item that is text
-    "The chosen sentences in training, else how long a caption may become."
+    "The chosen sentences in training, else the greatest length of a caption."
     if self.stage != 'train': return decode_fields(self.max_seq_len)
     return caption_fields(dataset_dict, self.seq_per_img, rng, dataset_dict['image_id'])
 
 @patch
 def __call__(self:MSCoCoDataset,
     dataset_dict:dict, # one entry
-    rng=random,        # where chance comes from
+    rng=random,        # source of random numbers
 ) -> dict:             # the item
     "Read one image's features and choose its sentences."
     return {kfg.IDS: dataset_dict['image_id'], **self.visual(dataset_dict), **self.words(dataset_dict, rng)}

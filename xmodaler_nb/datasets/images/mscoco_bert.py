@@ -72,7 +72,7 @@ class MSCoCoBertDataset:
 
     def __call__(self,
         dataset_dict:dict, # one entry
-        rng=random,        # where chance comes from
+        rng=random,        # source of random numbers
     ) -> dict:             # the item
         "Read one image's regions and choose its sentences."
         id, as_float = dataset_dict['image_id'], lambda a: torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))

@@ -26,9 +26,9 @@ def add_noise(
     miss,           # (obj_classes + 1,) 0/1, 1 = missing
     obj_classes:int,# number of classes, C
     prob:float,     # chance that a candidate is replaced, in [0,1]
-    rng=random,     # where chance comes from
+    rng=random,     # source of random numbers
 ) -> tuple:         # new ids, labels, miss
-    "Replace some candidates, and keep labels and missing words true."
+    "Replace some candidates, and correct labels and missing words."
     ids, labels, miss = ids.copy(), labels.copy(), miss.copy()
     good = {*np.flatnonzero(miss == 1).tolist(), *ids[labels != obj_classes].tolist()}
     for j in range(len(ids)):
@@ -82,7 +82,7 @@ class MSCoCoCOSNetDataset(MSCoCoDataset):
 
     def words(self,
         dataset_dict:dict, # one entry
-        rng=random,        # where chance comes from
+        rng=random,        # source of random numbers
     ) -> dict:             # semantics, then the caption rows
         "Retrieved words, with noise and labels in training, then the sentences."
         return {**self.semantics(dataset_dict, rng), **super().words(dataset_dict, rng)}
@@ -98,7 +98,7 @@ def _missing_as_ones(self:MSCoCoCOSNetDataset, labels):
 @patch
 def semantics(self:MSCoCoCOSNetDataset,
     dataset_dict:dict, # one entry
-    rng=random,        # where chance comes from
+    rng=random,        # source of random numbers
 ) -> dict: # int64 lists SEMANTICS_IDS (m,); in training SEMANTICS_LABELS (m,), SEMANTICS_MISS_LABELS (C+1,)
     "The retrieved words of an image, once per sentence."
     ids = np.asarray(dataset_dict['attr_pred']).astype(np.int64)

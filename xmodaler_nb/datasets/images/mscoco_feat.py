@@ -22,7 +22,7 @@ class MSCoCoFeatDataset:
     def __init__(self,
         max_seq_len:int,  # words decoded at most
         max_feat_num:int, # regions kept
-        sample_ids:list,  # ids, as they shall appear in the results
+        sample_ids:list,  # ids, as they appear in the results
         file_paths:list,  # one .npz or .npy per id
     ):
         if len(sample_ids) != len(file_paths):

@@ -52,8 +52,8 @@ class MSCoCoRawDataset(MSCoCoFeatDataset):
     @configurable
     def __init__(self,
         max_seq_len:int,    # words decoded at most
-        max_feat_num:int,   # not used: the backbone's grid has as many cells as it has
-        sample_ids:list,    # ids, as they shall appear in the results
+        max_feat_num:int,   # not used: the backbone determines the number of cells
+        sample_ids:list,    # ids, as they appear in the results
         file_paths:list,    # one picture per id
         image_size:int=448, # pixels per side
     ):

@@ -15,7 +15,7 @@ def strided_frames(
     n:int, # frames there are
     m:int, # frames wanted; ≤ 0: all
 ) -> list: # indices; the last may repeat
-    "Equal strides over the clip, the end filled up with its last frame."
+    "Equal strides over the clip, which is padded with its last frame."
     if not 0 < m < n: return list(range(n))
     stride = -(-n//m)                        # n/m, rounded up
     return [min(i*stride, n-1) for i in range(m)]

@@ -73,7 +73,7 @@ class MSVDDataset:
 @patch
 def __call__(self:MSVDDataset,
     dataset_dict:dict, # one entry
-    rng=random,        # where chance comes from
+    rng=random,        # source of random numbers
 ) -> dict:             # the item
     "Read one clip's frames and its sentence."
     path, id = self.feature_path(dataset_dict), dataset_dict['video_id']

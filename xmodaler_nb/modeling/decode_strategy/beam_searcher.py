@@ -68,7 +68,7 @@ class BeamSearcher(DecodeStrategy):
 # %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #0799a05f
 @patch
 def make_run(self:BeamSearcher, batched_inputs, state):
-    "One beam per row, alive, with score 0."
+    "The book-keeping of one search, before the first word."
     n = state.rows
     return SimpleNamespace(done=False, n=n, out_size=int(batched_inputs.get(kfg.OUT_SIZE, 1)), rows=None, active=None,
                            scores=None, lengths=None, prefix=None, parents=None, final_ranks=None,
@@ -76,7 +76,7 @@ def make_run(self:BeamSearcher, batched_inputs, state):
 
 @patch
 def choose(self:BeamSearcher, run, t, log_probs, state):
-    "Let the beams offer words, pick the new beams, and say which rows go on."
+    "Let the beams offer words, pick the new beams, and return the rows that go on."
     if t == 0: self._init_beams(run, log_probs)
     (g, k), v = run.active.shape, log_probs.size(-1)
     allowed = log_probs.detach()
@@ -122,14 +122,14 @@ def _propose(self:BeamSearcher, run, table):
 
 @patch(as_prop=True)
 def width(self:BeamSearcher) -> int: # words each beam offers; more could never be picked
-    "How many continuations of one beam can matter: a full beam, and as many more as may leave for another bank."
+    "How many continuations of one beam can matter: a full beam, and one more per required word."
     return self.beam_size + len(self.rules.required)
 
 def overrides(
     strategy,  # a BeamSearcher
     name:str,  # of a method
 ) -> bool:
-    "Whether a subclass brings its own version of a method."
+    "Whether a subclass overrides a method."
     return getattr(type(strategy), name) is not getattr(BeamSearcher, name)
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #0b235dd7
@@ -187,12 +187,12 @@ def _results_final(self:BeamSearcher, run):
     finished = ranks.masked_fill(run.active, none)
     if run.out_size > finished.size(1): return all_finished
     last = stable_topk(finished, run.out_size)[0][:,-1]
-    ahead = reach.masked_fill(~run.active, none).amax(-1) + 1e-4           # more than rounding
+    ahead = reach.masked_fill(~run.active, none).amax(-1) + 1e-4           # above rounding errors
     return all_finished | ((last > ahead) & (last > FINISHED_SCORE))
 
 @patch
 def _store_final_ranks(self:BeamSearcher, run):
-    "Note the final ranks of the pictures in the batch."
+    "Store the final ranks of the pictures in the batch."
     ranks = F.pad(self._rank(run.scores, run.lengths), (0, self.beam_size - run.scores.size(1)), value=-float('inf'))
     run.final_ranks = ranks if run.rows is None else run.final_ranks.index_copy(0, run.rows, ranks)
 
@@ -238,7 +238,7 @@ def _record(self:BeamSearcher, run, words, lp, ids, candidate_lps, state):
 # %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #190a65c7
 @patch
 def _add_required(self:BeamSearcher, ids, candidate_lps, table):
-    "Offer the required words, too, where they are not among the likeliest."
+    "Offer the required words too, where they are not among the likeliest."
     required = self.rules.ids('required', ids.device).expand(*ids.shape[:2], -1)                # (g, k, c)
     listed = (ids[...,None,:] == required[...,None]).any(-1)
     required_lps = table.gather(2, required).masked_fill(listed, -float('inf'))
@@ -265,7 +265,7 @@ def _banks(self:BeamSearcher, run, ids):
     prefix = run.prefix if run.prefix is not None else ids.new_zeros(g*k, 0)
     missing = (self.rules.missing(prefix) if prefix.size(1)
                else torch.ones(g*k, len(required), dtype=torch.bool, device=ids.device))
-    now = ((ids[...,None] == required) & missing.view(g, k, 1, -1)).any(-1)  # this word pays for one of them
+    now = ((ids[...,None] == required) & missing.view(g, k, 1, -1)).any(-1)  # this word is one of them
     bank = ((~missing).sum(-1).view(g, k, 1) + now).flatten(1)                                  # (g, k·w)
-    # ended sentences have all
+    # finished sentences have all
     return torch.where(run.active[...,None].expand(g, k, w).flatten(1), bank, len(required))

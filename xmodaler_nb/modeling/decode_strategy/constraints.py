@@ -63,7 +63,7 @@ class Rules:
 
     @property
     def needs_history(self) -> bool:
-        "Whether any rule looks at the words said so far."
+        "Whether any rule reads the words so far."
         return bool(self.no_repeat_ngram or self.required)
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #83de62fc
@@ -81,17 +81,17 @@ def ids(self:Rules,
 @patch
 def missing(self:Rules,
     prefix:Tensor, # (r, t) int64
-) -> Tensor:     # (r, c) bool, True = this required word has not been said
+) -> Tensor:     # (r, c) bool, True = this required word is not in the row
     "Which required words are still to come."
     return (prefix[:, None] != self.ids('required', prefix.device)[:, None]).all(-1)
 
 @patch
 def apply(self:Rules,
     log_probs:Tensor,  # (r, v)
-    t:int,             # 0-based step = words said so far
+    t:int,             # 0-based step = words so far
     prefix:Tensor=None,  # (r, t) int64, needed when `needs_history`
 ) -> Tensor:           # (r, v), forbidden words at -inf
-    "Forbid what the rules forbid."
+    "The log-probabilities under the rules."
     x, inf = log_probs, float('inf')
     if self.banned: x = x.index_fill(1, self.ids('banned', x.device), -inf)
     if self.no_repeat_ngram and t >= self.no_repeat_ngram:
@@ -101,13 +101,13 @@ def apply(self:Rules,
     end = x[:, self.eos]
     if t < self.min_length: end = torch.full_like(end, -inf)
     if t >= self.max_length: x = torch.full_like(x, -inf)
-    stuck = (x.amax(-1) == -inf) & (end == -inf)  # nothing left: ending beats breaking a rule silently
+    stuck = (x.amax(-1) == -inf) & (end == -inf)  # no word is left: end the sentence
     end = torch.where(stuck, log_probs[:, self.eos], end)
     return x.index_copy(1, self.ids('eos', x.device), end[:, None])
 
 @patch
 def _require(self:Rules, x, t, prefix):
-    "No end before all required words are said; nothing else once there is only just room for them."
+    "No end before all required words; no other words once there is only just room for them."
     missing = (self.missing(prefix) if t
                else torch.ones(x.size(0), len(self.required), dtype=torch.bool, device=x.device))
     left = missing.sum(-1, keepdim=True)                            # (r, 1)
@@ -120,7 +120,7 @@ def _require(self:Rules, x, t, prefix):
 # %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #0c94820c
 def word_ids(
     words,             # list of ids or words
-    vocab=None,        # word i at index i; None: only ids can be understood
+    vocab=None,        # word i at index i; None: ids only
     key='words',       # for the message
 ) -> list:             # ids
     "Words of a config as ids."

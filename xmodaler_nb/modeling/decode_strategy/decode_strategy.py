@@ -201,8 +201,8 @@ def initial_state(self:DecodeStrategy, batched_inputs, model):
 
 @patch
 def _masks_fit(self:DecodeStrategy, batch):
-    """Whether the word masks of the captions a batch came with (as in self-critical training) can serve for
-    decoding; without them, masks for `max_seq_len` words are made."""
+    """Whether the word masks of the batch's captions (as in self-critical training) can be used for decoding;
+    without them, masks for `max_seq_len` words are made."""
     masks, feats = batch.get(kfg.TOKENS_MASKS), batch.get(kfg.ATT_FEATS)
     return masks is None or (masks.size(1) >= self.max_seq_len and feats is not None and len(masks) == len(feats))
 
@@ -230,21 +230,21 @@ def loop(self:DecodeStrategy, run, state, model):
 
 @patch
 def reorder_state(self:DecodeStrategy, run, state, idx, whole):
-    "Let the state follow what was chosen."
+    "The state with its rows in the chosen order."
     return state.reorder(idx, whole)
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #590af2ef
 def log_probs_of(
     logits:Tensor, # (r, v), any float type
 ) -> Tensor:       # (r, v), float32 or better
-    "Log-probabilities; half precision ends here."
+    "Log-probabilities; half precision becomes float32."
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 def device_of(
     state, # DictState
     model, # a module, or a list of modules
 ):         # torch.device
-    "Where the numbers are."
+    "The device of the state's tensors, else of the model."
     for v in state.batch.values():
         v = v[0] if isinstance(v, (list, tuple)) and len(v) else v
         if isinstance(v, Tensor): return v.device
@@ -256,10 +256,10 @@ def device_of(
 @patch
 def should_sync(self:DecodeStrategy,
     t:int,  # 0-based step
-    device, # of the numbers
+    device, # of the tensors
 ) -> bool:
-    """Whether to ask the device now if all is finished: on an accelerator that stops the queue, so at most every
-    fourth step."""
+    """Whether to check now if all sentences have ended: that waits for an accelerator's queue, so there at most
+    every fourth step."""
     every = self.sync_every or (1 if device.type == 'cpu' else 4)
     return (t+1) % every == 0 and t+1 < self.max_seq_len
 

@@ -21,7 +21,7 @@ class DiverseBeamSearcher(BeamSearcher):
     @configurable
     def __init__(self, *,
         groups=1,      # groups of beams; the beam size is a multiple of it
-        diversity=0.5, # λ ≥ 0, price of a word for each beam of an earlier group that says it at the same step
+        diversity=0.5, # λ ≥ 0, price of a word for each beam of an earlier group that chose it at the same step
         **common,      # see `BeamSearcher`
     ):
         super().__init__(**common)
@@ -43,7 +43,7 @@ class DiverseBeamSearcher(BeamSearcher):
 # %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #dbe5ca7e
 @patch(as_prop=True)
 def width(self:DiverseBeamSearcher) -> int: # words each beam offers
-    "Twice the beam: some of the likeliest words may be taken."
+    "Twice the beam: earlier groups may make some of the likeliest words expensive."
     return 2*self.beam_size if self.groups > 1 else BeamSearcher.width.fget(self)
 
 @patch

@@ -81,7 +81,7 @@ class EnsembleModel:
         "Every member encodes its own copy of the batch."
         return EnsembleState([m.init_state(Batch(batch)) for m in self.models])
     def step(self, tokens, state):
-        "Every member steps; the log of their mean probability stands for the logits."
+        "Every member steps; the log of their mean probability serves as the logits."
         steps = [m.step(tokens, s) for m, s in zip(self.models, state.states)]
         lps = [log_probs_of(x) for x, _ in steps]
         if self._log_w is None:

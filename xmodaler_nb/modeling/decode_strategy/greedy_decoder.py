@@ -132,7 +132,7 @@ class GreedyRun:
 
 @patch
 def make_run(self:GreedyDecoder, batched_inputs, state):
-    "All rows are active; with a plan, each picture has as many as it says."
+    "All rows are active; with a plan, each picture has `copies` rows."
     plan = self.plan or plan_of(batched_inputs)
     run = GreedyRun(state.rows, None, state.batch, plan)
     run.n *= run.copies
@@ -155,7 +155,7 @@ def choose(self:GreedyDecoder, run, t, log_probs, state):
 
 @patch
 def _append_words(self:GreedyDecoder, run, t, log_probs, state):
-    "Choose a word for every row and write it down; finished rows get the end mark."
+    "Choose a word for every row and record it; finished rows get the end mark."
     allowed = self.rules.apply(log_probs, t, run.prefix) if self.rules else log_probs
     words = self._pick(run, allowed)
     active = torch.ones_like(words, dtype=torch.bool) if run.active is None else run.active
@@ -212,7 +212,7 @@ def _drop_finished(self:GreedyDecoder, run, words):
 # %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #bf6f92f7
 @patch
 def finish(self:GreedyDecoder, run, batched_inputs, state):
-    "The working batch with the sentences; rows that were removed took their states with them."
+    "The working batch with the sentences; if rows were removed, the one before the first word."
     beams = torch.zeros(run.n, 1, dtype=torch.long, device=run.active.device)
     ids, lps = run.history.backtrack(beams, self.max_seq_len, self.eos_token_id)
     working = state.batch if run.rows is None else run.initial_batch

@@ -92,7 +92,7 @@ def replace(self:DictState,
 ):             # a new state at the same word
     "The state with some fields replaced."
     new = copy.copy(self)
-    # who knows which rows are equal now
+    # which rows are equal is no longer known
     if any(k in updates for k in self.sentence_keys()): updates[kfg.PARENTS] = None
     new.batch = self.batch.merge(updates)
     return new
@@ -122,14 +122,14 @@ def reorder(self:DictState,
 
 @patch
 def _parents_of(self:DictState, flat):
-    "Rows before the step, for new rows; an earlier reorder since then is followed back."
+    "The row of the last step that each new row continues, through all reorders since."
     parents = self.batch.get(kfg.PARENTS)
     return flat if parents is None else parents.index_select(0, flat)
 
 @patch
 def _reorder_memory(self:DictState, x, idx, whole):
     """One field of the memory for new rows: one entry per line, repeated only for decoders that want a row
-    per sentence. Of several layers decoders read the last."""
+    per sentence. Of several layers only the last is kept: decoders read no other."""
     if isinstance(x, (list, tuple)): return [self._reorder_memory(x[-1], idx, whole)]
     n = x.size(0)
     if n not in (self.rows, self.groups, self.images): return x  # a table for all rows, e.g. (1, 1, t, t)
@@ -153,12 +153,12 @@ def record(self:DictState) -> bool:
 
 @patch
 def attention(self:DictState): # (rows, n) or None
-    "Where the model looked when it predicted this step."
+    "The attention over the regions in this step."
     return self.batch.get(kfg.ATT_WEIGHTS)
 
 @patch
 def word_attention(self:DictState): # (rows, t+1) or None
-    "Which words so far it looked at, the start mark first."
+    "The attention over the words so far, the start mark first."
     return self.batch.get(kfg.WORD_ATT_WEIGHTS)
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #99943d43
@@ -170,7 +170,7 @@ class DictModel:
     ): self.model = model
 
     def _call(self, name, batch, **kwargs):
-        "What one part adds to the batch."
+        "The batch with what one part adds to it."
         part = getattr(self.model, name, None)
         return batch if part is None else batch.merge(part(batch, **kwargs))
 

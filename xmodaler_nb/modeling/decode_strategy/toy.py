@@ -35,7 +35,7 @@ class TableModel(nn.Module):
     ) -> tuple:          # logits (rows, v), state after it
         "One row of the table per sentence."
         logits = self.logits[min(state.t, len(self.logits)-1)].index_select(0, tokens)
-        attention = logits.detach().softmax(-1) if state.record else None  # it “looks at” the words it might say
+        attention = logits.detach().softmax(-1) if state.record else None  # over the words it may predict
         return logits, state.advance(state.batch.merge({kfg.ATT_WEIGHTS: attention} if state.record else {}))
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/10_toy.ipynb #04b95413
@@ -55,7 +55,7 @@ def five_words() -> TableModel: # the same table at every step
 def all_sentences(
     model:TableModel, # the language
     steps:int,        # words at most, the end mark included
-    bos:int=0,        # what stands before the first word
+    bos:int=0,        # the word before the first
     eos:int=0,        # the end mark
 ) -> list: # of (score, words), best first; unfinished sentences have `steps` words, finished ones end with the mark
     "Every sentence with its log-probability."

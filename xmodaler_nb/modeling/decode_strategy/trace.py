@@ -165,7 +165,7 @@ def word_attention(self:DecodeTrace,
     return self.nbest(rank+1, image)[rank].word_attention
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #3f8292f2
-def _number(x): return round(x, 4) if x > -1e30 else None       # JSON has no infinity: a forbidden word costs null
+def _number(x): return round(x, 4) if x > -1e30 else None       # JSON has no infinity: a forbidden word has null
 
 def _beam_dicts(trace, s, g):
     "The beams of one step as dicts."
