@@ -12,8 +12,8 @@ import numpy as np
 # %% ../../nbs/09_evaluation/85_baselines.ipynb #b1d9ca61
 def most_frequent_caption(
     train_captions, # list of texts, or {id: [texts]}
-) -> str:           # ties go to the one that comes first in the alphabet
-    "The sentence that people say most often."
+) -> str:           # in a tie the alphabetically first
+    "The caption that occurs most often."
     by_image = isinstance(train_captions, dict)
     texts = [t for ts in train_captions.values() for t in ts] if by_image else list(train_captions)
     if not texts: raise ValueError('no training captions to count')
@@ -44,7 +44,7 @@ def nearest_neighbour(
     train_feats:dict,    # id → features
     train_captions:dict, # id → list of texts
 ) -> dict:               # test id → caption
-    "Repeat what was said about the most similar training picture."
+    "Repeat a caption of the most similar training picture."
     ids = [i for i in train_feats if train_captions.get(i)]
     bank = np.stack([mean_feature(train_feats[i]) for i in ids])            # (train, d)
     captions = {i: consensus_caption(train_captions[i]) for i in ids}

@@ -11,7 +11,7 @@ from .metrics import Scores
 from .ngrams import References, count_ngrams, lay_out
 
 # %% ../../nbs/09_evaluation/10_bleu.ipynb #735c46a6
-SMALL, TINY = 1e-9, 1e-15   # as the COCO caption tools have them
+SMALL, TINY = 1e-9, 1e-15   # as in the COCO caption tools
 
 def bleu_from_counts(
     correct:np.ndarray,  # (…, n) clipped matches for n = 1..
@@ -39,7 +39,7 @@ def bleu_counts(
     layout,     # `Layout` of hypotheses and references
     orders,  # the `Order` tables, n = 1, 2, …
 ) -> tuple:  # (correct, guess) (images, n) int64, (hypothesis length, closest reference length) (images,)
-    "What BLEU needs to know about every image."
+    "The counts and lengths that BLEU needs of every image."
     n_img = int(layout.is_hyp.sum())
     correct = np.zeros((n_img, len(orders)), np.int64)
     hyp_len = layout.lens[layout.is_hyp]

@@ -12,7 +12,7 @@ from ..utils.registry import Registry
 EVALUATION_REGISTRY = Registry('EVALUATION')
 
 def build_evaluation(
-    cfg,         # config; `INFERENCE.NAME` says which evaluator
+    cfg,         # config; `INFERENCE.NAME` names the evaluator
     annfile,     # annotation file with the references
     output_dir,  # where results are written; None: nowhere
 ):               # the evaluator, or None for an empty name

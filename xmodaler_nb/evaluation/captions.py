@@ -22,7 +22,7 @@ ID_COLUMNS = 'image_id', 'id', 'image', 'video_id', 'file_name'
 TEXT_COLUMNS = 'caption', 'captions', 'text', 'references', 'sentence'
 
 def _column(names, wanted, what):
-    "The first wanted column that exists."
+    "The first of the wanted columns that exists."
     found = next((c for c in wanted if c in names), None)
     if found is None:
         columns = ', '.join(map(str, names)) or 'nothing'
@@ -34,12 +34,12 @@ def _id_and_text(names):
     return _column(list(names), ID_COLUMNS, 'id'), _column(list(names), TEXT_COLUMNS, 'caption')
 
 def _read_data(data):
-    "What a path or a `COCO` object of pycocotools holds; anything else as it is."
+    "The content of a path or of a `COCO` object of pycocotools; anything else as it is."
     if isinstance(data, (str, Path)): return read_json(data)
     return data.dataset if isinstance(getattr(data, 'dataset', None), Mapping) else data
 
 def _pairs(data):
-    "(id, caption or list of captions) of whatever was handed in."
+    "(id, caption or list of captions) of any accepted form."
     data = _read_data(data)
     if hasattr(data, 'columns') and hasattr(data, 'itertuples'):                        # a data frame
         i, t = _id_and_text(data.columns)
@@ -91,7 +91,7 @@ def as_references(
 def as_predictions(
     data,   # see above
 ) -> dict:  # id -> caption
-    "Predictions as a dictionary; two captions for one id are an error. Of COCO's form the annotations are read."
+    "Predictions as a dictionary; two captions for one id are an error. In COCO's form, the annotations are read."
     out, duplicates, data = {}, [], _read_data(data)
     if isinstance(data, Mapping) and isinstance(data.get('annotations'), list): data = data['annotations']
     for i, x in _pairs(data):
@@ -142,7 +142,7 @@ class EvalResult:
         skipped:dict,    # metric -> why it was not computed
         missing:list,    # ids without prediction
         extra:list,      # ids without references
-        notes:list,      # what a reader of the numbers should know
+        notes:list,      # remarks for the reader of the scores
         metrics:dict=None, # metric -> the object that computed it
     ):
         self.ids, self.hyps, self.refs, self.scores, self.skipped = ids, hyps, refs, scores, skipped
@@ -236,7 +236,7 @@ def _shared_counts(metrics, hyps, refs):
 def score_tokens(
     ids:list,          # images
     hyps:list,         # tokenised predictions
-    refs:References,   # prepared references: hand in the same object again and again
+    refs:References,   # prepared references: reuse the object in later calls
     metrics=ALL_METRICS, # names
     options:dict=None, # metric -> keyword arguments, or a ready metric object
     missing:list=(),   # ids without prediction, for the record

@@ -75,7 +75,7 @@ class DocumentFrequency:
 class CiderD:
     "CIDEr-D; with the set's own document frequency it equals the caption tools' `CIDEr`."
     def __init__(self,
-        name:str='CIDEr_D',   # how the score is called
+        name:str='CIDEr_D',   # name of the score
         n:int=4,              # longest n-gram
         sigma:float=6.,       # width of the length penalty, in words
         df=None,              # `DocumentFrequency`, or None: from the references that are evaluated

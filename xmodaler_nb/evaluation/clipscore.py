@@ -71,7 +71,7 @@ class ClipScore:
     "Image–text similarity under a CLIP model."
     names, raw = ['CLIPScore', 'RefCLIPScore'], True
     def __init__(self,
-        model=None,       # a CLIP model object, on the device where it shall run
+        model=None,       # a CLIP model object, on its device
         images:dict=None, # id -> picture, or -> (d,) CLIP feature
         tokenize=None,    # see `text_vectors`
         preprocess=None,  # see `image_vectors`
@@ -84,7 +84,7 @@ class ClipScore:
 
     @staticmethod
     def problem():
-        "What is missing: always a model, which only you can hand in."
+        "What is missing: always a model, which only you can pass."
         return ("it needs a CLIP model and the pictures: "
                 "evaluate(..., metrics=[..., 'CLIPScore'], options={'CLIPScore': ClipScore(model, images)})")
 

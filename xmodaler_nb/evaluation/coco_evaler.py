@@ -38,7 +38,7 @@ class COCOEvaler:
         self.ids = list(refs)
         self.refs = _tokenized(refs.values())
         self.skipped = {m: why for m in ALL_METRICS if (why := problem(m))}
-        # kept: METEOR remembers the references
+        # built once: METEOR caches the references
         self.metrics = {m: make_metric(m) for m in ALL_METRICS if m not in self.skipped}
         for m, why in self.skipped.items(): logging.getLogger(__name__).info('%s will not be computed: %s', m, why)
 
@@ -63,7 +63,7 @@ class COCOEvaler:
 # %% ../../nbs/09_evaluation/76_coco_evaler.ipynb #5d27c289
 @patch
 def captions(self:COCOEvaler, results):
-    "The caption of every annotated image; an error names missing, extra and doubled ids."
+    "The caption of every annotated image; an error names missing, extra and duplicate ids."
     by_id, duplicates = {}, []
     for r in results:
         if self.key_id not in r or self.value not in r:
@@ -76,7 +76,7 @@ def captions(self:COCOEvaler, results):
 
 @patch
 def _check_ids(self:COCOEvaler, by_id, duplicates):
-    "Raise an error that names missing, extra and doubled ids."
+    "Raise an error that names missing, extra and duplicate ids."
     known = set(self.ids)
     problems = {'no caption for': [i for i in self.ids if i not in by_id],
                 f'not annotated in {self.annfile}:': [i for i in by_id if i not in known],

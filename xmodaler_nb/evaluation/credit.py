@@ -27,7 +27,7 @@ def ngram_credit(
     sigma:float=6.,     # width of the length penalty, as in CIDEr-D
     n:int=4,            # longest n-gram
 ) -> list:              # of dicts: ngram, count, correct (clipped, as in BLEU), references (how many have it), CIDEr_D
-    "What each n-gram of a caption brought in; the `CIDEr_D` column adds up to the caption's CIDEr-D."
+    "What each n-gram of a caption earned; the `CIDEr_D` column sums to the caption's CIDEr-D."
     hyp_weights, norm = _weights(caption, df, n)
     rows = {g: dict(ngram=' '.join(g), count=tf, correct=0, references=0, CIDEr_D=0.) for k in range(1, n+1)
             for g, tf in Counter(ngrams(caption, k)).items()}

@@ -52,7 +52,7 @@ def novelty(
     captions:list,  # tokenised
     train:list,     # tokenised captions of the training set
 ) -> float:         # in [0, 1]; 0 if there are no captions
-    "Share of captions that do not stand word for word in the training set."
+    "Share of captions that do not occur word for word in the training set."
     seen = {' '.join(c.split()) for c in train}
     return sum(' '.join(c.split()) not in seen for c in captions)/len(captions) if captions else 0.
 

@@ -19,7 +19,7 @@ from .ngrams import References, _ragged
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #9b6eb399
 class Sentence:
-    "The words of a caption and what METEOR knows about them."
+    "The words of a caption, with what METEOR uses of them."
     __slots__ = ('words', 'function', 'n_function', 'positions', 'links_by_word')
     def __init__(self,
         words:list,            # normalised tokens
@@ -132,7 +132,7 @@ def search(
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #e5aae919
 def _prune_paths(paths):
-    "The paths that go on, in order."
+    "The paths that are kept, in order."
     if len(paths) > 1:
         paths.sort(key=_first)
         del paths[_BEAM:]
@@ -163,7 +163,7 @@ def _extend_paths(paths, cur, row, bit):
         for mask, credit, i, end, distance, link in row:
             if mask & used: continue
             add((order-credit if last == -1 or last == i else order-credit+_BREAK, end, used | mask, (link, chosen)))
-            order += distance                            # the path that goes on pays for it, not its child
+            order += distance                            # charged to the path that continues, not to its copy
         add((order if last == -1 else order+_BREAK, -1, used, chosen))
     return out
 
@@ -254,7 +254,7 @@ def statistics(
     ref:Sentence,  # the reference
     chosen:list,   # from `search`
 ) -> list:         # 23 integers: n1 n2 f1 f2; per stage content and function words; chunks, matched hyp, ref
-    "What the score depends on."
+    "The counts that the score depends on."
     s = [0]*23
     s[0], s[1], s[2], s[3] = len(hyp.words), len(ref.words), hyp.n_function, ref.n_function
     next_i = next_j = -1
@@ -291,11 +291,11 @@ def meteor_score(
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #c74e2927
 class Meteor:
-    "METEOR 1.5, English. Keeps what it learned about words and sentences."
+    "METEOR 1.5, English. Prepared words and sentences are cached."
     names = ['METEOR']
     def __init__(self,
         tables=None,    # `MeteorTables`; None: from the installed pycocoevalcap
-        longest=1000,   # captions with more words are cut there: the search is made for sentences
+        longest=1000,   # longer captions are cut to this many words: the search is meant for sentences
     ):
         self.tables, self.longest = tables or load_tables(), longest
         self.hyps, self.refs, self.cut, self.reference_cache = {}, {}, set(), None
@@ -306,7 +306,7 @@ class Meteor:
         return meteor_problem()
 
     def sentence(self, text, cache):
-        "A prepared sentence, kept; captions and references apart, since paraphrases connect the two sides."
+        "A prepared sentence, cached; captions and references apart, since paraphrases connect the two sides."
         s = cache.get(text)
         if s is None:
             words = normalize(text, self.tables.prefixes, self.tables.numeric)
@@ -333,7 +333,7 @@ def notes(self:Meteor,
     hyps,  # captions
     refs,  # references
 ) -> tuple: # of strings
-    "What a reader of the score should know."
+    "Remarks for the reader of the score."
     out, texts = [], {*hyps, *refs}
     cut, foreign = len(self.cut & texts), sum(1 for t in texts if not t.isascii() and _FOREIGN(t))
     if cut: out.append(f'METEOR: {cut} captions of more than {self.longest} words were cut there')
@@ -354,7 +354,7 @@ def statistics(self:Meteor,
     hyps:list,     # one tokenised hypothesis per image
     refs:list,     # per image a list of tokenised references
 ) -> np.ndarray:   # (images, 23) int64, of the best reference of each
-    "The numbers that scores are made of."
+    "The counts from which scores are computed."
     for cache in (self.hyps, self.refs):
         if len(cache) > 500_000: cache.clear()
     hs = [self.sentence(h.replace('|||', '').replace('  ', ' '), self.hyps) for h in hyps]
@@ -365,7 +365,7 @@ def statistics(self:Meteor,
 
 @patch
 def references(self:Meteor, refs):
-    "Prepared references per image; the last ones are kept together with their n-grams."
+    "Prepared references per image; those of the last call are cached with their n-grams."
     texts = list(map(list, refs))
     if self.reference_cache is None or self.reference_cache[0] != texts:
         rs = [[self.sentence(p, self.refs) for r in row for p in (_split_bars(r) if '|||' in r else (r,))]

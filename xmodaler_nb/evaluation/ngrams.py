@@ -19,7 +19,7 @@ def new_vocab(
 
 _MASKS = np.array([(1 << 8*k)-1 for k in range(9)], np.uint64)     # the first k bytes of a little-endian integer
 _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)
-_FEW = 20_000                                                      # characters; for less the tables do not pay
+_FEW = 20_000                                                      # characters; tables are slower below this
 
 def word_numbers(
     text:str,    # pieces, each with a blank behind it
@@ -66,7 +66,7 @@ def encode(
 ) -> tuple:          # (all word numbers in a row, words per sentence, per sentence: only single blanks between words?)
     "Sentences as numbers."
     text, n, end = ' \n '.join(sentences), len(sentences), vocab['\n']
-    # ours shall be the only line breaks
+    # only the separators may be line breaks
     if text.count('\n') >= n: text = ' \n '.join(s.replace('\n', '\t') for s in sentences)
     ids = word_numbers(text+' \n ' if n else '', vocab)
     ends = np.flatnonzero(ids == end)
@@ -81,7 +81,7 @@ def _split_pieces(ids, lens, ends, rows, odd, vocab):
     if len(rows):
         parts, sent = [[vocab[w] for w in odd[k]] for k in ids[rows].tolist()], np.searchsorted(ends, rows)
         size = np.fromiter(map(len, parts), np.int64, len(parts))
-        # what stood before: neither ends of sentences nor other odd pieces
+        # place among the plain words: line ends and odd pieces are not counted
         position = rows-sent-np.arange(len(rows))
         words = np.insert(words, np.repeat(position, size),
                           np.fromiter(chain.from_iterable(parts), np.int64, int(size.sum())))
@@ -145,9 +145,9 @@ class Order(NamedTuple):
     "Counts of all n-grams of one length; one row per different n-gram of a sentence, sorted by (n-gram, sentence)."
     gram:np.ndarray   # (rows,) n-gram number, dense from 0
     sent:np.ndarray   # (rows,) sentence
-    tf:np.ndarray     # (rows,) how often
+    tf:np.ndarray     # (rows,) count
     group:np.ndarray  # (groups,) first row of each (n-gram, image): the hypothesis' if it has the n-gram
-    position:np.ndarray  # (n-grams,) a position in `Layout.words` where the n-gram stands
+    position:np.ndarray  # (n-grams,) a position in `Layout.words` where the n-gram occurs
 
 def _changes(x):
     "True where a value differs from the one before it; True at the start."

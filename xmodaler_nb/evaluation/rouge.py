@@ -15,7 +15,7 @@ from .ngrams import References, encode
 def word_masks(
     words:list,  # of the hypothesis
 ) -> dict:       # word -> integer with a one at each position of the word
-    "Where each word of a caption stands, as bits."
+    "The positions of each word of a caption, as bits."
     masks = {}
     for i, w in enumerate(words): masks[w] = masks.get(w, 0) | 1 << i
     return masks
@@ -60,7 +60,7 @@ def match_masks(
     for i, h, g, a, b in zip(firsts.tolist(), begin[firsts].tolist(), begin[lasts].tolist(),
                              np.searchsorted(image, firsts).tolist(), np.searchsorted(image, lasts).tolist()):
         at = own[h:g]-i*n_vocab
-        # a bit per place, each there once: the sum is the mask
+        # one bit per position, each added once: the sum is the mask
         np.add.at(table, at, bit[h:g])
         out[a:b] = table[want[a:b]-i*n_vocab]
         table[at] = 0
@@ -127,7 +127,7 @@ def score_plain(self:RougeL, hyps, refs):
     image = np.repeat(np.arange(len(hyps)), refs.per_image)
     fine = plain & (h_lens <= LONGEST)
     fine[image[~refs.plain]] = False
-    lens = np.where(fine, h_lens, 0)                                   # the others take part as empty ones
+    lens = np.where(fine, h_lens, 0)                                   # the others count as empty here
     masks = match_masks(h_ids[np.repeat(fine, h_lens)], lens, refs.ids, np.repeat(image, refs.lens), len(refs.vocab))
     lcs, first = lcs_lengths(masks, refs.lens, lens[image]), np.cumsum(refs.per_image)-refs.per_image
     p, r = (np.maximum.reduceat(x, first) for x in (lcs, lcs/np.maximum(1, refs.lens)))

@@ -66,7 +66,7 @@ def decode(
     return [(as_id(i), text) for out in outputs for i, text in zip(out[kfg.IDS], out[kfg.OUTPUT])]
 
 # %% ../../nbs/09_evaluation/74_split.ipynb #ce808408
-SPLIT_METRICS = ('BLEU', 'ROUGE_L', 'CIDEr', 'CIDEr_D')   # need nothing beside the captions
+SPLIT_METRICS = ('BLEU', 'ROUGE_L', 'CIDEr', 'CIDEr_D')   # need nothing but the captions
 
 def read_references(
     annfile,  # COCO caption file

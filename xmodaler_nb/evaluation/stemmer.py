@@ -94,7 +94,7 @@ def _step5(w, r1, r2):
 def stem(
     word:str,  # lower case
 ) -> str:      # its stem
-    "Snowball English, as it stood before version 3."
+    "Snowball English, as it was before version 3."
     if word in _SPECIAL: return _SPECIAL[word]
     if len(word) <= 2: return word
     w = word[1:] if word[0] == "'" else word

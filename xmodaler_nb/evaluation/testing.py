@@ -39,7 +39,7 @@ def verify_results(
     cfg,           # config with `TEST.EXPECTED_RESULTS`; without it everything passes
     results:dict,  # {task: {metric: number}}
 ) -> bool:         # True if nothing was missed
-    "Compare results with what a config expects of them."
+    "Compare results with those that a config expects."
     expected = getattr(getattr(cfg, 'TEST', None), 'EXPECTED_RESULTS', None) or []
     missed = []
     for task, metric, want, tolerance in expected:
