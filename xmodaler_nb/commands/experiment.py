@@ -108,11 +108,12 @@ def rename_finished_run(
     return folder.rename(folder.with_name(f'{folder.name}.{n}'))
 
 def run_training(
-    cfg:CfgNode,  # frozen
+    cfg,          # frozen `CfgNode`, or the path of a config file
     resume=False, # continue the run in OUTPUT_DIR
     name='',      # what to call the config in the log
 ) -> tuple:       # (trainer, seconds)
     "Set up and train."
+    if not isinstance(cfg, CfgNode): cfg, name = load_cfg_file(cfg), name or str(cfg)
     default_setup(cfg, argparse.Namespace(config_file=name, resume=resume, eval_only=False))
     start = time.perf_counter()
     trainer = build_checked_engine(cfg)

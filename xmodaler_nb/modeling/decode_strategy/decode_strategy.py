@@ -286,5 +286,5 @@ def finish(self:DecodeStrategy, run, batched_inputs, state):
 
 @patch
 def _abstract(self:DecodeStrategy):
-    raise TypeError(f"{type(self).__name__} must implement begin(batched_inputs, state), choose(run, t, log_probs, "
+    raise TypeError(f"{type(self).__name__} must implement make_run(batched_inputs, state), choose(run, t, log_probs, "
                     f"state) and finish(run, batched_inputs, state)")
