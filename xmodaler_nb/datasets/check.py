@@ -149,6 +149,7 @@ def _content_problems(value, name):
     bad = int((~value.isfinite()).sum())
     return [f"{name} contain {bad} numbers that are infinite or not a number"] if bad else []
 
+# %% ../../nbs/06_datasets/70_check.ipynb #8ea893d7
 def open_problems(
     mapper,       # data set mapper
     entries:list, # the ones to make items of
@@ -210,6 +211,10 @@ def _make_report(cfg, name, stage, entries, items, warnings):
     return DatasetReport(name, stage, len(entries), sum(len(e['tokens_ids']) for e in entries if 'tokens_ids' in e),
                          len(items), regions, widths, warnings)
 
+def _tasks(name):
+    "The tasks of a data set that has several, else ('',)."
+    return getattr(DATASETS_REGISTRY.get(name), 'tasks', ('',)) if name else ('',)
+
 # %% ../../nbs/06_datasets/70_check.ipynb #bbbc159d
 def _sample_problems(cfg, mapper, entries, sample):
     "Open some feature files, or all: problems, items."
@@ -257,7 +262,3 @@ def check_datasets(
     "Check every stage that names a data set."
     stages = [f'{s};{t}' if t else s for s in ('train', 'val', 'test') for t in _tasks(cfg.DATASETS[s.upper()])]
     return [r for r in (check_dataset(cfg, s, sample) for s in stages) if r is not None]
-
-def _tasks(name):
-    "The tasks of a data set that has several, else ('',)."
-    return getattr(DATASETS_REGISTRY.get(name), 'tasks', ('',)) if name else ('',)
