@@ -6,7 +6,10 @@
 __all__ = ['Caption', 'read_item', 'Captioner', 'load_extractor']
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #99023d8e
+import hashlib
 import json
+import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -24,7 +27,7 @@ from ..modeling import build_model, load_cfg_file
 from ..modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
 from ..own.extract import BackboneExtractor
 from ..own.scenes.features import extractor_from_dict
-from ..utils.checkpoint_files import write_checkpoint
+from ..utils.checkpoint_files import check_place, listed_names, write_checkpoint, write_text
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #d6191f0f
 @dataclass
@@ -245,17 +248,58 @@ def caption(self:Captioner,
     def text(c): return [text(o) for o in c] if isinstance(c, list) else c.text
     return text(self.describe(x, **kwargs))
 
+# %% ../../nbs/17_captioner/10_captioner.ipynb #6d45fa45
+def _check_replaceable(folder, names):
+    "Refuse a folder where a file would be lost that no captioner wrote, or that was changed since."
+    listed = listed_names(folder)
+    foreign = sorted(n for n in names - listed if os.path.lexists(folder/n))
+    meta = json.loads((folder/'meta.json').read_text(encoding='utf8')) if listed else {}
+    problem = ''
+    if foreign: problem = f"{folder} holds {', '.join(foreign)}, which no captioner wrote"
+    elif listed and meta.get('kind') != 'captioner':
+        problem = f"{folder} holds the checkpoint of a training, whose state would be lost"
+    elif changed := _changed_texts(folder, meta.get('files', {})):
+        problem = f"{folder/changed[0]} was changed since the captioner was saved"
+    if problem: raise FileExistsError(f'{problem}; choose another folder, or move it away. Nothing was changed')
+
+def _changed_texts(folder, sizes):
+    "Names of text files that no longer have their size."
+    files = [folder/n for n in sizes if n.endswith(('.yaml', '.txt', '.json'))]
+    return [p.name for p in files if p.is_file() and p.stat().st_size != sizes[p.name]]
+
+def _others_card(folder):
+    "The README.md that somebody else wrote or changed; '' if there is none."
+    path = folder/'README.md'
+    if not path.is_file(): return ''
+    content, listed = path.read_bytes(), listed_names(folder)
+    meta = json.loads((folder/'meta.json').read_text(encoding='utf8')) if listed else {}
+    return '' if meta.get('card') == _digest(content) else content
+
+def _digest(text):
+    "A short checksum of text or bytes."
+    return hashlib.sha256(text if isinstance(text, bytes) else text.encode()).hexdigest()[:16]
+
 # %% ../../nbs/17_captioner/10_captioner.ipynb #31747ad8
 @patch
 def save_pretrained(self:Captioner,
-    folder,   # new or existing directory of a captioner
+    folder,   # new or existing directory; what is no file of a captioner stays there
 ) -> Path:    # the folder
     "Write everything that `from_pretrained` needs."
-    files = {'config.yaml': self.cfg.dump(), 'vocabulary.txt': '\n'.join(self.vocab[1:]) + '\n',
-             'README.md': model_card(self)}
+    files = self._small_files()
+    folder, card = check_place(folder), model_card(self)
+    _check_replaceable(folder, {*files, 'model.safetensors', 'meta.json'})
+    meta = {'kind': 'captioner', 'unchecked': ['README.md'], 'card': _digest(card)}
+    files['README.md'] = _others_card(folder) or card
+    return write_checkpoint(folder, self.model.state_dict(), meta=meta, files=files)
+
+@patch
+def _small_files(self:Captioner):
+    "Name → text of what is saved beside the weights."
+    files = {'config.yaml': self.cfg.dump(), 'vocabulary.txt': '\n'.join(self.vocab[1:]) + '\n'}
     if hasattr(self.extractor, 'to_dict'): files['extractor.json'] = json.dumps(self.extractor.to_dict(), indent=1)
     if self.metrics: files['metrics.json'] = json.dumps(self.metrics, indent=1)
-    return write_checkpoint(Path(folder), self.model.state_dict(), meta={'kind': 'captioner'}, files=files)
+    return files
+
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #0a4722d3
 def _find_checkpoint(path):

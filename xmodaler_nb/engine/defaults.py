@@ -46,7 +46,7 @@ class DefaultTrainer(TrainerBase):
     ):
         super().__init__()
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        self.ss_prob, self._interrupts = 0., None
+        self.ss_prob, self._interrupts, self.place.limit = 0., None, cfg.ENGINE.get('WAIT_WARNING', 600)
         self.model = self.build_model(cfg)
         self.optimizer = self.build_optimizer(cfg, self.model)
         self.train_data_loader = self.build_train_loader(cfg)
@@ -380,7 +380,8 @@ def save_interrupted(self:DefaultTrainer) -> str:  # path
 
 @patch
 def on_interrupt(self:DefaultTrainer):
-    if stop_requested() and self._interrupts is not None: self._interrupts.save()
+    alone = comm.get_world_size() == 1      # several processes are not interrupted at the same moment: none can save
+    if alone and stop_requested() and self._interrupts is not None: self._interrupts.save()
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #4aa0bdbe
 @patch

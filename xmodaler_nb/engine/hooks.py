@@ -19,6 +19,7 @@ from ..checkpoint.xmodaler_checkpoint import PeriodicEpochCheckpointer
 from .methods import EndlessLoader
 from .train_loop import HookBase
 from ..utils import comm
+from ..utils.distributed import broadcast_tensors
 from ..utils.env import get_rng_state, set_rng_state
 
 # %% ../../nbs/14_engine/30_hooks.ipynb #087586dc
@@ -319,7 +320,9 @@ class ModelWeightsManipulating(HookBase):
     def __init__(self): pass
     def before_train(self):
         model = comm.unwrap_model(self.trainer.model)
-        if hasattr(model, 'bind_or_init_weights'): model.bind_or_init_weights()
+        if not hasattr(model, 'bind_or_init_weights'): return
+        model.bind_or_init_weights()
+        broadcast_tensors([*model.parameters(), *model.buffers()])    # what the first process drew
 
 class AutogradProfiler(HookBase):
     "Profiles chosen steps with torch's profiler and writes traces for chrome://tracing."
@@ -342,7 +345,8 @@ class AutogradProfiler(HookBase):
         prof, self._prof = self._prof, None
         prof.__exit__(None, None, None)
         self._dir.mkdir(parents=True, exist_ok=True)
-        prof.export_chrome_trace(str(self._dir/f'profiler-trace-iter{self.trainer.iter}.json'))
+        process = f'-process{comm.get_rank()}' if comm.get_world_size() > 1 else ''
+        prof.export_chrome_trace(str(self._dir/f'profiler-trace-iter{self.trainer.iter}{process}.json'))
 
 # %% ../../nbs/14_engine/30_hooks.ipynb #4911aad5
 class PreciseBN(HookBase):

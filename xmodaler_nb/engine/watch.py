@@ -13,6 +13,7 @@ import math
 from fastcore.basics import patch
 from .train_loop import HookBase
 from ..utils import comm
+from ..utils.distributed import any_broadcast
 
 # %% ../../nbs/14_engine/35_watch.ipynb #aba7bc8e
 logger = logging.getLogger(__name__)
@@ -29,9 +30,9 @@ class Tracked(HookBase):
         self.monitor, self.sign, self.min_delta, self.best = monitor, 1 if mode=='max' else -1, min_delta, None
 
     def new_value(self):
-        "The number if it was put in this step, else None."
+        "The number if the first process put it in this step, else None. Every process must call it."
         value, it = self.trainer.storage.latest().get(self.monitor, (None, -1))
-        return value if it == self.trainer.iter else None
+        return any_broadcast(value if it == self.trainer.iter else None)
 
     def improves(self,
         value:float,  # a new value

@@ -92,12 +92,11 @@ def _resize_centre(img, s):
 
 @patch
 def preprocess(self:BackboneExtractor,
-    image, # (h, w, 3) uint8, or PIL image
+    image,   # what `load_picture` reads
 ) -> Tensor: # (3, size, size)
     "A picture as the network expects it."
     from PIL import Image
-    img = image if hasattr(image, 'resize') and hasattr(image, 'mode') else Image.fromarray(np.asarray(image))
-    img, s = img.convert('RGB'), self.size
+    img, s = Image.fromarray(load_picture(image)), self.size
     img = _resize_centre(img, s) if self.crop == 'centre' else img.resize((s, s), Image.BICUBIC)
     x = torch.from_numpy(np.array(img, dtype=np.float32)/255).permute(2, 0, 1)
     return (x - torch.tensor(self.mean)[:,None,None])/torch.tensor(self.std)[:,None,None]
@@ -128,11 +127,12 @@ def extract_batch(self:BackboneExtractor,
 
 @patch
 def __call__(self:BackboneExtractor,
-    image,      # (h, w, 3) uint8 or PIL image
-    boxes=None, # for 'region': (n, 4) x1 y1 x2 y2 in pixels
+    image,      # what `load_picture` reads
+    boxes=None, # for 'region': (n, 4) x1 y1 x2 y2 in pixels of the upright picture
 ) -> dict:      # features (n, d), boxes (n, 4) in pixels where they are known
     "Features of one picture."
-    w, h = image.size if hasattr(image, 'mode') else np.asarray(image).shape[1::-1]
+    image = load_picture(image)
+    h, w = image.shape[:2]
     scale = np.array([w, h, w, h], dtype=np.float32)
     if boxes is None and self.kind == 'region':
         raise ValueError("this extractor averages over boxes, and none were given")
