@@ -27,7 +27,7 @@ from ..datasets.annotations import load_annotations
 from ..datasets.check import DatasetError
 from ..datasets.layout import PREFIXES, Folder, annotation, encode_words, make_vocabulary, row_length
 from ..datasets.layout import write_annotations, write_coco, write_vocabulary
-from ..functional import load_vocab, read_np
+from ..functional import as_id, load_vocab, read_np
 from .check import CLIPS, FEATURES, IMAGES, SPLITS, CheckTable, Finding, Sample
 from .check import check_samples, file_kind, split_words
 from .extract import extract_features
@@ -479,7 +479,7 @@ def _set_aside(path):
 # %% ../../nbs/15_own/40_data.ipynb #cd36c6ff
 def _new_ids(samples):
     "Old id → new id, numbers as text; ids that are numbers stay."
-    if all(s.id.isdigit() and str(int(s.id)) == s.id for s in samples): return {s.id: s.id for s in samples}
+    if all(s.id.isdigit() and isinstance(as_id(s.id), int) for s in samples): return {s.id: s.id for s in samples}
     return {s.id: str(n) for n, s in enumerate(sorted(samples, key=lambda s: s.id), 1)}
 
 def _without_errors(data, table, drop):
