@@ -31,7 +31,8 @@ def _move(batch, model):
     first = next(iter(model.parameters()), torch.zeros(1))
     batch = Batch(batch).to(first.device, non_blocking=True)
     if first.dtype not in (torch.bfloat16, torch.float16): return batch
-    return batch.merge({k: v.to(first.dtype) for k, v in batch.items() if torch.is_tensor(v) and v.is_floating_point()})
+    floats = {k: v for k, v in batch.items() if torch.is_tensor(v) and v.is_floating_point()}
+    return batch.merge({k: v.to(first.dtype) for k, v in floats.items()})
 
 @torch.no_grad()
 def decode_batches(

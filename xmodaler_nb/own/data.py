@@ -32,6 +32,7 @@ from .check import CLIPS, FEATURES, IMAGES, SPLITS, CheckTable, Finding, Sample
 from .check import check_samples, file_kind, split_words
 from .extract import extract_features
 from ..utils.store import FeatureStore, FeatureWriter, feature_files, open_store
+from ..utils.file_io import why_missing
 
 # %% ../../nbs/15_own/40_data.ipynb #5100c739
 @dataclass
@@ -52,7 +53,7 @@ def read_text(
 ) -> tuple:      # (text, list of Finding)
     "A text file; UTF-8, else Windows-1252 with a finding."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
     data = path.read_bytes()
     try: return data.decode('utf-8-sig'), []
     except UnicodeDecodeError as e:
@@ -274,7 +275,7 @@ def from_folder(cls:CaptionData,
 ) -> CaptionData:
     "A folder of pictures."
     folder = Path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f"{folder}: no such folder")
+    if not folder.is_dir(): raise FileNotFoundError(f"{folder}: {why_missing(folder, 'folder')}")
     files = _media_files(folder)
     if not files: raise ValueError(f"{folder}: no pictures ({', '.join(sorted(IMAGES))}), clips or features in it")
     captions = captions or next((folder/n for n in _CAPTION_FILES if (folder/n).is_file()), None)
