@@ -23,6 +23,7 @@ from ..datasets.pictures import CLIPS, IMAGES, is_clip_file, load_picture, read_
 from ..modeling.backbone import as_rows, load_backbone, main_output
 from .origin import FeatureFolder, FeatureItems, file_digest, keep_agreeing, maker_digest, origin
 from .origin import write_description
+from ..utils.file_io import why_missing
 from ..utils.store import FeatureStore
 
 # %% ../../nbs/15_own/30_extract.ipynb #71e22d52
@@ -181,7 +182,7 @@ def files_with_ids(
     "Ids for files: the name without its ending."
     if isinstance(files, dict): return [(str(k), v) for k, v in files.items()]
     if isinstance(files, (str, Path)):
-        if not Path(files).is_dir(): raise FileNotFoundError(f"{files}: no such folder")
+        if not Path(files).is_dir(): raise FileNotFoundError(f"{files}: {why_missing(files, 'folder')}")
         files = sorted(p for p in Path(files).iterdir() if p.suffix.lower() in IMAGES | CLIPS)
     return _with_unique_ids([(Path(f).stem, f) for f in files])
 
