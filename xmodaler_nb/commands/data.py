@@ -13,7 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 from .command import command
-from ..own.check import file_kind
+from ..own.check import SEGMENTS, file_kind
 from ..own.data import CaptionData, read_table, samples_from_rows
 from ..own.extract import KINDS, extract_features
 from ..own.store_import import import_features
@@ -39,7 +39,8 @@ def check_command(
 ):        # 1 if there are errors
     "Print what is wrong with the data."
     data = load_source(args.source, args.images)
-    table = data.check(args.references)
+    data.segment = args.segment
+    table = data.check(args.references, args.max_len)
     if args.json: print(json.dumps([f._asdict() for f in table], ensure_ascii=False))
     else: print(data, table, sep='\n')
     return 1 if table.errors else 0
@@ -57,7 +58,7 @@ def write_command(
 ):
     "Write a folder to train on, and print what its vocabulary covers."
     data = load_source(args.source, args.images)
-    names = ('layout', 'min_count', 'max_len', 'val', 'test', 'seed', 'drop', 'dtype')
+    names = ('layout', 'min_count', 'max_len', 'val', 'test', 'seed', 'drop', 'dtype', 'segment')
     options = {k: getattr(args, k) for k in names} | (dict(weights=args.weights) if args.weights else {})
     written = data.write(args.out, backbone_for(data, args.backbone), **options)
     print(written)
@@ -109,6 +110,11 @@ def _add_source(p):
     p.add_argument('source', help='folder, .json, .jsonl, .csv, .tsv or .txt')
     p.add_argument('--images', default='', help='folder of the pictures')
 
+def _add_words(p):
+    p.add_argument('--segment', choices=SEGMENTS, default='words', help='what a word is: what stands between blanks, '
+                   'or each character of Chinese, Thai and other text without blanks')
+    p.add_argument('--max-len', type=int, default=20, help='words kept per caption')
+
 def _add_backbone(p, default, note=''):
     p.add_argument('--backbone', default=default, help=f'patches, torchvision/NAME{note}')
     p.add_argument('--weights', default='', help='of torchvision/NAME: a .pth or .safetensors file, or a name that '
@@ -118,6 +124,7 @@ def _add_dtype(p, default): p.add_argument('--dtype', choices=('float16', 'float
 
 def _add_check(p):
     _add_source(p)
+    _add_words(p)
     p.add_argument('--references', type=int, default=None, help='captions per picture that scored splits should have')
     p.add_argument('--json', action='store_true', help='the table as JSON')
 
@@ -129,7 +136,7 @@ def _add_write(p):
     p.add_argument('--layout', choices=('xmodaler', 'store'), default='xmodaler',
                    help='features as single files or as a store')
     _add_split(p)
-    p.add_argument('--max-len', type=int, default=20, help='words kept per caption')
+    _add_words(p)
     p.add_argument('--min-count', type=int, default=None, help='how often a word must be seen '
                    '(default: chosen so that 97%% of the training words are covered)')
 

@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from ..datasets.pictures import CLIPS, IMAGES, load_picture, read_clip
 from ..modeling.backbone import as_rows, load_backbone, main_output
 from ..utils.store import FeatureStore, FeatureWriter
+from ..utils.file_io import why_missing
 
 # %% ../../nbs/15_own/30_extract.ipynb #71e22d52
 def box_means(
@@ -175,7 +176,7 @@ def files_with_ids(
     "Ids for files: the name without its ending."
     if isinstance(files, dict): return [(str(k), v) for k, v in files.items()]
     if isinstance(files, (str, Path)):
-        if not Path(files).is_dir(): raise FileNotFoundError(f"{files}: no such folder")
+        if not Path(files).is_dir(): raise FileNotFoundError(f"{files}: {why_missing(files, 'folder')}")
         files = sorted(p for p in Path(files).iterdir() if p.suffix.lower() in IMAGES | CLIPS)
     return _with_unique_ids([(Path(f).stem, f) for f in files])
 

@@ -11,6 +11,7 @@ import codecs, collections, itertools, math, pickle, re, struct
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from .file_io import why_missing
 
 # %% ../../nbs/02_utils/80_safe_pickle.ipynb #35b104c4
 class UnsafePickleError(pickle.UnpicklingError):
@@ -610,5 +611,5 @@ def safe_load(
 ):                  # containers, strings, numbers, arrays
     "Read a pickle file that may only hold plain data; errors name the file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
     return safe_loads(path.read_bytes(), str(path))
