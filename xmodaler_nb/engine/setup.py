@@ -21,12 +21,24 @@ from ..utils.logger import setup_logger
 
 # %% ../../nbs/14_engine/58_setup.ipynb #a2b0d32c
 class _Parser(argparse.ArgumentParser):
-    "Joins the pairs after `--opts` with those at the end of the line."
+    "Joins the pairs after `--opts` with those at the end of the line, and finds the flags behind them."
     def parse_known_args(self, args=None, namespace=None):
         ns, rest = super().parse_known_args(args, namespace)
-        ns.opts = [*(ns.__dict__.pop('flag_opts', None) or []), *(ns.opts or [])]
-        if len(ns.opts) % 2: self.error(f"options come in pairs KEY VALUE; got an odd number: {' '.join(ns.opts)}")
-        return ns, rest
+        pairs, flags = _split_flags(ns.opts or [])
+        ns.opts = [*(ns.__dict__.pop('flag_opts', None) or []), *pairs]
+        if len(ns.opts) % 2:
+            before = f' (before {flags[0]})' if flags else ''
+            self.error(f"options come in pairs KEY VALUE; got an odd number{before}: {' '.join(ns.opts)}")
+        if not flags: return ns, rest
+        earlier = ns.opts
+        ns, more = self.parse_known_args(flags, ns)
+        ns.opts = [*earlier, *ns.opts]
+        return ns, [*rest, *more]
+
+def _split_flags(words):
+    "Pairs, and everything from the first flag on."
+    start = next((i for i, w in enumerate(words) if w.startswith('--')), len(words))
+    return words[:start], words[start:]
 
 EXAMPLES = """\
 one process:       {name} --config-file cfg.yaml OUTPUT_DIR runs/one
@@ -122,12 +134,15 @@ def lock_run(
     return lock
 
 def _log_setup(logger, cfg, args):
-    "What is needed to repeat the run."
-    logger.info("environment:\n%s", collect_env_info())
-    logger.info("command line: %s", args)
+    "What is needed to repeat the run: to the file, with one line on the screen."
     file = getattr(args, 'config_file', '')
-    if file and Path(file).is_file(): logger.info("%s holds:\n%s", file, Path(file).read_text(encoding='utf8'))
-    logger.info("full config:\n%s", cfg.dump())
+    parts = {'environment': collect_env_info(), 'command line': args}
+    if file and Path(file).is_file(): parts[f'{file} holds'] = Path(file).read_text(encoding='utf8')
+    parts['full config'] = cfg.dump()
+    for name, text in parts.items(): logger.info("%s:\n%s", name, text, extra={'file_only': True})
+    logger.info("config %s; it, the environment and the command line are in %s", file or 'made in code',
+                Path(cfg.OUTPUT_DIR)/'log.txt')
+
 
 # %% ../../nbs/14_engine/58_setup.ipynb #c9a19aed
 def default_writers(
