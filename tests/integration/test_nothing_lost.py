@@ -1,9 +1,12 @@
 "Saving and training remove only what they wrote: whatever else stands in a folder stays, or the call is refused."
+import os
 from pathlib import Path
 import pytest, torch
 from xmodaler_nb.captioner import Captioner
 from xmodaler_nb.checkpoint import XmodalerCheckpointer
-from xmodaler_nb.utils.checkpoint_files import read_checkpoint, recover, remove_dir, write_checkpoint
+from xmodaler_nb.commands.models import models_main, read_rows
+from xmodaler_nb.own.scenes import make_scenes
+from xmodaler_nb.utils.checkpoint_files import read_checkpoint, recover, remove_dir, set_aside, write_checkpoint
 from small import small_captioner
 
 
@@ -127,3 +130,32 @@ def test_a_checkpoint_is_written_over_a_damaged_one(tmp_path):
     assert read_checkpoint(d)['s'] == {'a': 2} and (d/'notes.txt').read_text() == 'mine'
     remove_dir(d)
     assert [p.name for p in d.iterdir()] == ['notes.txt']
+
+
+def test_models_leave_what_is_there(tmp_path, capsys):
+    "A folder, file or link with the name of a model's run gets another name; rows come from the latest run."
+    (tmp_path/'mp_lstm_clips').mkdir()
+    (tmp_path/'mp_lstm_clips'/'notes.txt').write_text('mine')
+    args = ['MP-LSTM (clips)', '--tiny', '--output-dir', str(tmp_path)]
+    for n in (1, 2): assert models_main(args) == 0
+    assert (tmp_path/'mp_lstm_clips.1'/'notes.txt').read_text() == 'mine' and (tmp_path/'mp_lstm_clips.2'/'row.json').exists()
+    assert 'mp_lstm_clips exists; it is now' in capsys.readouterr().out
+    assert len(read_rows(tmp_path)) == 1
+
+
+@pytest.mark.parametrize('make', [lambda p: p.write_text('mine'), lambda p: p.symlink_to('nowhere')])
+def test_set_aside(tmp_path, make):
+    make(tmp_path/'run')
+    moved = set_aside(tmp_path/'run')
+    assert moved.name == 'run.1' and os.path.lexists(moved) and not os.path.lexists(tmp_path/'run')
+
+
+def test_replaced_scenes_leave_other_files(tmp_path):
+    folder, counts = tmp_path/'scenes', dict(train=4, val=2, test=2)
+    make_scenes(folder, counts=counts, variants=('grid', 'boxes'))
+    (folder/'notes.txt').write_text('mine')
+    (folder/'run').mkdir()
+    (folder/'run'/'events.jsonl').write_text('{}')
+    make_scenes(folder, counts=counts, seed=1, overwrite=True)
+    assert (folder/'notes.txt').read_text() == 'mine' and (folder/'run'/'events.jsonl').exists()
+    assert not (folder/'features_grid').exists()                                             # of the replaced data set
