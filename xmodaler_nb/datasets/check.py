@@ -194,22 +194,29 @@ class DatasetReport:
     name:str                                        # of the data set
     stage:str                                       # 'train', 'val' or 'test'
     entries:int                                     # in the list
-    rows:int                                        # captions in it
+    rows:int                                        # captions, questions or choices in it
     opened:int                                      # feature files that were read
     regions:tuple                                   # fewest and most in those
     widths:dict                                     # field → width in those
     warnings:list = field(default_factory=list)        # nothing wrong, but worth knowing
     def __str__(self):
         widths = ', '.join(f'{k} {w}' for k, w in self.widths.items())
-        return '\n'.join([f"{self.name} {self.stage}: {self.entries} entries, {self.rows} captions; {self.opened} "
+        return '\n'.join([f"{self.name} {self.stage}: {self.entries} entries, {self.rows} texts; {self.opened} "
                           f"opened: {self.regions[0]}–{self.regions[1]} regions, {widths} wide", *self.warnings])
+
+def _n_texts(entry):
+    "How many captions, questions or choices an entry has."
+    if 'tokens_ids' in entry: return len(entry['tokens_ids'])
+    if 'tokens' in entry: return len(entry['tokens'])
+    if isinstance(entry.get('captions'), list): return len(entry['captions'])
+    return int(any(k in entry for k in ('captions', 'caption', 'question')))
 
 def _make_report(cfg, name, stage, entries, items, warnings):
     feats = [i[kfg.ATT_FEATS] for i in items if isinstance(i.get(kfg.ATT_FEATS), torch.Tensor)]
     arrays = {k: v for i in items[:1] for k, v in i.items() if isinstance(v, torch.Tensor)}
     widths = {k: v.shape[-1] for k, v in arrays.items() if v.is_floating_point() and v.dim()}
     regions = (min(map(len, feats)), max(map(len, feats))) if feats else (0, 0)
-    return DatasetReport(name, stage, len(entries), sum(len(e['tokens_ids']) for e in entries if 'tokens_ids' in e),
+    return DatasetReport(name, stage, len(entries), sum(map(_n_texts, entries)),
                          len(items), regions, widths, warnings)
 
 def _tasks(name):

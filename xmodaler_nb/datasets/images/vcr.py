@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMES', 'LENGTHS', 'NameGiver', 'spell_out', 'cut_pair', 'reading', 'merge_regions', 'vcr_questions', 'VCRDataset']
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #7230ffaf
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #a1d56822
 import os
 import random
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..word_pieces import (build_tokenizer, cache_origin, cached_entries, check_
 from ...functional import read_np_bbox
 from ...utils.store import feature_files
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #5a9bdc7b
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #ddb6dcf7
 NAMES = ('Casey', 'Riley', 'Jessie', 'Jackie', 'Avery', 'Jaime', 'Peyton', 'Kerry', 'Jody', 'Kendall', 'Frankie',
          'Pat', 'Quinn')
 
@@ -49,7 +49,7 @@ def spell_out(
         else: out += [x for k, i in enumerate(w) for x in (['and'] if k else []) + [names[i]]]
     return out
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #f936bd5a
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #5202fe11
 LENGTHS = {'VCR_Q-A': 38, 'VCR_QA-R': 66}   # pieces of a reading; MODEL.MAX_SEQ_LEN is not used, as in X-modaler
 
 def cut_pair(
@@ -76,7 +76,7 @@ def reading(
     ids = tokenizer.add_special_tokens_sentences_pair(first, second)
     return ids, [0]*(len(first) + 2) + [1]*(len(second) + 1)
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #c1c69a1f
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #848664c5
 def merge_regions(
     detected:tuple, # features (n, d), locations (n, 5)
     annotated:tuple,# features (g, d), locations (g, 5)
@@ -92,7 +92,7 @@ def merge_regions(
     keep = max(0, m - len(gf))
     return np.concatenate([f[:keep], gf]), np.concatenate([loc[:keep], gloc])
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #af089f51
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #5d06268d
 _FIELDS = ('question', 'answer_choices', 'rationale_choices', 'objects', 'metadata_fn', 'img_fn', 'img_id', 'annot_id')
 
 def vcr_questions(
@@ -105,7 +105,7 @@ def vcr_questions(
         return [dict(question=line['question'], given=[], choices=line['answer_choices'],
                      target=line.get('answer_label', 0))]
     choices, target = line['rationale_choices'], line.get('rationale_label', 0)
-    if stage == 'test':
+    if stage == 'test' and 'answer_label' not in line:
         return [dict(question=[*line['question'], *a], given=[], choices=choices, target=0)
                 for a in line['answer_choices']]
     given = ['[SEP]', *line['answer_choices'][line['answer_label']]]
@@ -123,7 +123,7 @@ def _check_line(line, stage, where):
         raise ValueError(f"{where}: a text points at object {highest}, but there are {len(line['objects'])} objects")
     if not line['question']: raise ValueError(f"{where}: the question is empty")
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #674a4cf6
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #195b0710
 @DATASETS_REGISTRY.register()
 class VCRDataset:
     "A question with four choices, about detected and annotated regions."
@@ -173,7 +173,7 @@ class VCRDataset:
         "Every file that an item of this entry may read."
         return [self.feature_path(entry, a, m) for m in (False, True)[:1 + self.mirror] for a in (False, True)]
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #2c868755
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #c5c0a850
 @patch
 def tokenize_all(self:VCRDataset) -> list: # of {anno_id, image_id, metadata_fn, tokens, types, target}
     "The entries of this stage and task, from the texts."
@@ -212,7 +212,7 @@ def load_data(self:VCRDataset,
     fields = ('anno_id', 'metadata_fn', 'tokens', 'types', 'target')
     return cached_entries(stem, self.tokenize_all, origin, fields, len(self.tokenizer))
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #1f410ccd
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #338816d8
 @patch
 def regions(self:VCRDataset,
     entry:dict,          # of `load_data`
