@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 from ..captioner import Captioner
-from .command import command
+from .command import command, report_failures
 from ..look import render_caption_card
 from ..look.report import report_html
 
@@ -56,9 +56,11 @@ def caption_main(argv):
     if not Path(args.model).exists():
         raise FileNotFoundError(f"{args.model} does not exist; name the folder of a captioner or of a run with "
                                 "--model (xm-demo trains runs/demo)")
+    failed = {}
     described = Captioner.from_pretrained(args.model).describe(
         args.pictures, strategy='beam' if args.beam > 1 else 'greedy', beam_size=args.beam, nbest=args.nbest,
-        trace=bool(args.html), ids=args.pictures)
-    lists = [cs if isinstance(cs, list) else [cs] for cs in described]
+        trace=bool(args.html), ids=args.pictures, errors=failed)
+    lists = [cs if isinstance(cs, list) else [cs] for cs in described if cs is not None]
     print_captions([c for cs in lists for c in cs], args.json)
-    if args.html: Path(args.html).write_text(captions_page([cs[0] for cs in lists]), encoding='utf-8')
+    if args.html and lists: Path(args.html).write_text(captions_page([cs[0] for cs in lists]), encoding='utf-8')
+    return report_failures(failed, len(described))
