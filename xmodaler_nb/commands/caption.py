@@ -55,7 +55,8 @@ def _is_address(name): return name.lower().startswith(('http://', 'https://'))
 
 def _readable(path):
     "A visible file with the ending of a picture, of a clip or of features."
-    return path.is_file() and not path.name.startswith('.') and path.suffix.lower() in {*IMAGES, *CLIPS, '.npz', '.npy'}
+    endings = {*IMAGES, *CLIPS, '.npz', '.npy'}
+    return path.is_file() and not path.name.startswith('.') and path.suffix.lower() in endings
 
 # %% ../../nbs/18_commands/40_caption.ipynb #ebb787e5
 LIMIT = 50_000_000   # bytes of a picture from the web
@@ -129,10 +130,10 @@ def caption_main(argv):
         raise FileNotFoundError(f"{args.model} does not exist; name the folder of a captioner or of a run with "
                                 "--model (xm-demo trains runs/demo)")
     files, failed = find_inputs(args.pictures), {}
-    inputs = {f: x for f in files if (x := _fetched(f, failed)) is not None}
+    inputs = [(f, x) for f in files if (x := _fetched(f, failed)) is not None]
     described = Captioner.from_pretrained(args.model).describe(
-        list(inputs.values()), strategy='beam' if args.beam > 1 else 'greedy', beam_size=args.beam, nbest=args.nbest,
-        trace=bool(args.html), ids=list(inputs), errors=failed)
+        [x for _, x in inputs], strategy='beam' if args.beam > 1 else 'greedy', beam_size=args.beam, nbest=args.nbest,
+        trace=bool(args.html), ids=[f for f, _ in inputs], errors=failed)
     lists = [cs if isinstance(cs, list) else [cs] for cs in described if cs is not None]
     print_captions([c for cs in lists for c in cs], args.json)
     if args.html and lists: write_text(args.html, captions_page([cs[0] for cs in lists]))
