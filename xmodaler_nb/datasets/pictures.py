@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 import numpy as np
 from ..utils.env import import_optional
+from ..utils.file_io import why_missing
 
 # %% ../../nbs/06_datasets/12_pictures.ipynb #d72e794d
 UNIT, BYTES = (-.2, 1.2), (-.5, 255.5)   # floats inside are read as [0,1] and as [0,255]
@@ -291,6 +292,6 @@ def read_clip(
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES and p.name[0] != '.')
         if not files: raise ValueError(f"{path}: no pictures in this folder")
         return [load_picture(files[i]) for i in evenly_spaced_indices(len(files), frames)]
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such clip")
+    if not path.is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
     readers = {'.npy': _read_frames, '.gif': _read_gif}
     return readers.get(path.suffix.lower(), _read_video)(path, frames)

@@ -17,6 +17,7 @@ from .metrics import MetricUnavailable, make_metric, metric_name, problem
 from .ngrams import References, count_ngrams, lay_out
 from ..functional import as_id
 from ..tokenization.ptb import ptb_tokenize
+from ..utils.file_io import why_missing
 
 # %% ../../nbs/09_evaluation/70_captions.ipynb #c94240d6
 ID_COLUMNS = 'image_id', 'id', 'image', 'video_id', 'file_name'
@@ -65,7 +66,7 @@ def read_json(
 ):         # its content
     "Read a json file; errors name it."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
     try: return json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f"{path}: not json ({e})") from None
 

@@ -26,10 +26,13 @@ def decode_batch(
 
 # %% ../../nbs/09_evaluation/74_split.ipynb #ca8b00cb
 def _move(batch, model):
-    "A batch, or a list of items that the model collates, on the model's device."
+    "A batch, or a list of items that the model collates, on the model's device and in its precision."
     if isinstance(batch, list) and hasattr(model, 'preprocess_batch'): return model.preprocess_batch(batch)
-    device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    return Batch(batch).to(device, non_blocking=True)
+    first = next(iter(model.parameters()), torch.zeros(1))
+    batch = Batch(batch).to(first.device, non_blocking=True)
+    if first.dtype not in (torch.bfloat16, torch.float16): return batch
+    floats = {k: v for k, v in batch.items() if torch.is_tensor(v) and v.is_floating_point()}
+    return batch.merge({k: v.to(first.dtype) for k, v in floats.items()})
 
 @torch.no_grad()
 def decode_batches(

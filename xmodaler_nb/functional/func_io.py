@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from .func_feats import boxes_to_locfeats
 from ..utils.store import open_store
+from ..utils.file_io import why_missing
 
 # %% ../../nbs/04_functional/20_func_io.ipynb #750dacf0
 _BOMS = {b'\xff\xfe\0\0': 'utf-32', b'\0\0\xfe\xff': 'utf-32', b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe': 'utf-16',
@@ -65,7 +66,7 @@ def read_lines(
 ) -> list:          # lines without surrounding white space; empty lines stay, as ''
     "The lines of a file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
     with open(path, encoding='utf-8') as f: return [line.strip() for line in f]
 
 def read_lines_set(

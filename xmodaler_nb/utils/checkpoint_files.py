@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FORMAT', 'PARTS', 'to_plain', 'untie', 'save_weights', 'load_weights', 'CheckpointError', 'load_pth', 'read_weights',
            'fsync', 'write_text', 'set_aside', 'listed_names', 'replace_dir', 'remove_dir', 'recover', 'check_place',
-           'check_name', 'write_checkpoint', 'read_meta', 'read_checkpoint']
+           'check_name', 'checksum', 'write_checkpoint', 'read_meta', 'read_checkpoint', 'check_sum']
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #31942a4d
-import io, json, os, pickle, re, shutil
+import json, os, pickle, re, shutil, zlib
 from itertools import count
 from pathlib import Path
 import numpy as np
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
+from .file_io import to_json
+from .safe_pickle import UnsafePickleError
+from .torch_files import BLOCK, BlockSum, read_torch_file
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #834c3e4d
 def to_plain(
@@ -78,50 +81,28 @@ def load_weights(
         with safe_open(str(path), framework='pt') as f:
             weights = {k: f.get_tensor(k) for k in f.keys()}
             tied = json.loads((f.metadata() or {}).get('tied', '{}'))
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (SafetensorError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path} is not a readable safetensors file ({e})") from e
-    if not isinstance(tied, dict) or any(v not in weights for v in tied.values()):
+    if not isinstance(tied, dict) or any(not isinstance(v, str) or v not in weights for v in tied.values()):
         raise CheckpointError(f"{path}: the header ties a name to a tensor that is not in the file")
     return {**weights, **{k: weights[v] for k, v in tied.items()}}
 
 class CheckpointError(ValueError): "A checkpoint that cannot be read, or must not be."
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #130a5e76
-def _numpy_globals():
-    "What pickled numpy arrays and numbers need, under numpy's old and new module names."
-    core = getattr(np, '_core', None) or np.core
-    recon, scalar = core.multiarray._reconstruct, core.multiarray.scalar
-    names = [(f, f'numpy.{c}.multiarray.{name}') for f, name in ((recon, '_reconstruct'), (scalar, 'scalar'))
-             for c in ('core', '_core')]
-    dtypes = [type(np.dtype(t)) for t in 'fdeilhbBHILqQ?']
-    return [*names, np.ndarray, np.dtype, *dict.fromkeys(dtypes), (_latin, '_codecs.encode')]
-
-def _latin(s, enc='latin1'):
-    "Stand-in for `_codecs.encode`, which numpy arrays in protocol-2 pickles call on their bytes."
-    return s.encode('latin1' if enc=='latin1' else 'utf8')
-
 def load_pth(
     path,   # a file written by torch.save
+    known_sum:str='', # its `checksum`, where that is known
 ):          # what it holds, tensors on the CPU
     "Read a torch file without executing anything; refuse by name what would need that."
     try:
-        with torch.serialization.safe_globals(_numpy_globals()):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError: raise
-    except pickle.UnpicklingError as e: raise CheckpointError(_refusal(path, str(e))) from e
-    except _UNREADABLE as e:
-        details = str(e).splitlines()[0] if str(e) else 'no details'
-        raise CheckpointError(f"{path} is not a readable torch file ({type(e).__name__}: {details})") from e
+        with open(path, 'rb') as f: return read_torch_file(f, str(path), known_sum)
+    except UnsafePickleError as e:
+        raise CheckpointError(f"{e}. Re-save it as plain tensors, or as .safetensors, where you trust it") from e
+    except pickle.UnpicklingError as e: raise CheckpointError(str(e)) from e
+    except (IsADirectoryError, PermissionError) as e:
+        raise CheckpointError(f"{path} cannot be read ({e.strerror})") from e
 
-_UNREADABLE = (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, OSError)
-
-def _refusal(path, message):
-    "The message for a pickle that refers to more than tensors; `message` is torch's."
-    found = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|operand|class)[: ]+(?:GLOBAL )?([\w.]+)", message)
-    what = (f"it refers to {found[1] or found[2]}" if found
-            else "its pickle stream is damaged or needs more than tensors and plain containers")
-    return (f"{path} was not loaded: {what}. Nothing in it was executed. Re-save it as plain tensors, "
-            f"or as .safetensors, where you trust it")
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #71fd96d3
 def read_weights(
@@ -260,6 +241,16 @@ def check_name(
         raise CheckpointError(f"{name!r} is not a plain name for a checkpoint file")
     return name
 
+# %% ../../nbs/02_utils/82_checkpoint_files.ipynb #bf381f03
+def checksum(
+    path,   # a file
+) -> str:   # 8 hexadecimal digits; any single changed bit changes them
+    "A check sum that costs little more than reading the file."
+    total, block = BlockSum(), np.empty(BLOCK, np.uint8)
+    with open(path, 'rb', buffering=0) as f:
+        while n := f.readinto(memoryview(block)): total.add(block[:n])
+    return str(total)
+
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #b59308bf
 def _as_bytes(text):
     "Bytes as they are, anything else as UTF-8 text."
@@ -271,9 +262,10 @@ def _write_parts(d, weights, state, meta, files):
     if state: torch.save(to_plain(state), d/'training_state.pt')
     for name, text in files.items(): (d/name).write_bytes(_as_bytes(text))
     unchecked = meta.get('unchecked', ())         # files that their owner may change
-    sizes = {p.name: p.stat().st_size for p in sorted(d.iterdir()) if p.name not in unchecked}
-    (d/'meta.json').write_text(json.dumps({'format': FORMAT, 'torch': torch.__version__, 'files': sizes, **meta},
-                                          indent=1, default=str))
+    facts = {'files': {p.name: p.stat().st_size for p in sorted(d.iterdir()) if p.name not in unchecked},
+             'sums': {name: checksum(d/name) for name in PARTS[:2] if (d/name).exists()}}
+    (d/'meta.json').write_text(to_json({'format': FORMAT, 'torch': torch.__version__, **facts, **meta}, indent=1,
+                                       default=str))
     for p in d.iterdir(): fsync(p)
     fsync(d)
 
@@ -306,14 +298,29 @@ def read_meta(
 ) -> dict:   # content of meta.json
     "The meta data, with every listed file checked for presence and size."
     path = Path(path)
-    try: meta = json.loads((path/'meta.json').read_text(encoding='utf8'))
-    except (OSError, ValueError) as e:
+    try: meta = json.loads((path/'meta.json').read_bytes()[:_META_BYTES], parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path} is not a checkpoint directory: meta.json is missing or damaged") from e
     if not isinstance(meta, dict) or meta.get('format') != FORMAT:
         found = meta.get('format') if isinstance(meta, dict) else type(meta).__name__
-        raise CheckpointError(f"{path}: format is {found!r}, expected {FORMAT!r}")
-    for name, size in dict(meta.get('files') or {}).items(): _check_size(path/check_name(name), size)
+        raise CheckpointError(f"{path}: format is {str(found)[:60]!r}, expected {FORMAT!r}")
+    _check_facts(path, meta)
+    for name, size in (meta.get('files') or {}).items(): _check_size(path/check_name(name), size)
     return meta
+
+_META_BYTES = 2**20
+
+def _refuse_constant(name): raise ValueError(f"{name} is no JSON")
+
+def _check_facts(path, meta):
+    "Raise unless the facts that are read have their types."
+    whole = lambda v: type(v) is int and -1 <= v < 2**60
+    rules = {'files': lambda v: isinstance(v, dict) and all(map(whole, v.values())),
+             'iteration': whole, 'epoch': whole,
+             'sums': lambda v: isinstance(v, dict) and all(isinstance(s, str) for s in v.values())}
+    for key, holds in rules.items():
+        if meta.get(key) is not None and not holds(meta[key]):
+            raise CheckpointError(f"{path}/meta.json is damaged: {key!r} is {str(meta[key])[:60]}")
 
 def _check_size(file, size):
     "Raise unless the file is there and has this many bytes."
@@ -321,13 +328,30 @@ def _check_size(file, size):
     found = file.stat().st_size
     if found != size: raise CheckpointError(f"{file} has {found} bytes, meta.json says {size} bytes")
 
+
+# %% ../../nbs/02_utils/82_checkpoint_files.ipynb #43cbdad4
 def read_checkpoint(
     path,               # checkpoint directory
     with_state=True,    # read the training state too?
 ) -> dict:              # {'model': weights, 'meta': …, **training state}
-    "Read a checkpoint directory back."
-    path = Path(path); meta = read_meta(path)
-    state = load_pth(path/'training_state.pt') if with_state and (path/'training_state.pt').exists() else {}
+    "Read a checkpoint directory back; the check sums are compared first."
+    path = Path(path)
+    meta = read_meta(path)
+    check_sum(path/PARTS[0], meta)
+    state_sum = (meta.get('sums') or {}).get(PARTS[1], '')
+    state = load_pth(path/PARTS[1], state_sum) if with_state and (path/PARTS[1]).exists() else {}
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}/training_state.pt holds a {type(state).__name__}, not a dict")
-    return {**state, 'model': load_weights(path/'model.safetensors'), 'meta': meta}
+    return {**state, 'model': load_weights(path/PARTS[0]), 'meta': meta}
+
+def check_sum(
+    file,   # of a checkpoint
+    meta,   # what `read_meta` returned for it
+):
+    "Raise if a file is not what was written; nothing is known of the files of older checkpoints."
+    wanted = (meta.get('sums') or {}).get(file.name)
+    if wanted is None or not file.exists(): return
+    found = checksum(file)
+    if found != wanted:
+        raise CheckpointError(f"{file} is damaged: its check sum is {found}, meta.json says {wanted}. Use another "
+                              "checkpoint, or copy this one again")

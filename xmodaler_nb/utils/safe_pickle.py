@@ -11,6 +11,7 @@ import codecs, collections, itertools, math, pickle, re, struct
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from .file_io import why_missing
 
 # %% ../../nbs/02_utils/80_safe_pickle.ipynb #35b104c4
 class UnsafePickleError(pickle.UnpicklingError):
@@ -182,6 +183,8 @@ _FLAT = {str, int, float, bool, complex, type(None)}
 class SafeUnpickler:
     "Reads a pickle; builds plain containers, strings, numbers and numpy arrays, and nothing else."
     known = KNOWN         # (module, name) → function of ours
+    leaves = _FLAT | {bytes, bytearray, range, np.ndarray}    # types of values that hold no others
+    stateless = ()        # types of containers whose state is left out
     def __init__(self,
         file,             # binary file object, or bytes
         name:str='data',  # what error messages call it
@@ -433,6 +436,7 @@ def _build(m, pos):
     x = m.stack[-1]
     if type(x) is _Dtype: _set_order(x, state)
     elif type(x) is _Array: _set_array(m, x, state)
+    elif type(x) in m.stateless: return pos
     else:
         raise UnsafePickleError(f"{m.name}: this pickle sets the state of {x if type(x) is _Global else _show(x)}; "
                                 "only arrays have one. Nothing was executed")
@@ -489,7 +493,6 @@ for code in b'\x97', b'\x98': _refuse(code, 'refers to a buffer outside itself')
 # %% ../../nbs/02_utils/80_safe_pickle.ipynb #aab51324
 DEPTH = 100                       # containers within containers
 _EXPANSION = 10**6, 32            # elements that any file may have written out in full, and that each byte adds
-_LEAVES = _FLAT | {bytes, bytearray, range, np.ndarray}
 
 class _Finish:
     "Replaces parts by arrays, throughout a structure; counts what it would have written out in full."
@@ -502,7 +505,7 @@ class _Finish:
         t = type(x)
         if t is _Array: return self(_value(x, self.m), depth)
         if t is _Dtype: return _dtype_of(x), 1
-        if t in _LEAVES or isinstance(x, np.generic): return x, 1
+        if t in self.m.leaves or isinstance(x, np.generic): return x, 1
         if t is _Global: raise UnsafePickleError(f"{self.m.name}: this pickle holds the class {x}")
         if id(x) in self.done: return self._again(x)
         if depth > DEPTH: raise UnsafePickleError(f"{self.m.name}: containers are nested more than {DEPTH} deep")
@@ -526,7 +529,7 @@ class _Finish:
 def container(self:_Finish, x, depth):
     "(the container with finished content, elements)."
     values = x.values() if isinstance(x, dict) else x
-    if isinstance(x, (set, frozenset)) or set(map(type, values)) <= _LEAVES: return x, 1 + len(x)
+    if isinstance(x, (set, frozenset)) or set(map(type, values)) <= self.m.leaves: return x, 1 + len(x)
     new, sizes = zip(*(self(v, depth) for v in values))
     if isinstance(x, tuple): x = tuple(new)
     elif isinstance(x, list): x[:] = new
@@ -608,5 +611,5 @@ def safe_load(
 ):                  # containers, strings, numbers, arrays
     "Read a pickle file that may only hold plain data; errors name the file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
     return safe_loads(path.read_bytes(), str(path))
