@@ -13,11 +13,16 @@ export MPLBACKEND ?= agg
 help:        ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
 
-$(VENV)/.ready: settings.ini setup.py constraints.txt
+ifeq ($(VENV),.venv)
+.venv/.ready: settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade-strategy only-if-needed -c constraints.txt -e '.[dev]'
 	touch $@
-setup: $(VENV)/.ready   ## create .venv with the pinned set
+setup: .venv/.ready   ## create .venv with the pinned set; make … VENV=other uses another environment as it is
+else
+setup:
+	@test -x $(BIN)/python || { echo 'VENV=$(VENV): no environment there; make one, or leave VENV out for .venv'; exit 2; }
+endif
 
 demo: setup  ## train on embedded data and write runs/demo/report.html
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/xm-demo --output-dir runs/demo $(ARGS)

@@ -77,7 +77,7 @@ def toy_cfg(folder, **engine):
     cfg.OUTPUT_DIR, cfg.MODEL.DEVICE, cfg.INFERENCE.VOCAB = str(folder), 'cpu', ''
     cfg.SOLVER.EPOCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.WRITE_PERIOD = 3, .02, 1
     cfg.SCHEDULED_SAMPLING.INC_EVERY_EPOCH = 1
-    for k, v in dict(PROGRESS=False, **engine).items(): cfg.ENGINE[k] = v
+    for k, v in {"PROGRESS": False, **engine}.items(): cfg.ENGINE[k] = v
     return cfg
 
 

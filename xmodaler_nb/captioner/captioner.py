@@ -6,8 +6,12 @@
 __all__ = ['Caption', 'read_item', 'Captioner', 'load_extractor']
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #99023d8e
+import hashlib
 import json
+import logging
+import os
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 import numpy as np
 import torch
@@ -24,7 +28,7 @@ from ..modeling import build_model, load_cfg_file
 from ..modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
 from ..own.extract import BackboneExtractor
 from ..own.scenes.features import extractor_from_dict
-from ..utils.checkpoint_files import write_checkpoint
+from ..utils.checkpoint_files import check_place, listed_names, write_checkpoint, write_text
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #d6191f0f
 @dataclass
@@ -72,8 +76,8 @@ class Captioner:
         extractor=None,  # picture → dict(features, boxes, …); None = only features can be captioned
         metrics:dict|None=None, # scores of the run, for the model card
     ):
-        if len(vocab) > cfg.MODEL.VOCAB_SIZE:
-            raise ValueError(f"the vocabulary has {len(vocab)} words, the model only knows "
+        if len(vocab) != cfg.MODEL.VOCAB_SIZE:
+            raise ValueError(f"the vocabulary has {len(vocab)} words ('.' included), the model knows "
                              f"MODEL.VOCAB_SIZE = {cfg.MODEL.VOCAB_SIZE}")
         self.model, self.cfg, self.vocab = model.eval(), cfg, list(vocab)
         self.extractor, self.metrics = extractor, metrics or {}
@@ -93,7 +97,7 @@ def item(self:Captioner,
     if _is_file(x): fields, image, boxes = self._from_file(x)
     elif _is_features(x): fields, image, boxes = self._from_arrays(x)
     else: fields, image, boxes = self._from_picture(x)
-    self._check_width(fields[kfg.ATT_FEATS])
+    self._check_fields(fields)
     types = torch.ones(self.cfg.MODEL.MAX_SEQ_LEN, dtype=torch.long)
     return {kfg.IDS: id, kfg.G_TOKENS_TYPE: types, **fields}, image, boxes
 
@@ -151,11 +155,24 @@ def extract(self:Captioner,
     return middle, {'features': np.concatenate([self.extractor(f)['features'] for f in frames])}
 
 @patch
-def _check_width(self:Captioner, feats):
-    "Features must be as wide as those of the training data."
-    width = self.cfg.MODEL.VISUAL_EMBED.IN_DIM
+def _check_fields(self:Captioner, fields):
+    "Features must be as wide as those of the training data, finite, and at least one."
+    feats, width = fields[kfg.ATT_FEATS], self.cfg.MODEL.VISUAL_EMBED.IN_DIM
     if feats.dim() != 2 or feats.shape[1] != width:
         raise ValueError(f"features have sizes {tuple(feats.shape)}, this model was trained on (n, {width})")
+    if not len(feats): raise ValueError('it has no regions, so there is nothing to describe')
+    for x in fields.values():
+        bad = (~x.isfinite()).sum().item() if torch.is_tensor(x) and x.is_floating_point() else 0
+        if bad: raise ValueError(f'its features hold {bad} numbers that are not finite (NaN or infinite)')
+
+@patch
+def _named_item(self:Captioner, x, id):
+    "As `item`; an error names the picture."
+    try: return self.item(x, id)
+    except (ValueError, TypeError, KeyError) as e:
+        if _is_file(x) and str(x) in str(e): raise
+        raise ValueError(f"picture {id}: {e.args[0] if isinstance(e, KeyError) and e.args else e}") from e
+
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #11780ea9
 @patch
@@ -186,11 +203,14 @@ def _decode(self:Captioner, items, strategy, sample, nbest, trace):
     batch_trace = out.get(kfg.TRACE) if trace else None
     return [([(i.tolist(), p.tolist()) for i, p in zip(ids[n], lps[n])], batch_trace, n) for n in range(len(items))]
 
-# %% ../../nbs/17_captioner/10_captioner.ipynb #bd2283c1
+# %% ../../nbs/17_captioner/10_captioner.ipynb #bf36920b
 @patch
 def _caption(self:Captioner, ids, lps, trace, n, rank, id, image, boxes):
     "Ids to a `Caption`, cut after the end mark."
     end = ids.index(0) if 0 in ids else len(ids)
+    if any(p != p or p > 0 for p in lps[:end+1]):
+        raise ValueError(f"picture {id}: the model's log-probabilities are not numbers; its weights, or the "
+                         f"features, are too large, infinite or NaN")
     words = [self.vocab[i] for i in ids[:end]]
     out = Caption(' '.join(words), words, lps[:end+1], str(id), image, boxes)
     if trace is not None:
@@ -198,6 +218,17 @@ def _caption(self:Captioner, ids, lps, trace, n, rank, id, image, boxes):
         out.attention = None if att is None else att[:end].numpy()
     return out
 
+def _check_call(n, names, strategy, beam_size, nbest, batch_size):
+    "Refuse arguments of `describe` that contradict each other."
+    if names != n: raise ValueError(f"{n} pictures, {names} names in ids")
+    for name, value in (('batch_size', batch_size), ('nbest', nbest), ('beam_size', beam_size)):
+        whole = isinstance(value, Integral) and value >= 1
+        if not (whole or (name == 'beam_size' and value in (None, 0))):
+            raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
+    if nbest > 1 and strategy in ('greedy', 'sample'):
+        raise ValueError(f"nbest={nbest} needs strategy='beam', got {strategy!r}")
+
+# %% ../../nbs/17_captioner/10_captioner.ipynb #bd2283c1
 @patch
 def describe(self:Captioner,
     x,                       # a picture or features, or a list of them
@@ -212,13 +243,13 @@ def describe(self:Captioner,
     "Everything that is known about the captions of some pictures."
     many = isinstance(x, (list, tuple))
     xs = list(x) if many else [x]
-    if nbest > 1 and strategy in ('greedy', 'sample'):
-        raise ValueError(f"nbest={nbest} needs strategy='beam', got {strategy!r}")
-    named = list(zip(_picture_names(xs) if ids is None else ids, xs))
+    names = _picture_names(xs) if ids is None else list(ids)
+    _check_call(len(xs), len(names), strategy, beam_size, nbest, batch_size)
+    named = list(zip(names, xs))
     search = self.build_strategy(strategy, max(beam_size or 0, nbest) if nbest > 1 else beam_size, **options)
     results = []
     for start in range(0, len(xs), batch_size):
-        part = [self.item(o, i) for i, o in named[start:start+batch_size]]
+        part = [self._named_item(o, i) for i, o in named[start:start+batch_size]]
         results += self._describe_part(part, search, strategy == 'sample', nbest, trace)
     if nbest == 1: results = [caps[0] for caps in results]
     return results if many else results[0]
@@ -245,17 +276,58 @@ def caption(self:Captioner,
     def text(c): return [text(o) for o in c] if isinstance(c, list) else c.text
     return text(self.describe(x, **kwargs))
 
+# %% ../../nbs/17_captioner/10_captioner.ipynb #6d45fa45
+def _check_replaceable(folder, names):
+    "Refuse a folder where a file would be lost that no captioner wrote, or that was changed since."
+    listed = listed_names(folder)
+    foreign = sorted(n for n in names - listed if os.path.lexists(folder/n))
+    meta = json.loads((folder/'meta.json').read_text(encoding='utf8')) if listed else {}
+    problem = ''
+    if foreign: problem = f"{folder} holds {', '.join(foreign)}, which no captioner wrote"
+    elif listed and meta.get('kind') != 'captioner':
+        problem = f"{folder} holds the checkpoint of a training, whose state would be lost"
+    elif changed := _changed_texts(folder, meta.get('files', {})):
+        problem = f"{folder/changed[0]} was changed since the captioner was saved"
+    if problem: raise FileExistsError(f'{problem}; choose another folder, or move it away. Nothing was changed')
+
+def _changed_texts(folder, sizes):
+    "Names of text files that no longer have their size."
+    files = [folder/n for n in sizes if n.endswith(('.yaml', '.txt', '.json'))]
+    return [p.name for p in files if p.is_file() and p.stat().st_size != sizes[p.name]]
+
+def _others_card(folder):
+    "The README.md that somebody else wrote or changed; '' if there is none."
+    path = folder/'README.md'
+    if not path.is_file(): return ''
+    content, listed = path.read_bytes(), listed_names(folder)
+    meta = json.loads((folder/'meta.json').read_text(encoding='utf8')) if listed else {}
+    return '' if meta.get('card') == _digest(content) else content
+
+def _digest(text):
+    "A short checksum of text or bytes."
+    return hashlib.sha256(text if isinstance(text, bytes) else text.encode()).hexdigest()[:16]
+
 # %% ../../nbs/17_captioner/10_captioner.ipynb #31747ad8
 @patch
 def save_pretrained(self:Captioner,
-    folder,   # new or existing directory of a captioner
+    folder,   # new or existing directory; what is no file of a captioner stays there
 ) -> Path:    # the folder
     "Write everything that `from_pretrained` needs."
-    files = {'config.yaml': self.cfg.dump(), 'vocabulary.txt': '\n'.join(self.vocab[1:]) + '\n',
-             'README.md': model_card(self)}
+    files = self._small_files()
+    folder, card = check_place(folder), model_card(self)
+    _check_replaceable(folder, {*files, 'model.safetensors', 'meta.json'})
+    meta = {'kind': 'captioner', 'unchecked': ['README.md'], 'card': _digest(card)}
+    files['README.md'] = _others_card(folder) or card
+    return write_checkpoint(folder, self.model.state_dict(), meta=meta, files=files)
+
+@patch
+def _small_files(self:Captioner):
+    "Name → text of what is saved beside the weights."
+    files = {'config.yaml': self.cfg.dump(), 'vocabulary.txt': '\n'.join(self.vocab[1:]) + '\n'}
     if hasattr(self.extractor, 'to_dict'): files['extractor.json'] = json.dumps(self.extractor.to_dict(), indent=1)
     if self.metrics: files['metrics.json'] = json.dumps(self.metrics, indent=1)
-    return write_checkpoint(Path(folder), self.model.state_dict(), meta={'kind': 'captioner'}, files=files)
+    return files
+
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #0a4722d3
 def _find_checkpoint(path):
@@ -282,6 +354,13 @@ def load_extractor(
     if description.get('extractor') == 'BackboneExtractor': return BackboneExtractor.from_dict(description)
     return extractor_from_dict(description)
 
+def _check_finite(model, path):
+    "Refuse weights that are not numbers."
+    bad = [k for k, v in model.state_dict().items() if v.is_floating_point() and v.isnan().any()]
+    bad += [k for k, v in model.named_parameters() if v.isinf().any()]
+    if bad: raise ValueError(f"{path}: {len(bad)} weights hold numbers that are not finite, {bad[0]} for instance; "
+                             "the training that wrote them had failed")
+
 @patch(cls_method=True)
 def from_pretrained(cls:Captioner,
     path,              # folder of a captioner, of a run or of a checkpoint; or a weights file
@@ -300,6 +379,7 @@ def from_pretrained(cls:Captioner,
     cfg = load_cfg_file(config, ['MODEL.DEVICE', device, 'INFERENCE.VOCAB', ''])
     model = build_model(cfg)
     XmodalerCheckpointer(model).load(str(path), checkpointables=[], strict=True)
+    _check_finite(model, path)
     saved = _resolve_file(path, 'extractor.json', None)
     scores = _resolve_file(path, 'metrics.json', None) or _resolve_file(run, 'metrics.json', None)
     if extractor is None and saved is not None: extractor = load_extractor(json.loads(saved.read_text()))

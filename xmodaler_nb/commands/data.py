@@ -13,9 +13,10 @@ import shlex
 import sys
 from pathlib import Path
 from .command import command
-from ..own.check import file_kind
-from ..own.data import CaptionData, read_table, samples_from_rows
+from ..own.check import SEGMENTS, file_kind
+from ..own.data import CaptionData, WrittenData, read_table, samples_from_rows
 from ..own.extract import KINDS, extract_features
+from ..own.origin import verify_features
 from ..own.store_import import import_features
 from ..utils.store import FeatureStore
 
@@ -39,7 +40,8 @@ def check_command(
 ):        # 1 if there are errors
     "Print what is wrong with the data."
     data = load_source(args.source, args.images)
-    table = data.check(args.references)
+    data.segment = args.segment
+    table = data.check(args.references, args.max_len)
     if args.json: print(json.dumps([f._asdict() for f in table], ensure_ascii=False))
     else: print(data, table, sep='\n')
     return 1 if table.errors else 0
@@ -57,7 +59,7 @@ def write_command(
 ):
     "Write a folder to train on, and print what its vocabulary covers."
     data = load_source(args.source, args.images)
-    names = ('layout', 'min_count', 'max_len', 'val', 'test', 'seed', 'drop', 'dtype')
+    names = ('layout', 'min_count', 'max_len', 'val', 'test', 'seed', 'drop', 'dtype', 'segment')
     options = {k: getattr(args, k) for k in names} | (dict(weights=args.weights) if args.weights else {})
     written = data.write(args.out, backbone_for(data, args.backbone), **options)
     print(written)
@@ -83,7 +85,7 @@ def extract_command(
     folder = len(args.files) == 1 and Path(args.files[0]).is_dir()
     result = extract_features(args.backbone, args.files[0] if folder else args.files, args.store, args.kind, boxes,
                               args.batch_size, args.shard, args.layout, args.dtype, args.frames,
-                              on_error='skip' if args.skip_errors else 'raise', **options)
+                              on_error='skip' if args.skip_errors else 'raise', replace=args.replace, **options)
     print(f"{result.added} added, {result.skipped} were there, {len(result.failed)} failed")
     for id, why in result.failed.items(): print(f'failed: {id}: {why}', file=sys.stderr)
     return 1 if result.failed else 0
@@ -98,16 +100,22 @@ def import_command(
 def verify_command(
     args, # parsed by `data_parser`
 ):        # 1 if bytes are wrong
-    "Compare every byte of a store with its check sums."
-    store = FeatureStore(args.store, strict=False)
-    bad = store.verify()
-    print(store, *bad, sep='\n')
+    "Compare every byte of features with what was written, and with the pictures that they come from."
+    folder = Path(args.store)
+    written = (folder/'report.json').is_file() and (folder/'files.json').is_file()
+    bad = WrittenData(folder).verify() if written else verify_features(folder)
+    print(*bad, f"{folder.name}: {len(bad) or 'no'} problem{'s' if len(bad) > 1 else ''}", sep='\n')
     return 1 if bad else 0
 
 # %% ../../nbs/18_commands/70_data.ipynb #dac97269
 def _add_source(p):
     p.add_argument('source', help='folder, .json, .jsonl, .csv, .tsv or .txt')
     p.add_argument('--images', default='', help='folder of the pictures')
+
+def _add_words(p):
+    p.add_argument('--segment', choices=SEGMENTS, default='words', help='what a word is: what stands between blanks, '
+                   'or each character of Chinese, Thai and other text without blanks')
+    p.add_argument('--max-len', type=int, default=20, help='words kept per caption')
 
 def _add_backbone(p, default, note=''):
     p.add_argument('--backbone', default=default, help=f'patches, torchvision/NAME{note}')
@@ -118,6 +126,7 @@ def _add_dtype(p, default): p.add_argument('--dtype', choices=('float16', 'float
 
 def _add_check(p):
     _add_source(p)
+    _add_words(p)
     p.add_argument('--references', type=int, default=None, help='captions per picture that scored splits should have')
     p.add_argument('--json', action='store_true', help='the table as JSON')
 
@@ -129,7 +138,7 @@ def _add_write(p):
     p.add_argument('--layout', choices=('xmodaler', 'store'), default='xmodaler',
                    help='features as single files or as a store')
     _add_split(p)
-    p.add_argument('--max-len', type=int, default=20, help='words kept per caption')
+    _add_words(p)
     p.add_argument('--min-count', type=int, default=None, help='how often a word must be seen '
                    '(default: chosen so that 97%% of the training words are covered)')
 
@@ -150,6 +159,7 @@ def _add_extract(p):
     p.add_argument('--boxes', default='', help='JSON: id to list of x1 y1 x2 y2, for --kind region')
     _add_network(p)
     p.add_argument('--shard', default=None, metavar='i/n', help='every n-th file from the i-th on; torchrun sets it')
+    p.add_argument('--replace', action='store_true', help='make features anew that other options made')
     p.add_argument('--skip-errors', action='store_true', help='go on after files that cannot be read')
 
 def _add_network(p):
@@ -166,7 +176,8 @@ def _add_import(p):
     _add_dtype(p, 'float16')
     p.add_argument('--part', default='all', help='name of this writer, where several work at once')
 
-def _add_verify(p): p.add_argument('store')
+def _add_verify(p):
+    p.add_argument('store', help='a store, a folder of features, or a folder that xm-data write wrote')
 
 # %% ../../nbs/18_commands/70_data.ipynb #4b5865bc
 _COMMANDS = dict(
@@ -174,7 +185,7 @@ _COMMANDS = dict(
     write=(_add_write, write_command, 'Check, split, choose words, extract features and write a folder to train on.'),
     extract=(_add_extract, extract_command, 'Features of pictures or clips.'),
     import_=(_add_import, import_command, 'Features of others into a store: folder of .npz, TSV, HDF5, LMDB.'),
-    verify=(_add_verify, verify_command, 'Read every byte of a store and compare check sums.'))
+    verify=(_add_verify, verify_command, 'Read all features and compare: what was written, from which pictures.'))
 
 def data_parser() -> argparse.ArgumentParser:
     "The command line of `xm-data`."

@@ -21,7 +21,7 @@ from ..engine.setup import default_setup
 from ..evaluation.split import decode, read_references, score_split
 from ..look import render_caption_card, report as r
 from ..modeling import load_cfg_file
-from ..utils.checkpoint_files import write_text
+from ..utils.checkpoint_files import set_aside, write_text
 
 # %% ../../nbs/18_commands/20_experiment.ipynb #b867331c
 @dataclass
@@ -104,8 +104,7 @@ def rename_finished_run(
     "Keep a finished run under the next free number, so that its name is free again."
     folder = Path(folder)
     if not (folder/'metrics.json').exists(): return None
-    n = next(i for i in range(1, 10000) if not folder.with_name(f'{folder.name}.{i}').exists())
-    return folder.rename(folder.with_name(f'{folder.name}.{n}'))
+    return set_aside(folder)
 
 def run_training(
     cfg,          # frozen `CfgNode`, or the path of a config file

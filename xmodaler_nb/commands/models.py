@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'PICTURE_OPTS', 'CLIP_OPTS', 'ZOO', 'COUNTS', 'TINY', 'FEATURES', 'MARK', 'lstm_sizes', 'bert_sizes',
-           'Recipe', 'zoo_data', 'zoo_config', 'most_frequent', 'train_one', 'markdown_table', 'write_table',
-           'models_main']
+           'Recipe', 'zoo_data', 'zoo_config', 'most_frequent', 'run_folder', 'train_one', 'read_rows',
+           'markdown_table', 'write_table', 'models_main']
 
 # %% ../../nbs/18_commands/50_models.ipynb #6d9f6ed5
 import argparse
@@ -14,12 +14,12 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from ..modeling import load_cfg_file
+from ..utils.checkpoint_files import set_aside, write_text
 from .command import command
 from .experiment import run_training
 from ..evaluation.split import decode, read_references, score_split
@@ -165,17 +165,23 @@ def most_frequent(
     "The most frequent training caption; of equals the first in the alphabet."
     return min(Counter(c for i in data.ids('train') for c in data.captions(i)).items(), key=lambda o: (-o[1], o[0]))[0]
 
+def run_folder(
+    name:str,   # a name in `ZOO`
+    out,        # parent of the runs
+) -> Path:
+    "Where the run of a model is kept."
+    return Path(out)/re.sub(r'\W+', '_', name).strip('_').lower()
+
 def train_one(
     name:str,        # a name in `ZOO`
     folder,          # of data sets
     out,             # parent of the runs
     tiny:bool=False, # a few steps, for tests
-# model,
-) -> dict: # yaml, parameters, steps, seconds (and of processor time), CIDEr, CIDEr_D, BLEU_4, distinct, baseline
+) -> dict: # model, yaml, parameters, steps, seconds (and of the processor), scores, distinct, baseline
     "Train, caption the test split, score."
     data = zoo_data(folder, ZOO[name].features == 'clips', tiny)
-    run = Path(out)/re.sub(r'\W+', '_', name).strip('_').lower()
-    shutil.rmtree(run, ignore_errors=True)
+    run = run_folder(name, out)
+    if moved := set_aside(run): print(f'{run} exists; it is now {moved}')
     cpu_start = time.process_time()
     with open(os.devnull, 'w') as devnull, contextlib.redirect_stdout(devnull):
         trainer, seconds = run_training(zoo_config(name, data, run, tiny))
@@ -188,8 +194,16 @@ def train_one(
                CIDEr=scores['CIDEr'], CIDEr_D=scores['CIDEr_D'], BLEU_4=scores['Bleu_4'],
                distinct=scores['distinct_captions'],
                baseline=score_split(dict.fromkeys(refs, most_frequent(data)), refs)[0]['CIDEr'])
-    (run/'row.json').write_text(json.dumps(row, indent=1))
+    write_text(run/'row.json', json.dumps(row, indent=1))
     return row
+
+def read_rows(
+    out,      # parent of the runs
+) -> list:    # what `train_one` returned, in the order of the zoo
+    "The rows of the latest run of each model."
+    files = [run_folder(name, out)/'row.json' for name in ZOO]
+    return [json.loads(f.read_text(encoding='utf-8')) for f in files if f.is_file()]
+
 
 # %% ../../nbs/18_commands/50_models.ipynb #46527253
 MARK = '<!-- table of models -->'
@@ -242,7 +256,7 @@ def models_main(argv):
             print(f"{name:20} CIDEr {r['CIDEr']:.3f} (most frequent caption {r['baseline']:.3f})  {r['seconds']:5.1f} "
                   f"s ({r['cpu_seconds']:.1f} s of processor time)  {r['parameters']:,} parameters", flush=True)
     finally: logging.disable(logging.NOTSET)
-    rows = [json.loads(f.read_text()) for f in out.glob('*/row.json')]
+    rows = read_rows(out)
     if args.write: write_table(rows, args.write)
     failed = [r['model'] for r in rows if not args.tiny and (r['CIDEr'] < 2*r['baseline'] or r['distinct'] < 10)]
     if failed:

@@ -46,6 +46,7 @@ _C.ENGINE = CN(dict(
     EARLY_STOP='', EARLY_STOP_PATIENCE=3,        # metric to watch, evaluations without improvement
     GLOBAL_TOKENS=False,                         # several processes: weigh by the number of target words
     SHARD_EVAL=True,                             # several processes: each decodes a part of the images
+    WAIT_WARNING=600,                            # several processes: seconds at one place that are said; 0 = never
     PROGRESS=True))                              # progress bar on a terminal
 
 _C.SCHEDULED_SAMPLING = CN(dict(

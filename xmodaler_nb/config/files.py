@@ -22,7 +22,14 @@ def config_file(
     if Path(name).is_file(): return Path(name)
     for folder in config_dirs():
         if (folder/name).is_file(): return folder/name
+    raise FileNotFoundError(_no_config(name))
+
+def _no_config(name):
+    "The error for a name that is no config: what it is instead, and which configs there are."
     known = sorted(str(p.relative_to(d)) for d in config_dirs() for p in d.rglob('*.yaml'))
+    if Path(name).is_dir():
+        inside = sorted(p.name for p in Path(name).glob('*.yaml'))
+        return f"config file {name} is a folder; name a file in it: {', '.join(inside[:5]) or 'it holds no .yaml'}"
     near = [k for k in known if Path(k).name == Path(name).name] or known[:5]
-    raise FileNotFoundError(f"config file {name} does not exist; published ones: {', '.join(near)} … ({len(known)} "
-                            f"in all)")
+    return f"config file {name} does not exist; published ones: {', '.join(near)} … ({len(known)} in all)"
+

@@ -13,6 +13,7 @@ import runpy
 import sys
 from pathlib import Path
 import yaml
+from ..utils.file_io import why_missing
 
 # %% ../../nbs/03_config/50_lazy.ipynb #4a0d3928
 from .config import CfgNode
@@ -108,7 +109,7 @@ class LazyConfig:
     ):                    # LazyNode; one value or a tuple with `keys`
         "Read a tree. YAML is read safely; a Python file is refused without `allow_code=True`."
         path = Path(filename)
-        if not path.is_file(): raise FileNotFoundError(f"config file {path} does not exist")
+        if not path.is_file(): raise FileNotFoundError(f"config file {path}: {why_missing(path)}")
         if path.suffix in ('.yaml', '.yml'): content = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
         else: content = _run_config(path, allow_code)
         if keys is None: return to_nodes(content)

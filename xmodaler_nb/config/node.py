@@ -19,6 +19,7 @@ import yaml
 from fastcore.basics import patch
 from .compat import upgrade_config
 from .files import config_dirs
+from ..utils.file_io import why_missing
 
 # %% ../../nbs/03_config/05_node.ipynb #57d664a0
 logger = logging.getLogger(__name__)
@@ -318,7 +319,7 @@ def _overlay(over, under, lines, path=''):
 def _load_with_base(path, seen=()):
     "A file on top of all its bases: (dict, where each key came from)."
     path = Path(os.path.expanduser(str(path)))
-    if not path.is_file(): raise FileNotFoundError(f"config file {path} does not exist")
+    if not path.is_file(): raise FileNotFoundError(f"config file {path}: {why_missing(path)}")
     if path.resolve() in seen: raise ValueError(f"{path}: {BASE_KEY} leads back to this file")
     own, own_lines = _read_yaml(path)
     bases = own.pop(BASE_KEY, None) or []

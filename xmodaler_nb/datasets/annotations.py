@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ..config import kfg
+from ..functional import id_key
 from ..utils.safe_pickle import safe_load
 
 # %% ../../nbs/06_datasets/45_annotations.ipynb #dcfaac9c
@@ -65,9 +66,8 @@ def attach_table(
     if not isinstance(table, dict):
         raise ValueError(f"{path}: holds a {type(table).__name__}, but should be a dict from image id to array")
     for e in entries:
-        i = e[key]
-        if i in table: e[name] = table[i]
-        elif i.isdigit() and int(i) in table: e[name] = table[int(i)]
+        k = id_key(table, e[key])
+        if k is not None: e[name] = table[k]
 
 # %% ../../nbs/06_datasets/45_annotations.ipynb #27ba9776
 def choose_sentences(

@@ -21,6 +21,7 @@ from ..functional import decodes_word_pieces, read_lines
 from ..utils import comm
 from ..utils.store import feature_files
 from .pictures import evenly_spaced
+from ..utils.file_io import why_missing
 
 # %% ../../nbs/06_datasets/70_check.ipynb #1403f5c0
 class DatasetError(ValueError):
@@ -95,7 +96,7 @@ def vocabulary_problems(
 ) -> tuple:         # problems, notes
     "Does the vocabulary file have as many words as the model?"
     if str(path) == '': return [], []
-    if not Path(path).is_file(): return [f"{path}: no such vocabulary (INFERENCE.VOCAB)"], []
+    if not Path(path).is_file(): return [f"{path}: {why_missing(path)} (INFERENCE.VOCAB)"], []
     n = len(read_lines(path)) + 1
     text = f"{path}: {n-1} words and '.' make a vocabulary of {n}, but MODEL.VOCAB_SIZE is {vocab_size}"
     if n == vocab_size: return [], []
@@ -157,7 +158,7 @@ def reference_problems(
 ) -> list:        # problems
     "Images that will be captioned but cannot be scored."
     path, ids = Path(path), [str(entry_id(e)) for e in entries]
-    if not path.is_file(): return [f"{path}: no such file of references"]
+    if not path.is_file(): return [f"{path}: {why_missing(path)} (of references)"]
     try: known = {str(a['image_id']) for a in json.loads(path.read_text(encoding='utf-8'))['annotations']}
     except (ValueError, KeyError, TypeError) as e:
         return [f"{path}: not a file of references in COCO's form ({type(e).__name__}: {e})"]

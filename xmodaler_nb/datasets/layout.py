@@ -15,6 +15,7 @@ import os
 import pickle
 from pathlib import Path
 import numpy as np
+from ..functional import as_id
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #ff15a225
 def caption_rows(
@@ -123,10 +124,9 @@ def write_coco(
     files=None,     # id → file name
     first_id:int=0, # id of the first caption; the others follow
 ):
-    "References in COCO's form; ids are numbers where they look like numbers."
-    num = lambda i: int(i) if str(i).isdigit() else i
-    images = [dict(id=num(i), file_name=(files or {}).get(i, str(i))) for i in captions]
-    annotations = [dict(image_id=num(i), caption=c) for i, texts in captions.items() for c in texts]
+    "References in COCO's form; ids are numbers where they are written like numbers, see `as_id`."
+    images = [dict(id=as_id(i), file_name=(files or {}).get(i, str(i))) for i in captions]
+    annotations = [dict(image_id=as_id(i), caption=c) for i, texts in captions.items() for c in texts]
     for k, a in enumerate(annotations, first_id): a['id'] = k
     write_json(path, dict(info={}, licenses=[], type='captions', images=images, annotations=annotations))
 

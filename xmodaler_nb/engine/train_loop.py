@@ -6,12 +6,14 @@
 __all__ = ['HookBase', 'Steps', 'TrainerBase', 'ForTrainer', 'TrainerEvents', 'RunStep', 'drawn_once']
 
 # %% ../../nbs/14_engine/20_train_loop.ipynb #44d7c0af
-import logging, weakref
+import logging, math, weakref
 from torch import nn
 from fastai.callback.core import Callback, CancelBatchException, TrainEvalCallback
 from fastcore.basics import patch
 from .learner import CaptionLearner
 from .learner_parts import Loaders, NoOptim, unused_name
+from .place import Place, watched
+from ..utils import comm
 from ..utils.events import EventStorage
 
 # %% ../../nbs/14_engine/20_train_loop.ipynb #70eca367
@@ -92,7 +94,8 @@ class TrainerBase:
     def __init__(self):
         self._hooks, self.learn, self.storage = [], None, None
         self.iter = self.start_iter = self.max_iter = 0
-        self._cursor, self._pending, self._storage_state = None, [], None
+        self._cursor, self._pending, self._storage_state, self._wanted_end = None, [], None, None
+        self.place = Place()
 
     def run_step(self):
         "One training step. Subclasses define it."
@@ -125,13 +128,18 @@ class TrainerBase:
 @patch
 def before_train(self:TrainerBase):
     "Called before the loop."
-    for h in self._hooks: h.before_train()
+    for h in self._hooks:
+        self.place.enter(h, 'before_train', self.iter)
+        h.before_train()
 
 @patch
 def before_step(self:TrainerBase):
     "Called before a step."
     self.storage.iter = self.iter
-    for h in self._hooks: h.before_step()
+    for h in self._hooks:
+        self.place.enter(h, 'before_step', self.iter)
+        h.before_step()
+    self.place.enter(None, 'the training step', self.iter)
 
 @patch
 def after_update(self:TrainerBase):
@@ -151,6 +159,7 @@ def after_train(self:TrainerBase):
     "Called after the loop, also after an error."
     self.storage.iter = self.iter
     for h in self._hooks:
+        if not self.learn.failed: self.place.enter(h, 'after_train', self.iter)
         try: h.after_train()
         except Exception as e:
             if not self.learn.failed: raise
@@ -161,7 +170,10 @@ def after_train(self:TrainerBase):
 @patch
 def _after_step_from(self:TrainerBase, first):
     try:
-        for self._cursor in range(first, len(self._hooks)): self._hooks[self._cursor].after_step()
+        for self._cursor in range(first, len(self._hooks)):
+            self.place.enter(self._hooks[self._cursor], 'after_step', self.iter)
+            self._hooks[self._cursor].after_step()
+        self._agree_on_the_end()
     except KeyboardInterrupt:
         self._cursor -= 1                       # the interrupted hook will have to run again
         self.on_interrupt()
@@ -173,8 +185,13 @@ def on_interrupt(self:TrainerBase):
     "Called when a hook was interrupted in `after_step`, a moment at which saving is safe."
 
 @patch
-def run_pending_hooks(self:TrainerBase):
+def pending_hooks(self:TrainerBase) -> list:   # names
     "After a resume: the hooks that had not run yet when the checkpoint was written."
+    return self._pending
+
+@patch
+def run_pending_hooks(self:TrainerBase):
+    "Run them."
     names, self._pending = self._pending, []
     first = next((i for i, n in enumerate(self.hook_names()) if n in names), None)
     if first is None: return
@@ -182,6 +199,7 @@ def run_pending_hooks(self:TrainerBase):
     self._after_step_from(first)
     self.iter = self.storage.iter = self.start_iter
 
+# %% ../../nbs/14_engine/20_train_loop.ipynb #d029e383
 @patch
 def hook_names(self:TrainerBase) -> list:
     "One name per hook: its class, numbered from the second on."
@@ -193,9 +211,17 @@ def hook_names(self:TrainerBase) -> list:
 def stop(self:TrainerBase,
     why:str,  # for the log
 ):
-    "End the training after this step, as if it had been this long from the start."
+    "End the training after this step, as if it had been this long from the start; one process's call is enough."
     logging.getLogger(__name__).info("stopping after iteration %d: %s", self.iter, why)
-    self.max_iter = self.learn.stop_at = self.iter+1
+    self._wanted_end = self.iter+1
+    if comm.get_world_size() == 1: self._agree_on_the_end()
+
+@patch
+def _agree_on_the_end(self:TrainerBase):
+    "All processes end where one of them wants to end. They agree after the hooks of each step."
+    wanted, self._wanted_end = self._wanted_end, None
+    if comm.get_world_size() > 1: wanted = comm.smallest(math.inf if wanted is None else wanted)
+    if wanted is not None and wanted < self.max_iter: self.max_iter = self.learn.stop_at = int(wanted)
 
 # %% ../../nbs/14_engine/20_train_loop.ipynb #93b80758
 class ForTrainer(Callback):
@@ -276,11 +302,11 @@ def train(self:TrainerBase,
     if isinstance(self.learn.dls.train, Steps): self.learn.dls.train.n = max_iter
     cbs = [TrainerEvents(self), RunStep(self)] if self.has_own_step() else [TrainerEvents(self)]
     try:
-        with EventStorage(start_iter) as self.storage:
+        with EventStorage(start_iter) as self.storage, watched(self.place):
             if self._storage_state: self._restore_storage()
             self.learn.fit_iters(start_iter, max_iter, cbs=cbs)
     except Exception as e:
-        logger.exception("training stopped at iteration %d: %s", self.iter, e)
+        logger.exception("training stopped at iteration %d, in %s: %s", self.iter, self.place, e)
         raise
 
 @patch

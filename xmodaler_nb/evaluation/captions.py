@@ -15,7 +15,9 @@ from fastcore.basics import patch
 from .cider import DocumentFrequency
 from .metrics import MetricUnavailable, make_metric, metric_name, problem
 from .ngrams import References, count_ngrams, lay_out
+from ..functional import as_id
 from ..tokenization.ptb import ptb_tokenize
+from ..utils.file_io import why_missing
 
 # %% ../../nbs/09_evaluation/70_captions.ipynb #c94240d6
 ID_COLUMNS = 'image_id', 'id', 'image', 'video_id', 'file_name'
@@ -64,7 +66,7 @@ def read_json(
 ):         # its content
     "Read a json file; errors name it."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
     try: return json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f"{path}: not json ({e})") from None
 
@@ -115,14 +117,22 @@ def align(
     strict:bool=True,  # raise if the ids differ
 ) -> tuple:            # ids to score, in the references' order; predictions; ids lacking one, the other side
     "Match predictions with references."
-    if predictions and not any(i in references for i in predictions):
-        by_text = {str(i): i for i in references}
-        if any(str(i) in by_text for i in predictions):
-            predictions = {by_text.get(str(i), i): c for i, c in predictions.items()}
+    predictions = _under_ids_of(references, predictions)
     missing = [i for i in references if i not in predictions]
     extra = [i for i in predictions if i not in references]
     if strict: _check_ids(missing, extra, len(references)-len(missing))
     return [i for i in references if i in predictions], predictions, missing, extra
+
+def _under_ids_of(references, predictions):
+    "Predictions under the ids of the references: `7` and `'7'` are the same picture, see `as_id`."
+    if all(i in references for i in predictions): return predictions
+    out, same, twice = {}, {str(as_id(i)): i for i in references}, []
+    for i, caption in predictions.items():
+        key = i if i in references else same.get(str(as_id(i)), i)
+        if key in out: twice.append(key)
+        out[key] = caption
+    if twice: raise ValueError(f"more than one prediction for {_format_ids(twice)}; one caption per id is scored")
+    return out
 
 def _check_ids(missing, extra, both):
     "Raise an error if one side lacks ids that the other has."
@@ -177,7 +187,7 @@ def _tokens(predictions, references, tokenize):
     if not tokenize: return list(predictions), references
     flat = ptb_tokenize([r for rs in references for r in rs])
     it = iter(flat)
-    return ptb_tokenize(predictions, next_caption='a dog'), [[next(it) for _ in rs] for rs in references]
+    return ptb_tokenize(predictions), [[next(it) for _ in rs] for rs in references]
 
 def _text(x):
     "A caption as text that the metrics can hold."

@@ -14,7 +14,8 @@ from .build import EVALUATION_REGISTRY
 from .captions import ALL_METRICS, score_tokens, _format_ids, _text
 from .metrics import make_metric, problem
 from .ngrams import References
-from .split import as_id, read_references
+from .split import read_references
+from ..functional import as_id
 from ..tokenization.ptb import ptb_tokenize
 
 # %% ../../nbs/09_evaluation/76_coco_evaler.ipynb #625c2dcc
@@ -49,7 +50,7 @@ class COCOEvaler:
         "Score the results, and write them if there is a folder."
         captions = self.captions(results)
         if self.output_dir is not None: self.write(captions, epoch)
-        self.result = score_tokens(self.ids, ptb_tokenize(captions, next_caption='a dog'), self.refs,
+        self.result = score_tokens(self.ids, ptb_tokenize(captions), self.refs,
                                    list(self.metrics), self.metrics)
         return dict(self.result.corpus)
 

@@ -9,6 +9,7 @@ __all__ = ['JAR', 'PARAPHRASES', 'ByteHash', 'ParaphraseIndex', 'build_index', '
 # %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #fccc15cb
 import gzip
 import importlib.util
+import logging
 import os
 import sys
 import tempfile
@@ -160,6 +161,26 @@ def cache_folder() -> Path:
     base = os.environ.get('XMODALER_CACHE') or os.path.join(user, 'xmodaler_nb')
     return Path(base)
 
+# %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #ec46e049
+_said = set()
+
+def _say_once(text):
+    "A warning that is not repeated."
+    if text not in _said: logging.getLogger(__name__).warning('%s', text)
+    _said.add(text)
+
+def _reason(e): return getattr(e, 'strerror', None) or str(e) or type(e).__name__
+
+def _read_index(folder, names):
+    "The cached index; None where there is none, or none that can be read."
+    try:
+        if not all(os.path.isfile(folder/f'{n}.npy') for n in names): return None
+        return ParaphraseIndex(*(np.load(folder/f'{n}.npy', mmap_mode='r') for n in names))
+    except (OSError, ValueError, EOFError) as e:
+        _say_once(f'METEOR: the cached table {folder} cannot be read ({_reason(e)}); '
+                  'remove it to have it written anew')
+        return None
+
 # %% ../../nbs/09_evaluation/50_meteor_tables.ipynb #d6435bf1
 class Bar:
     "A progress bar on stderr, if that is a terminal."
@@ -181,13 +202,14 @@ def load_index(
     st = source.stat()
     folder = (Path(cache) if cache else cache_folder())/f'meteor-1-{st.st_size}-{int(st.st_mtime)}'
     names = ('lhs', 'start', 'rhs')
-    if all((folder/f'{n}.npy').is_file() for n in names):
-        return ParaphraseIndex(*(np.load(folder/f'{n}.npy', mmap_mode='r') for n in names))
+    cached = _read_index(folder, names)
+    if cached is not None: return cached
     bar = Bar(5_274_084, 'METEOR: compiling the paraphrase table (once)')
     with gzip.open(source) as f: index = build_index(f, progress=bar)
-    # it cannot be written, or another process was first: use it from memory
     try: _save_index(index, names, folder)
-    except OSError: return index
+    except OSError as e:
+        _say_once(f'METEOR: the cache folder {folder.parent} cannot be written ({_reason(e)}); each process compiles '
+                  'the table anew. XMODALER_CACHE names another folder')
     return index
 
 def _save_index(index, names, folder):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from .func_feats import boxes_to_locfeats
 from ..utils.store import open_store
+from ..utils.file_io import why_missing
 
 # %% ../../nbs/04_functional/20_func_io.ipynb #f8e21a5a
 def read_lines(
@@ -18,7 +19,7 @@ def read_lines(
 ) -> list:          # lines without surrounding white space; empty lines stay, as ''
     "The lines of a file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
     with open(path, encoding='utf-8') as f: return [line.strip() for line in f]
 
 def read_lines_set(

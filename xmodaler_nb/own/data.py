@@ -17,7 +17,8 @@ import random
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 import numpy as np
@@ -25,13 +26,17 @@ import yaml
 from fastcore.basics import patch
 from ..datasets.annotations import load_annotations
 from ..datasets.check import DatasetError
-from ..datasets.layout import PREFIXES, Folder, annotation, encode_words, make_vocabulary, row_length
+from ..datasets.layout import PREFIXES, Folder, annotation, encode_words, folder_paths, make_vocabulary
+from ..datasets.layout import row_length
 from ..datasets.layout import write_annotations, write_coco, write_vocabulary
-from ..functional import load_vocab, read_np
-from .check import CLIPS, FEATURES, IMAGES, SPLITS, CheckTable, Finding, Sample
+from ..functional import as_id, load_vocab, read_np
+from .check import CLIPS, FEATURES, IMAGES, SEGMENTS, SPLITS, CheckTable, Finding, Sample
 from .check import check_samples, file_kind, split_words
 from .extract import extract_features
-from ..utils.store import FeatureStore, FeatureWriter, feature_files, open_store
+from .origin import FeatureFolder, FeatureItems, arrays_digest, digest, file_digest, keep_agreeing
+from .origin import origin, verify_features
+from ..utils.file_io import why_missing
+from ..utils.store import feature_files, open_store
 
 # %% ../../nbs/15_own/40_data.ipynb #5100c739
 @dataclass
@@ -40,6 +45,11 @@ class CaptionData:
     samples:list                                # of Sample
     findings:list = field(default_factory=list)    # of Finding
     name:str = 'data'                           # for messages
+    segment:str = 'words'                       # what a word is, see `split_words`: 'words' or 'characters'
+
+    def __post_init__(self):
+        if self.segment not in SEGMENTS:
+            raise ValueError(f"segment is {self.segment!r}, but must be {' or '.join(map(repr, SEGMENTS))}")
 
     def __len__(self): return len(self.samples)
     def __repr__(self):
@@ -52,7 +62,7 @@ def read_text(
 ) -> tuple:      # (text, list of Finding)
     "A text file; UTF-8, else Windows-1252 with a finding."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
     data = path.read_bytes()
     try: return data.decode('utf-8-sig'), []
     except UnicodeDecodeError as e:
@@ -274,7 +284,7 @@ def from_folder(cls:CaptionData,
 ) -> CaptionData:
     "A folder of pictures."
     folder = Path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f"{folder}: no such folder")
+    if not folder.is_dir(): raise FileNotFoundError(f"{folder}: {why_missing(folder, 'folder')}")
     files = _media_files(folder)
     if not files: raise ValueError(f"{folder}: no pictures ({', '.join(sorted(IMAGES))}), clips or features in it")
     captions = captions or next((folder/n for n in _CAPTION_FILES if (folder/n).is_file()), None)
@@ -321,9 +331,10 @@ def _coco_captions(path):
 @patch
 def check(self:CaptionData,
     n_references:int|None=None, # captions per picture that scored splits should have; None: what most have, at most 5
+    max_len:int=20,             # words that will be kept per training caption
 ) -> CheckTable:
     "Everything that is wrong or odd, in one table."
-    table, self.digests = check_samples(self.samples, n_references, self.findings)
+    table, self.digests = check_samples(self.samples, n_references, self.findings, self.segment, max_len)
     return table
 
 @patch
@@ -347,7 +358,7 @@ def decide_splits(self:CaptionData,
     split_of |= dict.fromkeys(undecided, 'train') | dict.fromkeys(undecided[:n_val + n_test], 'test')
     split_of |= dict.fromkeys(undecided[:n_val], 'val')
     samples = [Sample(s.id, s.file, list(s.captions), s.split or split_of[k]) for k, g in groups.items() for s in g]
-    out = CaptionData(samples, self.findings, self.name)
+    out = replace(self, samples=samples)
     out.digests = self.digests
     return out
 
@@ -363,7 +374,7 @@ def vocabulary_coverage(
 
 @patch
 def _words(self:CaptionData, split):
-    return [split_words(c) for s in self.samples if s.split == split for c in s.captions]
+    return [split_words(c, self.segment) for s in self.samples if s.split == split for c in s.captions]
 
 @patch
 def coverage_report(self:CaptionData,
@@ -400,6 +411,11 @@ class WrittenData(Folder):
         name, counts = _DATASETS[self.report['prefix']], self.report['counts']
         self.more = {f'DATASETS.{s.upper()}': name if counts.get(s) else '' for s in SPLITS}
         self.files = json.loads((self.folder/'files.json').read_text(encoding='utf-8'))
+
+    def verify(self) -> list: # of problems, each names an id or a file
+        "Whether the features are what was written, from the pictures that are there now."
+        if not (self.folder/'features').is_dir(): return [f"{self.folder}: has no features"]
+        return verify_features(self.folder/'features', self.files)
 
     def __repr__(self):
         r = self.report
@@ -479,7 +495,7 @@ def _set_aside(path):
 # %% ../../nbs/15_own/40_data.ipynb #cd36c6ff
 def _new_ids(samples):
     "Old id → new id, numbers as text; ids that are numbers stay."
-    if all(s.id.isdigit() and str(int(s.id)) == s.id for s in samples): return {s.id: s.id for s in samples}
+    if all(s.id.isdigit() and isinstance(as_id(s.id), int) for s in samples): return {s.id: s.id for s in samples}
     return {s.id: str(n) for n, s in enumerate(sorted(samples, key=lambda s: s.id), 1)}
 
 def _without_errors(data, table, drop):
@@ -491,7 +507,7 @@ def _without_errors(data, table, drop):
     kept = [s for s in data.samples if s.id not in bad]
     out = [Sample(s.id, s.file, [c for c in s.captions if split_words(c)], s.split) for s in kept]
     if not out: raise DatasetError(data.name, ['no sample is left'])
-    return CaptionData(out, data.findings, data.name)
+    return replace(data, samples=out)
 
 # %% ../../nbs/15_own/40_data.ipynb #9f0c8acc
 def write_annotation_files(
@@ -507,15 +523,18 @@ def write_annotation_files(
     write_vocabulary(out/'vocabulary.txt', words)
     for split in SPLITS:
         some = [s for s in data.samples if s.split == split]
-        if some: _write_split(some, split, out, numbers, ids, prefix, max_len)
+        if some: _write_split(some, split, out, numbers, ids, prefix, max_len, data.segment)
 
-def _write_split(samples, split, out, numbers, ids, prefix, max_len):
-    "The files of one split; token rows and tables only for training."
-    def rows(s): return [encode_words(split_words(c), ids) for c in s.captions] if split == 'train' else None
+def _write_split(samples, split, out, numbers, ids, prefix, max_len, segment):
+    "The files of one split; token rows and tables only for training. Separated characters are scored as such."
+    def rows(s):
+        return [encode_words(split_words(c, segment), ids) for c in s.captions] if split == 'train' else None
+    def texts(s):
+        return s.captions if segment == 'words' else [' '.join(split_words(c, segment)) for c in s.captions]
     names = {numbers[s.id]: Path(s.file).name for s in samples if s.file}
     entries = [annotation(numbers[s.id], rows(s), max_len, PREFIXES[prefix]) for s in samples]
     write_annotations(out, split, entries, prefix)
-    write_coco(out/f'captions_{split}.json', {numbers[s.id]: s.captions for s in samples}, names)
+    write_coco(out/f'captions_{split}.json', {numbers[s.id]: texts(s) for s in samples}, names)
 
 def copy_features(
     files:dict,      # id → .npz or .npy
@@ -523,21 +542,17 @@ def copy_features(
     layout:str,      # 'xmodaler' or 'store'
     prefix:str,      # clips are .npy in X-modaler's layout
     dtype:str='float32', # of a store
+    on_change=None,  # called before features that exist are removed or renamed
 ):
-    "Features that exist already, under the ids of the new folder."
-    if layout == 'store': return _copy_to_store(files, out, dtype)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    for id, f in files.items():
-        content = read_np(f)
-        if prefix == 'mscoco': np.savez(Path(out)/f'{id}.npz', **content)
-        else: np.save(Path(out)/f'{id}.npy', content['features'])
-
-def _copy_to_store(files, out, dtype):
-    "The same into a store; items that are there already are skipped."
-    with FeatureWriter(out, dtype) as w:
-        stored = FeatureStore(out)
+    "Features that exist already, under the ids of the new folder; what agrees with them is left."
+    ending = '.npz' if prefix == 'mscoco' else '.npy'
+    copies = FeatureItems(out, dtype) if layout == 'store' else FeatureFolder(out, ending)
+    maker = digest('copied', dtype if layout == 'store' else '')
+    wanted = {id: origin(file_digest(f) or arrays_digest(read_np(f)), maker) for id, f in files.items()}
+    there = keep_agreeing(copies, wanted, maker=maker, replace=True, prune=True, on_change=on_change)
+    with copies:
         for id, f in files.items():
-            if id not in stored: w.add(id, **read_np(f))
+            if id not in there: copies.add(id, wanted[id], **read_np(f))
 
 # %% ../../nbs/15_own/40_data.ipynb #92720773
 def feature_sizes(
@@ -545,7 +560,7 @@ def feature_sizes(
     prefix:str, # data sets of pictures add a mean region to files with boxes
 ) -> tuple:     # (width, most rows); (0, 0) where there are none
     "Width and largest number of rows."
-    names = [f for f in sorted(feature_files(folder) or ()) if f.endswith(('.npz', '.npy'))]
+    names = [f for f in sorted(feature_files(folder) or ()) if f.endswith(('.npz', '.npy')) and f[0] != '.']
     if not names: return 0, 0
     first, store = read_np(Path(folder)/names[0]), open_store(folder)
     lengths = [len(read_np(Path(folder)/f)['features']) for f in names] if store is None else store.lengths().values()
@@ -557,7 +572,7 @@ def _write_report(data, table, out, numbers, words, prefix, max_len):
     train = [s for s in data.samples if s.split == 'train']
     report = dict(
         counts={s: sum(x.split == s for x in data.samples) for s in SPLITS},
-        vocab_size=len(words) + 1, prefix=prefix, max_len=max_len,
+        vocab_size=len(words) + 1, prefix=prefix, max_len=max_len, segment=data.segment,
         coverage=round(vocabulary_coverage(set(words), data._words('train'))[0], 4), width=width, rows=rows,
         train_entries=len(train) if prefix == 'mscoco' else sum(len(s.captions) for s in train),
         findings=table.counts(), thresholds=data.coverage_report())
@@ -578,13 +593,20 @@ def _prefix_for(data):
 
 def _write_features(data, numbers, out, backbone, layout, prefix, dtype, extract):
     "Copy or extract features, as the files require."
+    forget = partial(_forget_annotations, out.parent, prefix)
     files = {numbers[s.id]: s.file for s in data.samples if s.file}
     if backbone is None:
-        if _kinds(data) == {'features'}: copy_features(files, out, layout, prefix, dtype)
+        if _kinds(data) == {'features'}: copy_features(files, out, layout, prefix, dtype, forget)
         return
     if layout != 'store': layout = 'npz' if prefix == 'mscoco' else 'npy'
-    result = extract_features(backbone, files, out, layout=layout, dtype=dtype, **extract)
+    keep = dict(replace=True, prune=True, on_change=forget)
+    result = extract_features(backbone, files, out, layout=layout, dtype=dtype, **{**keep, **extract})
     if result.failed: raise DatasetError(str(out), [f'{id}: {error}' for id, error in result.failed.items()])
+
+def _forget_annotations(folder, prefix):
+    "Delete what says which features belong to which captions, before features change; a stopped `write` leaves none."
+    for name, path in folder_paths(folder, prefix).items():
+        if name == 'report' or name.startswith('annotations_'): path.unlink(missing_ok=True)
 
 # %% ../../nbs/15_own/40_data.ipynb #ce0288bb
 @patch
@@ -600,20 +622,22 @@ def write(self:CaptionData,
     drop:bool=False,         # leave samples with errors out, instead of stopping
     prefix:str|None=None,    # 'mscoco' (pictures), 'msvd' or 'msrvtt' (clips); None: by the files
     dtype:str='float32',     # 'float16' or 'float32', of a store
+    segment:str|None=None,   # 'characters' for Chinese and other text without blanks; None: the data's own, 'words'
     **extract,               # further arguments of `extract_features`
 ) -> WrittenData:
     "Check, split, choose words, extract features, and write it all, with a config to train."
     if layout not in ('xmodaler', 'store'):
         raise ValueError(f"layout is {layout!r}, but must be 'xmodaler' or 'store'")
-    table, out = self.check(), Path(out)
-    data = _without_errors(self, table, drop)
-    data.digests = self.digests
+    data, out = replace(self, segment=segment or self.segment), Path(out)
+    table = data.check(max_len=max_len)
+    digests, data = data.digests, _without_errors(data, table, drop)
+    data.digests = digests
     data = data.decide_splits(val, test, seed)
     if not data._words('train'): raise DatasetError(self.name, ['no sample is left for training'])
     prefix = prefix or _prefix_for(data)
     numbers, words = _new_ids(data.samples), data.vocabulary(min_count)
-    write_annotation_files(data, out, numbers, words, prefix, max_len)
     _write_features(data, numbers, out/'features', backbone, layout, prefix, dtype, extract)
+    write_annotation_files(data, out, numbers, words, prefix, max_len)
     written = _write_report(data, table, out, numbers, words, prefix, max_len)
     written.write_config()
     return written

@@ -20,6 +20,7 @@ from ..functional import read_np
 from ..utils.safe_pickle import safe_loads
 from ..utils.store import FeatureStore, FeatureWriter
 from ..utils.env import import_optional
+from ..utils.file_io import why_missing
 
 # %% ../../nbs/15_own/20_store_import.ipynb #85cd3124
 def fill_store(
@@ -47,7 +48,7 @@ def import_npz(
 ) -> int:    # items added
     "A folder of numpy files."
     folder = Path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f"{folder}: no such folder")
+    if not folder.is_dir(): raise FileNotFoundError(f"{folder}: {why_missing(folder, 'folder')}")
     files = sorted(p for p in folder.iterdir() if p.suffix in ('.npz', '.npy'))
     if not files: raise ValueError(f"{folder}: holds no .npz and no .npy file")
     return fill_store(((p.stem, lambda p=p: read_np(p)) for p in files), out, **kwargs)
@@ -127,7 +128,7 @@ def import_hdf5(
     **kwargs # of `fill_store`
 ) -> int:    # items added
     "An HDF5 file."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
+    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
     try: f = import_optional('h5py', 'store').File(path, 'r')
     except OSError as e: raise ValueError(f"{path}: not a readable HDF5 file ({e})") from None
     with f:

@@ -10,6 +10,7 @@ import numpy as np
 from pathlib import Path
 from fastcore.basics import patch
 from ..config import configurable, kfg
+from ..functional import id_key
 from .build import SCORER_REGISTRY
 
 # %% ../../nbs/10_scorer/20_base_scorer.ipynb #f41e8a43
@@ -71,9 +72,8 @@ def references(self:BaseScorer,
     image_id,  # as the batch has it
 ) -> list:     # its references
     "References of one image."
-    for key in (image_id, str(image_id)):
-        if key in self.gts: return self.gts[key]
-    if isinstance(image_id, str) and image_id.isdigit() and int(image_id) in self.gts: return self.gts[int(image_id)]
+    key = id_key(self.gts, image_id)
+    if key is not None: return self.gts[key]
     raise KeyError(f"no references for id {image_id!r} in {self.gt_path} ({len(self.gts)} ids)")
 
 def _as_list(x):

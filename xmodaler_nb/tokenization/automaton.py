@@ -266,10 +266,13 @@ def step(self:DFA, s, sig):
     return self.state(nodes) if nodes else None
 
 # %% ../../nbs/05_tokenization/15_automaton.ipynb #6f7282b1
+_FAR = 32   # characters read without a match before positions are noted
+
 @patch
 def longest_match(self:DFA,
     text:str,  # UTF-16 units
     pos:int=0, # where to start
+    dead:dict=None, # what earlier matches in the same `text` found out, filled here; None: start afresh
 ) -> tuple:    # rule or None, end of the match, True if more text could have changed the answer
     "The longest match at `pos`; among equals the earliest rule."
     s, i, n, rule, end = self.start, pos, len(text), None, pos
@@ -278,8 +281,26 @@ def longest_match(self:DFA,
         if s is None: return rule, end, False
         i += 1
         if s.rule is not None: rule, end = s.rule, i
+        elif i-end > _FAR: return self._match_far(text, s, i, (rule, end), {} if dead is None else dead)
     return rule, end, s.open
 
+@patch
+def _match_far(self:DFA, text, s, i, best, dead):
+    "Go on from state `s` at `i`, where nothing was accepted for a while; `best` is (rule, end) so far."
+    path, n = [], len(text)
+    while True:
+        more = dead.get((id(s), i))
+        if more is None and i >= n: more = s.open
+        if more is None:
+            path.append((id(s), i))
+            s, i = s[text[i]], i+1
+            if s is None: more = False
+            elif s.rule is not None: best, path = (s.rule, i), []
+        if more is not None:
+            dead.update(dict.fromkeys(path, more))
+            return *best, more
+
+# %% ../../nbs/05_tokenization/15_automaton.ipynb #06ffadba
 @patch
 def match_ends(self:DFA,
     text:str,  # UTF-16 units

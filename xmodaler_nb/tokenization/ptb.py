@@ -10,7 +10,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, groupby
 from fastcore.basics import patch
 from .automaton import DFA, PatternParser
 from .ptb_tables import PUNCTUATION, char_in, definitions, rules
@@ -46,26 +46,22 @@ def _cased(c): return unicodedata.category(c) in ('Lu', 'Ll', 'Lt')
 def _is_word_char(c): return unicodedata.category(c)[0] in 'LMN'
 def _is_joiner(c): return c in '-"\'._\u00ad\u2027' or unicodedata.category(c) == 'Pd'
 
-def _word_bounds(s, i):
-    "The bounds of the stretch of `s` that holds position `i`."
-    def on(j):
-        if _is_word_char(s[j]): return True
-        inner = 0 < j < len(s)-1 and _is_joiner(s[j])
-        return inner and s[j-1].isalpha() and s[j+1].isalpha()
-    a = b = i
-    while a > 0 and on(a-1): a -= 1
-    while b < len(s)-1 and on(b+1): b += 1
-    return a, b+1
+def _in_stretch(s, i):
+    "Is position `i` part of a stretch of word characters? A joiner is one between two letters."
+    if _is_word_char(s[i]): return True
+    return 0 < i < len(s)-1 and _is_joiner(s[i]) and s[i-1].isalpha() and s[i+1].isalpha()
+
+def _lower_stretch(s):
+    "A stretch in lower case: a sigma that is its last cased letter, and not its only one, gets the final form."
+    cased = [i for i, c in enumerate(s) if _cased(c)]
+    final = cased[-1] if len(cased) > 1 and s[cased[-1]] == 'Σ' else len(s)
+    return ''.join('ς' if i == final else c.lower() for i, c in enumerate(s))
 
 def _lower(s):
     "Lower case as in Java."
     if 'Σ' not in s: return s.lower()
-    def one(i):
-        if s[i] != 'Σ': return s[i].lower()
-        a, b = _word_bounds(s, i)
-        final = any(map(_cased, s[a:i])) and not any(map(_cased, s[i+1:b]))
-        return 'ς' if final else 'σ'
-    return ''.join(map(one, range(len(s))))
+    stretches = groupby(range(len(s)), lambda i: _in_stretch(s, i))
+    return ''.join(_lower_stretch([s[i] for i in positions]) for _, positions in stretches)
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #b0018320
 _BEYOND_BMP = re.compile('[\U00010000-\U0010ffff]')
@@ -107,9 +103,10 @@ class PTBLexer:
 def next_token(self:PTBLexer,
     text:str,  # UTF-16 units
     pos:int,   # where to start, inside `text`
+    dead:dict=None, # notes for long texts, one dictionary per `text`; see `DFA.longest_match`
 ) -> tuple:    # list of tokens (None: line break), next position, True if more text could change the answer
     "One step of the lexer."
-    rule, end, open_ended = self.machine.longest_match(text, pos)
+    rule, end, open_ended = self.machine.longest_match(text, pos, dead)
     if rule is None: return [], pos+1, open_ended
     if self.trees[rule][1] is not None: end = self.head(rule, text, pos, end)
     tokens, back = _apply_action(self.actions[rule], text[pos:end])
@@ -132,11 +129,12 @@ def _apply_action(action, s):
 def line(self:PTBLexer,
     text:str,   # UTF-16 units
     pos:int=0,  # where the line starts
+    dead:dict=None, # notes, one dictionary per `text`
 ) -> tuple:     # tokens of the line, position behind its line break (or the end of the text)
     "All tokens up to the next line break, by the plain procedure."
-    tokens, n = [], len(text)
+    tokens, n, dead = [], len(text), {} if dead is None else dead
     while pos < n:
-        new, pos, _ = self.next_token(text, pos)
+        new, pos, _ = self.next_token(text, pos, dead)
         if new == [None]: break
         tokens += new
     return tokens, pos
@@ -176,9 +174,9 @@ class ChunkCache(dict):
 
     def _lex(self, chunk):
         "Tokens of the chunk by the lexer, None where what follows could change them."
-        text, tokens, pos, lexer = _to_units(chunk)+self.end, [], 0, _lexer()
+        text, tokens, pos, lexer, dead = _to_units(chunk)+self.end, [], 0, _lexer(), {}
         while pos < len(text)-1:
-            new, pos, open_ended = lexer.next_token(text, pos)
+            new, pos, open_ended = lexer.next_token(text, pos, dead)
             if open_ended or new == [None]: return None
             tokens += new
         if pos >= len(text) and tokens and text[-1] in tokens[-1]: return None   # the token took the blank with it
@@ -222,12 +220,12 @@ class LineTokenizer:
 
     def tokenize_cached(self,
         line:str,  # one line, without its line break, known to be followed by one
-    ) -> str|None: # tokens joined by spaces; None where the cache has no entry
-        "Tokens of a line from the cache alone."
+    ) -> str|None: # tokens joined by spaces; None where they depend on what follows
+        "Tokens of a line from the cache where it has entries, from the automaton elsewhere."
         out = self.tokenize_plain(line)
         if out is not None: return out
         out = self.lookup(line)
-        return None if None in out else ' '.join(filter(None, out))
+        return self.tokenize_missing(line, out) if None in out else ' '.join(filter(None, out))
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #52c6c804
 @patch
@@ -237,21 +235,21 @@ def join_tokens(self:LineTokenizer, tokens):
     return [_from_units(' '.join(filter(self.keep, l))) for l in lines]
 
 @patch
-def tokenize_span(self:LineTokenizer, text, n, pos, resume_at):
+def tokenize_span(self:LineTokenizer, text, n, pos, resume_at, dead):
     "Tokens from `pos` to the next position in `resume_at` or to `n`, and that position; None if they depend on more."
     tokens, start = [], pos
     while pos < n and (pos == start or pos not in resume_at):
-        new, pos, _ = _lexer().next_token(text, pos)
-        if new == [None]: return None, pos
+        new, pos, open_ended = _lexer().next_token(text, pos, dead)
+        if open_ended or new == [None]: return None, pos
         tokens += new
     if pos > n or tokens and tokens[-1][-1].isspace(): return None, pos
     return _from_units(' '.join(filter(self.keep, ' '.join(tokens).split(' ')))), pos
 
 @patch
 def tokenize_missing(self:LineTokenizer, line, out):
-    "Tokens of a line whose chunks have the cache entries `out`; None where the line must be read as a whole."
+    "Tokens of a line whose chunks have the cache entries `out`; None where they depend on what follows the line."
     units = _to_units(line)
-    text, starts = units+self.next_text, [0, *accumulate(len(c)+1 for c in units.split(' '))]
+    text, starts = units+'\n', [0, *accumulate(len(c)+1 for c in units.split(' '))]
     resume_at = {p: k for k, (p, known) in enumerate(zip(starts, out)) if known is not None}
     # the blank before a chunk will do, too
     resume_at.update({p-1: k for p, k in resume_at.items() if k})
@@ -260,10 +258,10 @@ def tokenize_missing(self:LineTokenizer, line, out):
 @patch
 def _join_spans(self:LineTokenizer, text, n, starts, resume_at, out):
     "Known chunks and the spans between them, as one line."
-    done, k = [], 0
+    done, k, dead = [], 0, {}
     while k < len(out):
         if out[k] is None:
-            span_tokens, pos = self.tokenize_span(text, n, max(0, starts[k]-1), resume_at)
+            span_tokens, pos = self.tokenize_span(text, n, max(0, starts[k]-1), resume_at, dead)
             if span_tokens is None: return None
             done.append(span_tokens)
             k = resume_at[pos] if pos < n else len(out)
@@ -276,14 +274,17 @@ def _join_spans(self:LineTokenizer, text, n, starts, resume_at, out):
 @patch
 def tokenize_single(self:LineTokenizer, caption):
     "One caption on its own, followed by the beginning of an imagined next one."
-    out = self.tokenize_plain(caption)
-    if out is not None: return out
-    if _HAS_BREAK(caption): return self.tokenize_single(caption.translate(_BREAKS))
-    known = self.lookup(caption)
-    out = ' '.join(filter(None, known)) if None not in known else self.tokenize_missing(caption, known)
+    if _HAS_BREAK(caption): caption = caption.translate(_BREAKS)
+    out = self.tokenize_cached(caption)
     return self.join_tokens(_lexer().line(_to_units(caption)+self.next_text)[0])[0] if out is None else out
 
 # %% ../../nbs/05_tokenization/30_ptb.ipynb #89de6ab2
+def _plain_words(line):
+    "The words of a line of plain words, whatever follows; None for any other line."
+    words = line.lower()
+    plain = line.replace(' ', '').isalpha() and line.isascii() and _no_split(words)
+    return ' '.join(words.split()) if plain else None
+
 @patch
 def tokenize_corpus(self:LineTokenizer,
     captions:list, # raw captions
@@ -293,14 +294,13 @@ def tokenize_corpus(self:LineTokenizer,
     out, text, nxt = [], None, 0
     for i, line in enumerate(lines):
         if i < nxt: continue                                      # read already, by a token that spans lines
-        cached_line = self.tokenize_cached(line) if i < len(lines)-1 else None     # nothing follows the last line
+        cached_line = self.tokenize_cached(line) if i < len(lines)-1 else _plain_words(line)
         if cached_line is not None:
             out.append(cached_line)
             continue
         if text is None:
-            units = [_to_units(l) for l in lines]
-            text = '\n'.join(units)
-            starts = [0, *accumulate(len(u)+1 for u in units)]
+            text = _to_units('\n'.join(lines))
+            starts = [0, *accumulate(len(u)+1 for u in text.split('\n'))]
         more, nxt = self.tokenize_uncached(text, starts, i)
         out += more
     return out
@@ -333,11 +333,13 @@ def _as_strings(captions):
 def ptb_tokenize(
     captions:list,                # raw captions; None counts as an empty one
     keep_punctuation:bool=False,  # keep the tokens of `PUNCTUATION`
-    as_corpus:bool=False,         # all captions as one text, as the COCO tools do; otherwise each on its own
-    next_caption:str='A dog',     # each on its own: the assumed beginning of the caption behind it
+    as_corpus:bool=False,         # as the COCO tools to the last line: a carriage return shifts all later captions
+    next_caption:str|None=None, # each on its own, followed by this; None: by the next of the list
 ) -> list:                        # one string per caption, lower-case tokens joined by single spaces
-    "Penn-Treebank tokens of captions, string for string as the COCO caption tools make them."
+    "Penn-Treebank tokens of captions, string for string as the COCO caption tools make them of the same list."
     captions = _as_strings(captions)
-    tokenizer = _line_tokenizer(bool(keep_punctuation), next_caption)
-    if not as_corpus: return [tokenizer.tokenize_single(c) for c in captions]
+    if as_corpus and next_caption is not None: raise ValueError('as_corpus and next_caption exclude each other')
+    tokenizer = _line_tokenizer(bool(keep_punctuation), next_caption or '')
+    if next_caption is not None: return [tokenizer.tokenize_single(c) for c in captions]
+    if not as_corpus: captions = [c.translate(_BREAKS) if _HAS_BREAK(c) else c for c in captions]
     return (tokenizer.tokenize_corpus(captions)+['']*len(captions))[:len(captions)]

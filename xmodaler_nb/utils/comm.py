@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['get_world_size', 'get_rank', 'is_main_process', 'create_local_process_group', 'get_local_rank', 'get_local_size',
-           'synchronize', 'all_gather', 'gather', 'shared_random_seed', 'reduce_dict', 'unwrap_model',
+           'synchronize', 'all_gather', 'gather', 'smallest', 'shared_random_seed', 'reduce_dict', 'unwrap_model',
            'leave_process_group']
 
 # %% ../../nbs/02_utils/40_comm.ipynb #ba96c0f6
@@ -91,6 +91,15 @@ def gather(
     out = [None]*dist.get_world_size(group) if dist.get_rank() == dst else None
     dist.gather_object(data, out, dst=dst, group=group)
     return out or []
+
+def smallest(
+    value:float,  # this process's number; may be infinite
+) -> float:       # the smallest of all, the same on all ranks
+    "The smallest number that a process has, in one short message."
+    if get_world_size() == 1: return value
+    t = torch.tensor(float(value), dtype=torch.float64)
+    dist.all_reduce(t, dist.ReduceOp.MIN, group=_object_group())
+    return t.item()
 
 # %% ../../nbs/02_utils/40_comm.ipynb #eaca3e83
 def shared_random_seed() -> int:  # in [0, 2**31)

@@ -40,7 +40,9 @@ class _Formatter(logging.Formatter):
 # %% ../../nbs/02_utils/20_logger.ipynb #60096f60
 class _Stdout(logging.StreamHandler):
     "Writes to whatever `sys.stdout` is at the moment."
-    def __init__(self): logging.Handler.__init__(self)
+    def __init__(self):
+        logging.Handler.__init__(self)
+        self.addFilter(lambda record: not getattr(record, 'file_only', False))
     @property
     def stream(self): return sys.stdout
 

@@ -7,7 +7,6 @@ __all__ = ['SUFFIXES', 'read_image', 'square', 'MSCoCoRawDataset', 'MSCoCoImageD
 
 # %% ../../../nbs/06_datasets/54_mscoco_raw.ipynb #e188e488
 import os
-from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from ..annotations import decode_fields
 from ..build import DATASETS_REGISTRY
 from .mscoco import MSCoCoDataset
 from .mscoco_feat import MSCoCoFeatDataset
+from ..pictures import load_picture
 
 # %% ../../../nbs/06_datasets/54_mscoco_raw.ipynb #ca35f5ba
 SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -25,13 +25,8 @@ def read_image(
     size:int, # pixels per side
 ) -> Tensor:  # (3, size, size) float32 in [0,1]
     "The middle of a picture."
-    from PIL import Image, UnidentifiedImageError
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such picture")
-    try:
-        with Image.open(path) as img: img = img.convert('RGB')
-    except (UnidentifiedImageError, OSError, SyntaxError) as e:
-        raise ValueError(f"{path}: not a picture that can be read ({e})") from None
-    return square(img, size)
+    from PIL import Image
+    return square(Image.fromarray(load_picture(path)), size)
 
 def square(
     img,      # PIL image, RGB

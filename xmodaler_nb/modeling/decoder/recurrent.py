@@ -224,5 +224,10 @@ def _sum_group(self:Cached, product, *more):
     unique = self.unique.get(id(product[0]))
     rows = lambda x: x if unique is None else x.index_select(0, unique[0])
     y = rows(product[0]) @ product[1].T
-    for x, w in more: y.addmm_(rows(x), w.T)
+    for x, w in more: y = _add_product(y, rows(x), w)
     return y if unique is None else y.index_select(0, unique[1])
+
+def _add_product(y, x, w):
+    "y + x @ w.T, in place where all are of one type; under autocast they are not."
+    return y.addmm_(x, w.T) if y.dtype == x.dtype == w.dtype else y + x @ w.T
+

@@ -11,30 +11,17 @@ __all__ = ['WORK', 'ROW', 'EXTRACTORS', 'as_rgb', 'shrink', 'background', 'compo
 from functools import lru_cache
 import numpy as np
 from fastcore.basics import patch
+from ...datasets.pictures import load_clip, load_picture
 from ...datasets.videos.msvd import evenly_spaced_frames
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #02899009
 WORK = 64                                                             # longer side of the picture we look at, pixels
 
-def _float_to_bytes(a):
-    "Values in [0,1] or [0,255] as uint8."
-    if not (np.isfinite(a).all() and a.min() >= 0 and a.max() <= 255):
-        raise ValueError(f"image: expected values in [0,1] or [0,255], got {a.min()} to {a.max()}")
-    return np.floor(a*(255 if a.max() <= 1 else 1)+.5).astype(np.uint8)
-
 def as_rgb(
-    image,       # (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) array, uint8 or float in [0,1]; or a PIL image
+    image,       # array, tensor or PIL image, as `load_picture` reads them
 ) -> np.ndarray: # (h, w, 3) uint8
-    "Bring a picture to RGB bytes; transparent pixels become white."
-    if hasattr(image, 'convert'): image = image.convert('RGBA' if image.mode in ('RGBA', 'LA', 'PA') else 'RGB')
-    a = np.asarray(image)
-    if a.ndim == 2: a = a[...,None]
-    if a.ndim != 3 or a.shape[2] not in (1, 3, 4) or 0 in a.shape:
-        raise ValueError(f"image: expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), got shape {np.shape(image)}")
-    if a.dtype != np.uint8: a = _float_to_bytes(a.astype(float))
-    if a.shape[2] == 1: a = a.repeat(3, 2)
-    if a.shape[2] == 4: a = (a[...,:3].astype(int)*a[...,3:] + 255*(255-a[...,3:].astype(int)) + 127)//255
-    return np.ascontiguousarray(a[...,:3], dtype=np.uint8)
+    "A picture in memory as RGB bytes; transparent pixels become white."
+    return load_picture(image)
 
 def shrink(
     image:np.ndarray, # (h, w, 3) uint8
@@ -236,7 +223,7 @@ class SceneFeatures:
             raise ValueError(f"kind: expected regions, grid or both, got {kind!r}")
         self.kind, self.grid, self.max_regions = kind, grid, max_regions
         self.threshold, self.min_area, self.exactly = threshold, min_area, exactly
-    dim = ROW
+    dim, reads_clips = ROW, False
     @property
     def max_rows(self) -> int:
         "The largest number of rows a picture can have."
@@ -295,17 +282,19 @@ class ClipFeatures:
         max_frames:int=0,     # keep this many, evenly spaced; 0: all
         threshold:float=42.,  # as in `SceneFeatures`
         min_area:int=16,      # as in `SceneFeatures`
+        frames:int=16,        # read from a file at most, before `max_frames` counts
     ):
-        self.max_frames, self.threshold, self.min_area = max_frames, threshold, min_area
-    dim = 3*ROW+8
+        self.max_frames, self.threshold, self.min_area, self.frames = max_frames, threshold, min_area, frames
+    dim, reads_clips = 3*ROW+8, True
     to_dict, __repr__ = SceneFeatures.to_dict, SceneFeatures.__repr__
     from_dict = classmethod(SceneFeatures.from_dict.__func__)
     def __call__(self,
         frames,    # sequence of pictures of one size, or (f, h, w, 3) array
     ) -> dict:     # `features` (f, dim) float32, `boxes` (f, 4) of the largest region, `image_h`, `image_w`
         "Describe every frame and the motion between them."
-        frames = list(frames)
-        if not frames: raise ValueError("frames: expected at least one, got none")
+        frames = frames if hasattr(frames, '__len__') else list(frames)
+        if not len(frames): raise ValueError("frames: expected at least one, got none")
+        frames = load_clip(frames)
         frames = [frames[i] for i in evenly_spaced_frames(len(frames), self.max_frames)]
         ex = SceneFeatures('regions', max_regions=2, threshold=self.threshold, min_area=self.min_area)
         return self.join_frames([ex(o) for o in frames])

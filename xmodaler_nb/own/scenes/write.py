@@ -10,6 +10,7 @@ __all__ = ['SIZES', 'SPECIAL_PIECES', 'VARIANTS', 'VERSION', 'sample_splits', 's
 # %% ../../../nbs/15_own/00_scenes/50_write.ipynb #53f4e6e0
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -317,6 +318,7 @@ def _raise_other(folder, old, info, differ):
     raise FileExistsError(f"{folder}: holds scenes with other parameters ({changes}); take another folder or "
                           f"overwrite=True")
 
+# %% ../../../nbs/15_own/00_scenes/50_write.ipynb #9263be83
 def _move_into_place(tmp, folder, info):
     "Rename the finished folder to its place; if another process was faster, use what it made."
     os.chmod(tmp, 0o755)
@@ -329,8 +331,18 @@ def _move_into_place(tmp, folder, info):
     try: os.rename(tmp, folder)
     except OSError:
         if not (folder/'stamp.json').exists(): raise
-    if old: shutil.rmtree(old, ignore_errors=True)
+    if old: _remove_scenes(old, folder)
     return ScenesData(folder)
+
+_FILES = re.compile(r"""captions_\w+\.json|coco_\w+_image_id\.txt|(mscoco|msvd)_\w+\.pkl|questions_\w+\.jsonl|cosnet
+                    |attributes?(_weights)?\.(pkl|npy|txt)|dataset_coco\.json|(gv_feat|relation)\.pkl|images
+                    |(extractor|scenes|stamp)\.json|features(_\w+)?|(vocabulary|wordpieces)\.txt""", re.VERBOSE)
+
+def _remove_scenes(old, folder):
+    "Remove a replaced data set; what others put beside its files moves to the new one."
+    for p in old.iterdir():
+        if not _FILES.fullmatch(p.name): os.rename(p, folder/p.name)
+    shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../../nbs/15_own/00_scenes/50_write.ipynb #2fd57995
 def _write_clips(folder, records):
