@@ -127,6 +127,7 @@ _C.DECODE_STRATEGY = CN(dict(NAME='BeamSearcher', BEAM_SIZE=1,
     LENGTH_PENALTY=0.0,                          # beams compete by score / length**penalty
     NO_REPEAT_NGRAM=0,                           # no n-gram twice in a caption; 0 = no rule
     BANNED_WORDS=[], REQUIRED_WORDS=[],          # words or ids
+    SAY_UNKNOWN=False,                           # may a caption contain UNK, the word for all rare words?
     # DiverseBeamSearcher: groups of beams, and the penalty on a word that an earlier group chose
     GROUPS=1, DIVERSITY=0.5))
 

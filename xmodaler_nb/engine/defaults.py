@@ -35,6 +35,7 @@ from .watch import EarlyStopping, Interrupts, KeepBest, ProgressBar
 from .watch import check_stop, stop_requested, summarize_captions
 from ..evaluation import build_evaluation
 from ..evaluation.split import decode
+from ..functional import check_words, load_vocab
 from ..utils import comm
 from ..utils.distributed import any_broadcast
 from ..utils.events import truncate_jsonl
@@ -492,7 +493,11 @@ def resume_or_load(self:DefaultTrainer,
 
 @patch
 def _check_source(self:DefaultTrainer, path, resume):
-    "Before anything is loaded: may a resume change what this config changes?"
+    "Before anything is loaded: are its words ours, and may a resume change what this config changes?"
+    words, vocab = Path(path)/'vocabulary.txt', Path(self.cfg.INFERENCE.VOCAB or '')
+    if path and words.is_file() and vocab.is_file():
+        own, known = load_vocab(vocab), load_vocab(words)
+        if resume or len(own) == len(known): check_words(own, vocab, known, f'the checkpoint {path}')
     config = Path(path)/'config.yaml'
     changes = config_changes(config.read_text(encoding='utf8'), self.cfg) if resume and config.is_file() else {}
     check_changes(changes)
