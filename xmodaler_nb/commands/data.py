@@ -32,7 +32,7 @@ def load_source(
     if p.is_dir(): return CaptionData.from_folder(p)
     if p.suffix in ('.json', '.jsonl'): return CaptionData.from_json(p, images)
     rows, findings = read_table(p)
-    return CaptionData(samples_from_rows(rows, images or p.parent, where=str(p)), findings, p.name)
+    return CaptionData(samples_from_rows(rows, images or p.parent, where=str(p), findings=findings), findings, p.name)
 
 # %% ../../nbs/18_commands/70_data.ipynb #518a30db
 def check_command(
