@@ -18,7 +18,8 @@ from .func_pretrain import caption_to_mask_tokens, random_region, random_word
 from .func_others import as_id, flat_list_of_lists, id_key
 
 # %% ../../nbs/04_functional/99_functional.ipynb #5ff1b5f3
-_all_ = ['UNKNOWN', 'check_words', 'decodes_word_pieces', 'decode_sequence', 'decode_sequence_bert', 'bboxes_to_locfeats', 'boxes_to_locfeats',
+_all_ = ['UNKNOWN', 'check_words',
+         'decodes_word_pieces', 'decode_sequence', 'decode_sequence_bert', 'bboxes_to_locfeats', 'boxes_to_locfeats',
          'clip_t_inputs',
          'clip_v_inputs', 'dict_as_tensor', 'dict_to_cuda', 'expand_tensor', 'iou', 'pad_tensor', 'load_vocab',
          'read_lines', 'read_lines_set', 'read_np', 'read_np_bbox', 'caption_to_mask_tokens', 'random_region',
