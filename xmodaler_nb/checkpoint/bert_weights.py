@@ -104,8 +104,8 @@ def load_bert(
     wrong = [k for k, v in ours.items() if k in own and own[k].shape != v.shape]
     if wrong:
         k = wrong[0]
-        raise CheckpointError(f"this BERT does not fit the model: {k} has shape {tuple(ours[k].shape)} in the file and "
-                              f"{tuple(own[k].shape)} in the model ({len(wrong)} such weights)")
+        shapes = f"{tuple(ours[k].shape)} in the file and {tuple(own[k].shape)} in the model"
+        raise CheckpointError(f"this BERT does not fit the model: {k} has shape {shapes} ({len(wrong)} such weights)")
     ours = {k: v for k, v in ours.items() if k in own}
     model.load_state_dict(ours, strict=False)
     if bert_eps: model.token_embed.embeddings_norm.eps = 1e-12
