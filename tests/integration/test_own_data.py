@@ -169,16 +169,16 @@ def test_torchrun_fills_one_store(photos, tmp_path):
 
 def test_a_killed_extraction_goes_on(photos, tmp_path):
     "The network dies at the eleventh picture; the second call does only the rest."
+    count = dict(seen=0, limit=10)               # outside: a network with other attributes is another network
     class Dies(torch.nn.Module):
-        seen, limit = 0, 10
         def forward(self, x):
-            self.seen += len(x)
-            if self.seen > self.limit: raise KeyboardInterrupt
+            count['seen'] += len(x)
+            if count['seen'] > count['limit']: raise KeyboardInterrupt
             return x.mean((2, 3))
     net = Dies()
     with pytest.raises(KeyboardInterrupt): extract_features(net, photos, tmp_path/'s', kind='global', size=16, batch_size=2, shard='0/1')
     assert len(FeatureStore(tmp_path/'s')) == 10
-    net.limit = 99
+    count['limit'] = 99
     done = extract_features(net, photos, tmp_path/'s', kind='global', size=16, batch_size=2)
     assert (done.added, done.skipped) == (10, 10) and len(FeatureStore(tmp_path/'s')) == 20
 

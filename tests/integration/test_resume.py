@@ -71,6 +71,24 @@ def test_with_every_switch(tmp_path, engine):
     check_same(whole_run(tmp_path/'whole', **engine), broken_run(tmp_path/'broken', 4, **engine), tmp_path/'whole', tmp_path/'broken')
 
 
+@pytest.mark.parametrize('at', [5, 6])
+def test_lines_of_the_log_where_nothing_is_written(tmp_path, at):
+    "The checkpoint of step 4 knows a time that was never written, since the next line is that of step 5."
+    def cfg(folder):
+        c = toy_cfg(folder, CHECKPOINT_ITERS=5)
+        c.SOLVER.WRITE_PERIOD = 3
+        return c
+    for name in ('whole', 'broken'):
+        seed_all_rng(3)
+        t = fresh(cfg(tmp_path/name))
+        if name == 'broken':
+            t.register_hooks([Stop(at, 'before_step')])
+            with pytest.raises(SystemExit): t.train()
+            t = fresh(cfg(tmp_path/name), resume=True)
+        t.train()
+    assert [e['iteration'] for e in events(tmp_path/'whole')] == [2, 5, 8] and events(tmp_path/'broken') == events(tmp_path/'whole')
+
+
 def test_ema_continues(tmp_path):
     class T(ToyTrainer):
         def __init__(self, cfg): cfg.MODEL.USE_EMA, cfg.MODEL.EMA_DECAY = True, .8; super().__init__(cfg)

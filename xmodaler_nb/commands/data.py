@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from .command import command
 from ..own.check import SEGMENTS, file_kind
-from ..own.data import CaptionData, read_table, samples_from_rows
+from ..own.data import CaptionData, WrittenData, read_table, samples_from_rows
 from ..own.extract import KINDS, extract_features
+from ..own.origin import verify_features
 from ..own.store_import import import_features
 from ..utils.store import FeatureStore
 
@@ -84,7 +85,7 @@ def extract_command(
     folder = len(args.files) == 1 and Path(args.files[0]).is_dir()
     result = extract_features(args.backbone, args.files[0] if folder else args.files, args.store, args.kind, boxes,
                               args.batch_size, args.shard, args.layout, args.dtype, args.frames,
-                              on_error='skip' if args.skip_errors else 'raise', **options)
+                              on_error='skip' if args.skip_errors else 'raise', replace=args.replace, **options)
     print(f"{result.added} added, {result.skipped} were there, {len(result.failed)} failed")
     for id, why in result.failed.items(): print(f'failed: {id}: {why}', file=sys.stderr)
     return 1 if result.failed else 0
@@ -99,10 +100,11 @@ def import_command(
 def verify_command(
     args, # parsed by `data_parser`
 ):        # 1 if bytes are wrong
-    "Compare every byte of a store with its check sums."
-    store = FeatureStore(args.store, strict=False)
-    bad = store.verify()
-    print(store, *bad, sep='\n')
+    "Compare every byte of features with what was written, and with the pictures that they come from."
+    folder = Path(args.store)
+    written = (folder/'report.json').is_file() and (folder/'files.json').is_file()
+    bad = WrittenData(folder).verify() if written else verify_features(folder)
+    print(*bad, f"{folder.name}: {len(bad) or 'no'} problem{'s' if len(bad) > 1 else ''}", sep='\n')
     return 1 if bad else 0
 
 # %% ../../nbs/18_commands/70_data.ipynb #dac97269
@@ -157,6 +159,7 @@ def _add_extract(p):
     p.add_argument('--boxes', default='', help='JSON: id to list of x1 y1 x2 y2, for --kind region')
     _add_network(p)
     p.add_argument('--shard', default=None, metavar='i/n', help='every n-th file from the i-th on; torchrun sets it')
+    p.add_argument('--replace', action='store_true', help='make features anew that other options made')
     p.add_argument('--skip-errors', action='store_true', help='go on after files that cannot be read')
 
 def _add_network(p):
@@ -173,7 +176,8 @@ def _add_import(p):
     _add_dtype(p, 'float16')
     p.add_argument('--part', default='all', help='name of this writer, where several work at once')
 
-def _add_verify(p): p.add_argument('store')
+def _add_verify(p):
+    p.add_argument('store', help='a store, a folder of features, or a folder that xm-data write wrote')
 
 # %% ../../nbs/18_commands/70_data.ipynb #4b5865bc
 _COMMANDS = dict(
@@ -181,7 +185,7 @@ _COMMANDS = dict(
     write=(_add_write, write_command, 'Check, split, choose words, extract features and write a folder to train on.'),
     extract=(_add_extract, extract_command, 'Features of pictures or clips.'),
     import_=(_add_import, import_command, 'Features of others into a store: folder of .npz, TSV, HDF5, LMDB.'),
-    verify=(_add_verify, verify_command, 'Read every byte of a store and compare check sums.'))
+    verify=(_add_verify, verify_command, 'Read all features and compare: what was written, from which pictures.'))
 
 def data_parser() -> argparse.ArgumentParser:
     "The command line of `xm-data`."

@@ -27,13 +27,15 @@ from .launch import GlobalTokens
 from .learner import CaptionLearner
 from .learner_parts import Loaders, device_of
 from .methods import MultiLoader, TeacherForcing
-from .setup import default_argument_parser, default_setup, default_writers
+from .resume import changes_rates, check_changes, config_changes, move_schedule
+from .setup import default_argument_parser, default_setup, default_writers, lock_run
 from .train_loop import TrainerBase
 from .watch import EarlyStopping, Interrupts, KeepBest, ProgressBar
 from .watch import check_stop, stop_requested, summarize_captions
 from ..evaluation import build_evaluation
 from ..evaluation.split import decode
 from ..utils import comm
+from ..utils.distributed import any_broadcast
 from ..utils.events import truncate_jsonl
 _all_ = ['default_argument_parser', 'default_setup', 'default_writers']    # X-modaler has them here
 
@@ -46,7 +48,8 @@ class DefaultTrainer(TrainerBase):
     ):
         super().__init__()
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        self.ss_prob, self._interrupts, self.place.limit = 0., None, cfg.ENGINE.get('WAIT_WARNING', 600)
+        self.ss_prob, self._interrupts, self._new_rates = 0., None, False
+        self.place.limit = cfg.ENGINE.get('WAIT_WARNING', 600)
         self.model = self.build_model(cfg)
         self.optimizer = self.build_optimizer(cfg, self.model)
         self.train_data_loader = self.build_train_loader(cfg)
@@ -414,12 +417,23 @@ def load_state_dict(self:DefaultTrainer,
 ):
     "Restore state."
     TrainerBase.load_state_dict(self, state_dict)
+    per_epoch = state_dict.get('iters_per_epoch', self.iters_per_epoch)
+    new_rates = self._new_rates or per_epoch != self.iters_per_epoch or not state_dict.get('scheduler')
+    groups = [{k: v for k, v in g.items() if k != 'params'} for g in self.optimizer.param_groups]
     for k, part in self._stateful().items():
-        if state_dict.get(k): part.load_state_dict(state_dict[k])
+        if state_dict.get(k) and not (new_rates and k == 'scheduler'): part.load_state_dict(state_dict[k])
+    if self.ema is not None and not state_dict.get('ema'): self.ema.set(self.model)
     self._load_gradients(state_dict.get('gradients', {}))
     rng = state_dict.get('rng') or []
     if len(rng) == comm.get_world_size(): self.learn.resume_rng = rng[comm.get_rank()]
-    self._rescale(state_dict.get('iters_per_epoch', self.iters_per_epoch))
+    self._rescale(per_epoch)
+    if new_rates: self._set_rates(groups)
+
+@patch
+def _set_rates(self:DefaultTrainer, groups):
+    "Rates and weight decays of the config, not of the checkpoint: what the new schedule says at this step."
+    for group, own in zip(self.optimizer.param_groups, groups): group.update(own)
+    move_schedule(self.scheduler, self.iter+1)
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #2304c40b
 @patch
@@ -428,9 +442,6 @@ def _rescale(self:DefaultTrainer, old):
     if old == self.iters_per_epoch or self.main_loader is None: return     # the same, or nothing to train on
     was, self.iter = self.iter, max(0, round((self.iter+1)/old*self.iters_per_epoch) - 1)
     self.learn.resume_rng = None
-    if self.scheduler is not None:
-        self.scheduler.last_epoch = self.iter
-        self.scheduler.step()
     text = "the saved run had %d iterations per epoch, this one has %d: iteration %d becomes %d"
     logging.getLogger(__name__).warning(text, old, self.iters_per_epoch, was, self.iter)
 
@@ -439,13 +450,25 @@ def _rescale(self:DefaultTrainer, old):
 def resume_or_load(self:DefaultTrainer,
     resume:bool=True,  # continue the run in OUTPUT_DIR, if there is one
 ):
-    "Continue, or load the weights of `MODEL.WEIGHTS`."
-    resumed = resume and self.checkpointer.has_checkpoint()
-    self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-    if resumed: self.start_iter = self.iter + 1
-    elif self.ema is not None: self.ema.set(self.model)
+    "Continue, or load the weights of `MODEL.WEIGHTS`. The first process decides what is loaded."
+    last = any_broadcast(self.checkpointer.get_checkpoint_file()) if resume else ''
+    self._check_source(last or self.cfg.MODEL.WEIGHTS, resume=bool(last))
+    if last:
+        self.checkpointer.load(last, strict=True)
+        self.start_iter = self.iter + 1
+        return
+    self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=False)
+    if self.ema is not None: self.ema.set(self.model)
     lines = Path(self.cfg.OUTPUT_DIR)/'events.jsonl'
-    if resume and not resumed and comm.is_main_process(): truncate_jsonl(lines, -1)     # of a run that saved nothing
+    if resume and comm.is_main_process(): truncate_jsonl(lines, -1)     # of a run that saved nothing
+
+@patch
+def _check_source(self:DefaultTrainer, path, resume):
+    "Before anything is loaded: may a resume change what this config changes?"
+    config = Path(path)/'config.yaml'
+    changes = config_changes(config.read_text(encoding='utf8'), self.cfg) if resume and config.is_file() else {}
+    check_changes(changes)
+    self._new_rates = changes_rates(changes)
 
 @patch
 def train(self:DefaultTrainer,
@@ -455,4 +478,8 @@ def train(self:DefaultTrainer,
     "Train."
     if self.main_loader is None: raise ValueError("DATASETS.TRAIN is '': there is nothing to train on")
     start_iter = self.start_iter if start_iter is None else start_iter
-    TrainerBase.train(self, start_iter, self.max_iter if max_iter is None else max_iter)
+    if comm.is_main_process(): Path(self.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    lock = lock_run(self.cfg.OUTPUT_DIR)
+    try: TrainerBase.train(self, start_iter, self.max_iter if max_iter is None else max_iter)
+    finally:
+        if lock is not None: lock.release()

@@ -66,11 +66,14 @@ class IterationTimer(HookBase):
     def before_step(self): self._step = time.perf_counter()
 
     def after_step(self):
-        if self.trainer.iter - self.trainer.start_iter + 1 < self._warmup or not hasattr(self, '_step'): return
+        it = self.trainer.iter
+        if it+1 < self._warmup or not hasattr(self, '_step'): return
         data = getattr(self.trainer.learn, 'data_time', 0.)
         sec = time.perf_counter() - self._step + data
-        self._spent, self._data, self._n = self._spent+sec, self._data+data, self._n+1
+        # also in the first steps of a resumed run: its log has the same lines
         self.trainer.storage.put_scalars(time=sec)
+        if it - self.trainer.start_iter + 1 < self._warmup: return
+        self._spent, self._data, self._n = self._spent+sec, self._data+data, self._n+1
 
     def after_train(self):
         if not self._n: return
@@ -110,8 +113,9 @@ class PeriodicWriter(HookBase):
 
     def after_train(self):
         "Write what is left, under the last finished step, and close; also after an error."
-        if self._last_iter is not None: self.trainer.storage.iter = self._last_iter
-        self._write_events()
+        last = self.trainer.iter-1 if self._last_iter is None else self._last_iter      # None: no step in this process
+        self.trainer.storage.iter = max(0, last)
+        if last >= 0: self._write_events()
         for w in self._writers: w.close()
 
     def _write_events(self):
@@ -152,7 +156,9 @@ class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
         t = self.trainer
         if t.iter < t.max_iter or self._final == t.iter-1: return
         if t.start_iter >= t.max_iter and comm.all_gather(self._final_on_disk())[0] == t.iter-1: return
-        self.save(f'{self.file_prefix}_final', iteration=t.iter-1, epoch=t.iter//iters_per_epoch(t))
+        t.iter -= 1                                    # the state is that after the last step
+        try: self.save(f'{self.file_prefix}_final', iteration=t.iter, epoch=(t.iter+1)//iters_per_epoch(t))
+        finally: t.iter += 1
         self.prune()
 
     def _final_on_disk(self):

@@ -185,8 +185,13 @@ def on_interrupt(self:TrainerBase):
     "Called when a hook was interrupted in `after_step`, a moment at which saving is safe."
 
 @patch
-def run_pending_hooks(self:TrainerBase):
+def pending_hooks(self:TrainerBase) -> list:   # names
     "After a resume: the hooks that had not run yet when the checkpoint was written."
+    return self._pending
+
+@patch
+def run_pending_hooks(self:TrainerBase):
+    "Run them."
     names, self._pending = self._pending, []
     first = next((i for i, n in enumerate(self.hook_names()) if n in names), None)
     if first is None: return
@@ -194,6 +199,7 @@ def run_pending_hooks(self:TrainerBase):
     self._after_step_from(first)
     self.iter = self.storage.iter = self.start_iter
 
+# %% ../../nbs/14_engine/20_train_loop.ipynb #d029e383
 @patch
 def hook_names(self:TrainerBase) -> list:
     "One name per hook: its class, numbered from the second on."

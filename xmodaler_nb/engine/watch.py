@@ -43,10 +43,11 @@ class Tracked(HookBase):
         self.best = value
         return True
 
-    def state_dict(self): return {'best': self.best}
+    def state_dict(self): return {'best': self.best, 'monitor': self.monitor}
     def load_state_dict(self,
-        state,   # from `state_dict`
-    ): self.best = state['best']
+        state,   # from `state_dict`; that of another metric is not used
+    ):
+        if state.get('monitor', self.monitor) == self.monitor: self.best = state['best']
 
 # %% ../../nbs/14_engine/35_watch.ipynb #eed7e493
 class KeepBest(Tracked):
@@ -88,10 +89,17 @@ class EarlyStopping(Tracked):
         if self.wait < self.patience: return
         self.trainer.stop(f"{self.monitor} has not improved on {self.best:.4f} for {self.wait} evaluations")
 
-    def state_dict(self): return {'best': self.best, 'wait': self.wait}
+    def before_train(self):
+        "A training that was ended, and is resumed, has ended."
+        t = self.trainer
+        if self.wait >= self.patience and not t.pending_hooks(): t.max_iter = t.learn.stop_at = t.start_iter
+
+    def state_dict(self): return {**super().state_dict(), 'wait': self.wait}
     def load_state_dict(self,
-        state,   # from `state_dict`
-    ): self.best, self.wait = state['best'], state['wait']
+        state,   # from `state_dict`; that of another metric is not used
+    ):
+        super().load_state_dict(state)
+        if state.get('monitor', self.monitor) == self.monitor: self.wait = state['wait']
 
 # %% ../../nbs/14_engine/35_watch.ipynb #4c626caa
 class ProgressBar(HookBase):

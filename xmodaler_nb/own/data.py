@@ -18,6 +18,7 @@ import shutil
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 import numpy as np
@@ -25,14 +26,17 @@ import yaml
 from fastcore.basics import patch
 from ..datasets.annotations import load_annotations
 from ..datasets.check import DatasetError
-from ..datasets.layout import PREFIXES, Folder, annotation, encode_words, make_vocabulary, row_length
+from ..datasets.layout import PREFIXES, Folder, annotation, encode_words, folder_paths, make_vocabulary
+from ..datasets.layout import row_length
 from ..datasets.layout import write_annotations, write_coco, write_vocabulary
 from ..functional import as_id, load_vocab, read_np
 from .check import CLIPS, FEATURES, IMAGES, SEGMENTS, SPLITS, CheckTable, Finding, Sample
 from .check import check_samples, file_kind, split_words
 from .extract import extract_features
-from ..utils.store import FeatureStore, FeatureWriter, feature_files, open_store
+from .origin import FeatureFolder, FeatureItems, arrays_digest, digest, file_digest, keep_agreeing
+from .origin import origin, verify_features
 from ..utils.file_io import why_missing
+from ..utils.store import feature_files, open_store
 
 # %% ../../nbs/15_own/40_data.ipynb #5100c739
 @dataclass
@@ -408,6 +412,11 @@ class WrittenData(Folder):
         self.more = {f'DATASETS.{s.upper()}': name if counts.get(s) else '' for s in SPLITS}
         self.files = json.loads((self.folder/'files.json').read_text(encoding='utf-8'))
 
+    def verify(self) -> list: # of problems, each names an id or a file
+        "Whether the features are what was written, from the pictures that are there now."
+        if not (self.folder/'features').is_dir(): return [f"{self.folder}: has no features"]
+        return verify_features(self.folder/'features', self.files)
+
     def __repr__(self):
         r = self.report
         return (f"WrittenData({self.folder.name}: {r['counts']}, {r['vocab_size'] - 1} words, "
@@ -533,21 +542,17 @@ def copy_features(
     layout:str,      # 'xmodaler' or 'store'
     prefix:str,      # clips are .npy in X-modaler's layout
     dtype:str='float32', # of a store
+    on_change=None,  # called before features that exist are removed or renamed
 ):
-    "Features that exist already, under the ids of the new folder."
-    if layout == 'store': return _copy_to_store(files, out, dtype)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    for id, f in files.items():
-        content = read_np(f)
-        if prefix == 'mscoco': np.savez(Path(out)/f'{id}.npz', **content)
-        else: np.save(Path(out)/f'{id}.npy', content['features'])
-
-def _copy_to_store(files, out, dtype):
-    "The same into a store; items that are there already are skipped."
-    with FeatureWriter(out, dtype) as w:
-        stored = FeatureStore(out)
+    "Features that exist already, under the ids of the new folder; what agrees with them is left."
+    ending = '.npz' if prefix == 'mscoco' else '.npy'
+    copies = FeatureItems(out, dtype) if layout == 'store' else FeatureFolder(out, ending)
+    maker = digest('copied', dtype if layout == 'store' else '')
+    wanted = {id: origin(file_digest(f) or arrays_digest(read_np(f)), maker) for id, f in files.items()}
+    there = keep_agreeing(copies, wanted, maker=maker, replace=True, prune=True, on_change=on_change)
+    with copies:
         for id, f in files.items():
-            if id not in stored: w.add(id, **read_np(f))
+            if id not in there: copies.add(id, wanted[id], **read_np(f))
 
 # %% ../../nbs/15_own/40_data.ipynb #92720773
 def feature_sizes(
@@ -555,7 +560,7 @@ def feature_sizes(
     prefix:str, # data sets of pictures add a mean region to files with boxes
 ) -> tuple:     # (width, most rows); (0, 0) where there are none
     "Width and largest number of rows."
-    names = [f for f in sorted(feature_files(folder) or ()) if f.endswith(('.npz', '.npy'))]
+    names = [f for f in sorted(feature_files(folder) or ()) if f.endswith(('.npz', '.npy')) and f[0] != '.']
     if not names: return 0, 0
     first, store = read_np(Path(folder)/names[0]), open_store(folder)
     lengths = [len(read_np(Path(folder)/f)['features']) for f in names] if store is None else store.lengths().values()
@@ -588,13 +593,20 @@ def _prefix_for(data):
 
 def _write_features(data, numbers, out, backbone, layout, prefix, dtype, extract):
     "Copy or extract features, as the files require."
+    forget = partial(_forget_annotations, out.parent, prefix)
     files = {numbers[s.id]: s.file for s in data.samples if s.file}
     if backbone is None:
-        if _kinds(data) == {'features'}: copy_features(files, out, layout, prefix, dtype)
+        if _kinds(data) == {'features'}: copy_features(files, out, layout, prefix, dtype, forget)
         return
     if layout != 'store': layout = 'npz' if prefix == 'mscoco' else 'npy'
-    result = extract_features(backbone, files, out, layout=layout, dtype=dtype, **extract)
+    keep = dict(replace=True, prune=True, on_change=forget)
+    result = extract_features(backbone, files, out, layout=layout, dtype=dtype, **{**keep, **extract})
     if result.failed: raise DatasetError(str(out), [f'{id}: {error}' for id, error in result.failed.items()])
+
+def _forget_annotations(folder, prefix):
+    "Delete what says which features belong to which captions, before features change; a stopped `write` leaves none."
+    for name, path in folder_paths(folder, prefix).items():
+        if name == 'report' or name.startswith('annotations_'): path.unlink(missing_ok=True)
 
 # %% ../../nbs/15_own/40_data.ipynb #ce0288bb
 @patch
@@ -624,8 +636,8 @@ def write(self:CaptionData,
     if not data._words('train'): raise DatasetError(self.name, ['no sample is left for training'])
     prefix = prefix or _prefix_for(data)
     numbers, words = _new_ids(data.samples), data.vocabulary(min_count)
-    write_annotation_files(data, out, numbers, words, prefix, max_len)
     _write_features(data, numbers, out/'features', backbone, layout, prefix, dtype, extract)
+    write_annotation_files(data, out, numbers, words, prefix, max_len)
     written = _write_report(data, table, out, numbers, words, prefix, max_len)
     written.write_config()
     return written

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'ALIGN', 'FULL_PRECISION_FIELDS', 'PREFETCH_BYTES', 'POPULATE_READ', 'StoreError', 'write_index',
-           'read_index', 'store_array', 'FeatureWriter', 'FeatureStore', 'open_store', 'feature_files']
+           'read_index', 'store_array', 'FeatureWriter', 'FeatureStore', 'remove_items', 'open_store', 'feature_files']
 
 # %% ../../nbs/02_utils/78_store.ipynb #47c0518f
 import json
@@ -39,6 +39,7 @@ def write_index(
     rows:list,    # per item the rows of each field, −1 where it has none
     crc:list,     # CRC-32 of each item's bytes
     size:int,     # bytes of the shard
+    origins=None, # of text, what made each item; None: unknown
 ):
     "Write the index under a temporary name, then rename."
     head = dict(format=FORMAT, bytes=size, fields=[[n, np.dtype(t).str, list(tail)] for n, t, tail in fields])
@@ -46,7 +47,8 @@ def write_index(
     with open(tmp, 'wb') as f:
         np.savez(f, head=np.frombuffer(json.dumps(head).encode(), np.uint8), ids=np.array(ids, dtype=str),
                  starts=np.array(starts, np.int64),
-                 rows=np.array(rows, np.int32).reshape(len(ids), len(fields)), crc=np.array(crc, np.uint32))
+                 rows=np.array(rows, np.int32).reshape(len(ids), len(fields)), crc=np.array(crc, np.uint32),
+                 origins=np.array(origins or ['']*len(ids), dtype=str))
         f.flush(); os.fsync(f.fileno())
     os.replace(tmp, path)
     _sync(path.parent)
@@ -148,6 +150,7 @@ def _field(fields, name, a, id):
 @patch
 def add(self:FeatureWriter,
     id,        # of the item, unique in the store
+    made_from:str='', # what made the item, see `FeatureStore.origins`
     **arrays,  # features=(n, d), boxes=(n, 4), … of any number of rows
 ):
     "Append one item."
@@ -158,7 +161,7 @@ def add(self:FeatureWriter,
     rows, data = self._encode(id, arrays, fields)
     if self._file is None: self._file = open(self.path/f'.tmp-{self.part}-shard', 'wb')
     self._file.write(data)
-    self._items[id] = (self._size, rows, zlib.crc32(data))
+    self._items[id] = (self._size, rows, zlib.crc32(data), made_from)
     self._fields, self._size = fields, self._size + len(data)
     if self._size >= self.limit: self.seal()
 
@@ -182,9 +185,10 @@ def seal(self:FeatureWriter):
     k = next(i for i in range(10**6) if not (self.path/f'{self.part}-{i:05d}.npz').exists())
     name = self.path/f'{self.part}-{k:05d}'
     os.replace(self.path/f'.tmp-{self.part}-shard', name.with_suffix('.bin'))
-    starts, rows, crc = zip(*self._items.values())
+    starts, rows, crc, origins = zip(*self._items.values())
     rows = [r + [-1]*(len(self._fields) - len(r)) for r in rows]
-    write_index(name.with_suffix('.npz'), self._fields, list(self._items), starts, rows, crc, self._size)
+    write_index(name.with_suffix('.npz'), self._fields, list(self._items), starts, rows, crc, self._size,
+                origins)
     self._reset_shard()
 
 @patch
@@ -244,7 +248,11 @@ class _Shard:
         return out
 
     def item(self, k): return self.item_views(int(self.starts[k]), self.rows[k].tolist())
-    def span(self, k): return int(self.starts[k]), int(self.starts[k+1]) if k + 1 < len(self.starts) else self.size
+    def span(self, k):
+        "Where the bytes of an item begin and end."
+        fields = zip(self.fields, self.rows[k].tolist())
+        sizes = (n*width*dtype.itemsize for (_, dtype, _, width), n in fields if n > 0)
+        return int(self.starts[k]), int(self.starts[k]) + sum(map(_padded, sizes))
 
 # %% ../../nbs/02_utils/78_store.ipynb #d7ec9a79
 class FeatureStore:
@@ -345,6 +353,44 @@ def verify(self:FeatureStore) -> list: # of problems, each naming shard and id
             if zlib.crc32(memoryview(s.data)[a:b]) != s.crc[k]:
                 bad.append(f"{s.path}: id {id} (bytes {a} to {b}) is not what was written")
     return bad
+
+# %% ../../nbs/02_utils/78_store.ipynb #9dd888ce
+def _origins_of(z):
+    "The notes in an open index."
+    return z['origins'].tolist() if 'origins' in z.files else ['']*len(z['ids'])
+
+@patch
+def origins(self:FeatureStore) -> dict: # id → text; '' where nothing was noted
+    "What made each item, as the writer noted it."
+    out = {}
+    for s in self.shards:
+        with np.load(s.path.with_suffix('.npz'), allow_pickle=False) as z:
+            out.update(zip(z['ids'].tolist(), _origins_of(z)))
+    return out
+
+def remove_items(
+    path, # folder of the store
+    ids,  # of the items; those that are not there are passed over
+) -> int: # items taken out
+    "Take items out of a store."
+    import fcntl
+    path, ids = Path(path), set(map(str, ids))
+    with open(path/'.lock-remove', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return sum(_remove_from(index, ids) for index in sorted(path.glob('[!.]*.npz')))
+
+def _remove_from(index, ids):
+    "Write the index of one shard without some items; returns how many."
+    head, found, starts, rows, crc = read_index(index)
+    kept = [k for k, i in enumerate(found) if i not in ids]
+    if not kept:
+        index.unlink()
+        index.with_suffix('.bin').unlink(missing_ok=True)
+    elif len(kept) < len(found):
+        with np.load(index, allow_pickle=False) as z: notes = _origins_of(z)
+        write_index(index, [tuple(f) for f in head['fields']], [found[k] for k in kept], starts[kept], rows[kept],
+                    crc[kept], head['bytes'], [notes[k] for k in kept])
+    return len(found) - len(kept)
 
 # %% ../../nbs/02_utils/78_store.ipynb #e6f9a1cf
 _open_stores = {}

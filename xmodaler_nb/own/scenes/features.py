@@ -223,7 +223,7 @@ class SceneFeatures:
             raise ValueError(f"kind: expected regions, grid or both, got {kind!r}")
         self.kind, self.grid, self.max_regions = kind, grid, max_regions
         self.threshold, self.min_area, self.exactly = threshold, min_area, exactly
-    dim = ROW
+    dim, reads_clips = ROW, False
     @property
     def max_rows(self) -> int:
         "The largest number of rows a picture can have."
@@ -282,9 +282,10 @@ class ClipFeatures:
         max_frames:int=0,     # keep this many, evenly spaced; 0: all
         threshold:float=42.,  # as in `SceneFeatures`
         min_area:int=16,      # as in `SceneFeatures`
+        frames:int=16,        # read from a file at most, before `max_frames` counts
     ):
-        self.max_frames, self.threshold, self.min_area = max_frames, threshold, min_area
-    dim = 3*ROW+8
+        self.max_frames, self.threshold, self.min_area, self.frames = max_frames, threshold, min_area, frames
+    dim, reads_clips = 3*ROW+8, True
     to_dict, __repr__ = SceneFeatures.to_dict, SceneFeatures.__repr__
     from_dict = classmethod(SceneFeatures.from_dict.__func__)
     def __call__(self,

@@ -1,0 +1,143 @@
+"What a resumed run may change takes effect; everything else is refused by name. Two runs in one folder are refused."
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import pytest
+import torch
+sys.path.insert(0, str(Path(__file__).parent))
+from toy import ToyTrainer, events, fresh, same_weights, toy_cfg
+from xmodaler_nb import lr_scheduler, optim
+from xmodaler_nb.engine.setup import default_setup
+from xmodaler_nb.lr_scheduler import LR_SCHEDULER_REGISTRY
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch): monkeypatch.setattr(os, 'fsync', lambda fd: None)
+
+
+class T(ToyTrainer):
+    "With the optimizer and the schedule of the config."
+    build_optimizer = classmethod(lambda cls, cfg, model: optim.build_optimizer(cfg, model))
+    build_lr_scheduler = classmethod(lambda cls, cfg, optimizer, n: lr_scheduler.build_lr_scheduler(cfg, optimizer, n))
+
+
+def config(folder, epochs=3, name='StepLR', **more):
+    "Three steps are an epoch."
+    cfg = toy_cfg(folder)
+    cfg.SOLVER.EPOCH, cfg.LR_SCHEDULER.NAME, cfg.LR_SCHEDULER.STEP_SIZE = epochs, name, 2
+    cfg.LR_SCHEDULER.WARMUP, cfg.LR_SCHEDULER.MODEL_SIZE, cfg.LR_SCHEDULER.MILESTONES = 1, 16, [5, 9]
+    for k, v in more.items():
+        node, _, last = k.rpartition('__')
+        cfg[node][last] = v
+    return cfg
+
+
+def run(cfg, resume=False, end=None, cls=T):
+    torch.manual_seed(3)
+    t = fresh(cfg, cls, resume=resume)
+    t.train(max_iter=end)
+    return t
+
+
+def rates(folder): return [e['lr'] for e in events(folder) if 'lr' in e]
+
+
+@pytest.mark.parametrize('name', LR_SCHEDULER_REGISTRY.names())
+@pytest.mark.parametrize('epochs', [5, 2])
+def test_every_schedule_in_a_longer_and_a_shorter_resume(tmp_path, name, epochs):
+    "Four steps of the old training; from then on the rates are those of a training that had the new length from the start."
+    run(config(tmp_path/'new', epochs, name))
+    run(config(tmp_path/'old', 3, name), end=4)
+    t = run(config(tmp_path/'old', epochs, name), resume=True)
+    assert t.iter == 3*epochs and rates(tmp_path/'old')[4:] == pytest.approx(rates(tmp_path/'new')[4:], rel=1e-9)
+
+
+def test_a_new_rate_takes_effect(tmp_path):
+    run(config(tmp_path), end=4)
+    t = run(config(tmp_path, SOLVER__BASE_LR=.0005, SOLVER__WEIGHT_DECAY=.25), resume=True)
+    assert rates(tmp_path) == pytest.approx([.02]*4 + [.0005]*2 + [.00005]*3)
+    assert {g['weight_decay'] for g in t.optimizer.param_groups} == {.25, 0.}       # biases have their own
+
+
+def test_a_new_schedule_takes_effect(tmp_path):
+    run(config(tmp_path/'new', name='WarmupCosine'))
+    run(config(tmp_path/'old', name='MultiStepLR'), end=4)
+    run(config(tmp_path/'old', name='WarmupCosine'), resume=True)
+    assert rates(tmp_path/'old')[4:] == pytest.approx(rates(tmp_path/'new')[4:])
+
+
+def test_another_batch_size_keeps_the_schedule_in_epochs(tmp_path):
+    "Twice as many steps per epoch: the drop comes after two epochs as before."
+    class Small(T):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            from toy import loader
+            return loader(bs=2)
+    run(config(tmp_path, 4), end=3)
+    run(config(tmp_path, 4), resume=True, cls=Small)
+    assert rates(tmp_path)[3:] == pytest.approx([.02]*6 + [.002]*12)
+
+
+def test_the_average_of_a_resume_begins_with_the_weights(tmp_path):
+    run(config(tmp_path), end=4)
+    cfg = config(tmp_path)
+    cfg.MODEL.USE_EMA, cfg.MODEL.EMA_DECAY = True, .9
+    t = fresh(cfg, T, resume=True)
+    assert same_weights(t.ema.module, t.model)
+
+
+def test_another_metric_begins_anew(tmp_path):
+    run(config(tmp_path, ENGINE__KEEP_BEST='val/acc'), end=6)
+    t = fresh(config(tmp_path, ENGINE__KEEP_BEST='total_loss'), T, resume=True)
+    assert [h.best for h in t._hooks if type(h).__name__ == 'KeepBest'] == [None]
+
+
+@pytest.mark.parametrize('key,value', [('MODEL__DECODER_DIM', 7), ('SOLVER__NAME', 'SGD'), ('DATASETS__TRAIN', 'other'), ('ENGINE__NAME', 'RLTrainer')])
+def test_what_cannot_change_is_refused_by_name(tmp_path, key, value):
+    "By the trainer, and by the set-up, before it writes anything."
+    cfg = config(tmp_path)
+    default_setup(cfg, SimpleNamespace(resume=False))
+    run(cfg, end=4)
+    before = (tmp_path/'config.yaml').read_text()
+    other = config(tmp_path, **{key: value})
+    with pytest.raises(ValueError, match=key.replace('__', r'\.') + ' was .*, is now'): fresh(other, T, resume=True)
+    with pytest.raises(ValueError, match=key.replace('__', r'\.')): default_setup(other, SimpleNamespace(resume=True))
+    assert (tmp_path/'config.yaml').read_text() == before and events(tmp_path)[-1]['iteration'] == 3
+
+
+def test_a_training_that_was_stopped_early_has_ended(tmp_path):
+    "Resuming it changes nothing, unless the config is more patient."
+    engine = dict(ENGINE__EARLY_STOP='val/acc', ENGINE__EARLY_STOP_PATIENCE=1)
+    class Worse(T):
+        def build_evaluators(self, cfg): return SimpleNamespace(eval=lambda r, epoch: {'acc': -epoch}), None
+    a = run(config(tmp_path, 5, **engine), cls=Worse)
+    before = events(tmp_path)
+    b = run(config(tmp_path, 5, **engine), resume=True, cls=Worse)
+    assert (a.iter, b.iter) == (6, 6) and events(tmp_path) == before and same_weights(a.model, b.model)
+    engine['ENGINE__EARLY_STOP_PATIENCE'] = 2
+    assert run(config(tmp_path, 5, **engine), resume=True, cls=Worse).iter == 9
+
+
+HOLD = f'''
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from toy import *
+class Waits(ToyTrainer):
+    def before_train(self): super().before_train(); print('training', flush=True); input()
+fresh(toy_cfg(sys.argv[1]), Waits).train()
+'''
+
+def test_two_runs_in_one_folder(tmp_path):
+    "The second is refused with the first one's name, a resume, too; the lock of a killed one is taken over, and none is left at the end."
+    p = subprocess.Popen([sys.executable, '-c', HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert p.stdout.readline() == 'training\n'
+    before = sorted(tmp_path.iterdir())
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match=f'process {p.pid} on .*, since 20'): run(config(tmp_path), resume=resume)
+        with pytest.raises(FileExistsError, match=f'process {p.pid}'): default_setup(config(tmp_path), SimpleNamespace(resume=resume))
+    assert sorted(tmp_path.iterdir()) == before
+    p.kill()
+    p.wait()
+    assert run(config(tmp_path)).iter == 9 and not list(tmp_path.glob('*.lock'))
