@@ -85,5 +85,19 @@ def test_words_pictures_and_searches(page):
     assert not page.errors
 
 
+@pytest.mark.parametrize('width', [1200, 800, 500])
+def test_a_long_caption_stays_on_the_page(page, width):
+    "Sixteen words and a wide tree of beams: nothing is pushed out at the right; the tree has its own scroll bar."
+    page.get_by_role('button', name='beam').click()
+    page.wait_for_function('document.querySelectorAll(".beams rect").length > 20', timeout=20_000)
+    page.set_viewport_size(dict(width=width, height=900))
+    page.wait_for_timeout(300)
+    assert len(words(page)) > 11
+    right = page.eval_on_selector_all('.sentence span, .attention figure, .beams, .jupyter-widgets', 'xs => Math.max(...xs.map(x => x.getBoundingClientRect().right))')
+    scroll = page.evaluate('document.documentElement.scrollWidth')
+    page.set_viewport_size(dict(width=1200, height=900))
+    assert right <= width and scroll <= width, (right, scroll, width)
+
+
 def test_the_page_holds_no_script_of_ours(page):
     assert page.locator('.widget-html script, .jupyter-widgets script').count() == 0

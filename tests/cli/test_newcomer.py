@@ -1,10 +1,11 @@
 "The first hour: misleading errors, long screens and lost answers that newcomers met."
-import json, logging, shutil, subprocess, sys
+import json, subprocess, sys, threading
 from pathlib import Path
 import numpy as np, pytest
+from PIL import Image
 from test_commands import data, options, refused, run, untouched
+from xmodaler_nb.commands.caption import caption_main
 from xmodaler_nb.commands.train import train_main
-from xmodaler_nb.config import config_file
 from xmodaler_nb.engine.setup import default_argument_parser
 from xmodaler_nb.modeling import load_cfg_file
 
@@ -72,3 +73,67 @@ def test_a_foreign_environment_is_taken_as_it_is(tmp_path, root):
     assert 'pip' not in said and '-m venv' not in said
     failed = subprocess.run(['make', 'setup', f'VENV={tmp_path}'], cwd=root, capture_output=True, text=True)
     assert failed.returncode and 'no environment there' in failed.stdout
+
+
+@pytest.fixture(scope='module')
+def captioner(tmp_path_factory):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'integration'))
+    from small import small_captioner
+    from xmodaler_nb.own.extract import BackboneExtractor
+    c = small_captioner('MODEL.VISUAL_EMBED.IN_DIM', 43, extractor=BackboneExtractor('patches'))
+    return str(c.save_pretrained(tmp_path_factory.mktemp('c')/'captioner'))
+
+
+def picture(path, value=90):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((40, 50, 3), value, dtype=np.uint8)).save(path)
+    return path
+
+
+def captioned(capsys): return [json.loads(l)['picture'] for l in capsys.readouterr().out.splitlines()]
+
+
+def test_folder_and_pattern(tmp_path, capsys, captioner):
+    for name in ('b.png', 'a.jpg', 'sub/c.png', '.d.png'): picture(tmp_path/'box'/name)
+    (tmp_path/'box'/'notes.txt').write_text('')
+    def names(*args):
+        assert caption_main([*map(str, args), '--model', captioner, '--beam', '1', '--json']) == 0
+        return [Path(p).relative_to(tmp_path/'box').as_posix() for p in captioned(capsys)]
+    box = tmp_path/'box'
+    assert names(box) == ['a.jpg', 'b.png']
+    assert names(f'{box}/**/*.png') == ['b.png', 'sub/c.png']
+    assert names(box/'sub'/'c.png', box) == ['sub/c.png', 'a.jpg', 'b.png']
+    picture(box/'odd'/'x[1].png')
+    assert names(box/'odd'/'x[1].png') == ['odd/x[1].png']
+    refused(capsys, caption_main([f'{box}/*.gif', '--model', captioner]), 'matches', '*.gif')
+    (tmp_path/'empty').mkdir()
+    refused(capsys, caption_main([str(tmp_path/'empty'), '--model', captioner]), 'empty holds no pictures')
+
+
+def test_web_address(tmp_path, capsys, captioner):
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    picture(tmp_path/'a.png')
+    (tmp_path/'b.png').write_text('no picture')
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    at = f'http://127.0.0.1:{server.server_port}'
+    try:
+        assert caption_main([f'{at}/a.png', '--model', captioner, '--json']) == 0
+        assert captioned(capsys) == [f'{at}/a.png']
+        refused(capsys, caption_main([f'{at}/b.png', '--model', captioner]), f'{at}/b.png')
+        refused(capsys, caption_main([f'{at}/c.png', '--model', captioner]), f'{at}/c.png', '404')
+    finally:
+        server.shutdown()
+        server.server_close()
+    refused(capsys, caption_main([f'{at}/a.png', '--model', captioner]), f'{at}/a.png', 'no network')
+
+
+def test_a_page_does_not_replace_a_picture(tmp_path, capsys, captioner):
+    file = picture(tmp_path/'a.png')
+    before = file.read_bytes()
+    refused(capsys, caption_main(['--model', captioner, '--html', str(file), str(picture(tmp_path/'b.png'))]), '.html')
+    refused(capsys, caption_main([str(file), '--model', captioner, '--html', str(tmp_path/'no'/'x.html')]), 'folder does not exist')
+    assert file.read_bytes() == before

@@ -44,10 +44,11 @@ def explorer_html(
         small = (render_attention(image, get('boxes'), caption.words[:len(att)], att[:len(caption.words)], width=64,
                                   current=word) if image is not None
                  else render_attention_strip(caption.words[:len(att)], att[:len(caption.words)]))
-        parts.append(f'<div style="display:flex;gap:12px;align-items:flex-start">{big}<div>{small}</div></div>')
+        parts.append(f'<div style="display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start">{big}'
+                     f'<div style="flex:1 1 200px;min-width:0;overflow-x:auto">{small}</div></div>')
     if tree and get('trace') is not None and caption.trace.steps:
         parts.append(render_beam_tree(caption.trace, current=word))
-    return ''.join(parts)
+    return f'<div style="width:0;min-width:100%">{"".join(parts)}</div>'     # as wide as its place, not as its content
 
 # %% ../../nbs/16_look/30_explorer.ipynb #401550bc
 def _widgets():
@@ -108,8 +109,9 @@ def _build(self:CaptionExplorer, strategies):
     self.back.on_click(lambda _: self.step(-1)); self.next.on_click(lambda _: self.step(1))
     for control in (self.picture, self.strategy): control.observe(self._on_change, 'value')
     self.word.observe(self._update_view, 'value')
-    self.widget = w.VBox([w.HBox([self.picture, self.strategy]), w.HBox([self.back, self.word, self.next]),
-                          w.HBox([self.picture_view, self.out])])
+    self.out.layout = w.Layout(flex='1 1 300px', min_width='0')
+    rows = [[self.picture, self.strategy], [self.back, self.word, self.next], [self.picture_view, self.out]]
+    self.widget = w.VBox([w.HBox(row, layout=w.Layout(flex_flow='row wrap')) for row in rows])
     self._on_change()
 
 @patch

@@ -28,7 +28,7 @@ class AttributeDecoder(RecurrentDecoder):
         super().__init__()
         if token_embed_dim != hidden_size:
             raise ValueError(f"AttributeDecoder feeds words as they are: MODEL.TOKEN_EMBED.DIM is {token_embed_dim}, "
-                             f"but must equal MODEL.DECODER_DIM, {hidden_size}")
+                             f"not MODEL.DECODER_DIM, {hidden_size}")
         self.num_layers, self.hidden_size = 1, hidden_size
         self.attribute_fc = nn.Linear(attribute_dim, hidden_size)
         self.vfeat_fc = nn.Linear(visual_feat_dim, hidden_size)

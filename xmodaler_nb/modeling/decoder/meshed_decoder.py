@@ -33,7 +33,7 @@ class MeshedDecoderLayer(nn.Module):
         super().__init__()
         d = d_model//num_att_head
         heads = dict(d_model=d_model, d_k=d, d_v=d, num_head=num_att_head, dropout=dropout)
-        self.self_att, self.enc_att = MultiHeadAttention(**heads), MultiHeadAttention(**heads)
+        self.self_att, self.enc_att = (MultiHeadAttention(**heads) for _ in range(2))
         self.pwff = PositionWiseFeedForward(d_model=d_model, d_ff=d_ff, dropout=dropout)
         self.fc_alpha = nn.ModuleList([Linear(2*d_model, d_model) for _ in range(enc_layer_num)])
         for fc in self.fc_alpha:

@@ -54,7 +54,7 @@ def sample_by_grid(
     at = torch.arange(n, device=x.device)[:,None] + torch.arange(k, device=x.device) - k//2
     h = (2*at/max(n - 1, 1) - 1 + offsets).clamp(-1, 1).flatten(1)                                   # (b, n·κ)
     w = torch.linspace(-1, 1, d, device=x.device, dtype=x.dtype)
-    grid = torch.stack([w.expand(b, n*k, d), h[...,None].expand(b, n*k, d)], -1)
+    grid = torch.stack(torch.broadcast_tensors(w, h[...,None]), -1)                                  # (b, n·κ, d, 2)
     return F.grid_sample(x[:,None], grid, mode='bilinear', padding_mode=padding_mode, align_corners=False)[:,0]
 
 def sample_frames(
