@@ -65,7 +65,8 @@ _C.MODEL = CN(dict(
     ITM_NEG_PROB=0.5,                            # chance of a mismatched pair (pre-training)
     USE_EMA=False, EMA_DECAY=0.9999,
     ENSEMBLE_WEIGHTS=[''], MODEL_WEIGHTS=[1.0, 1.0],
-    EXPAND='late'))                              # ours: 'late' or 'early'
+    EXPAND='late',                               # ours: 'late' or 'early'
+    BIND=True))                                  # ours: start from the heads of pre-training, where there are some
 
 # %% ../../nbs/03_config/10_defaults.ipynb #a8181ca6
 _C.MODEL.TOKEN_EMBED = CN(dict(
@@ -140,7 +141,8 @@ _C.CUDNN_BENCHMARK = True
 
 # %% ../../nbs/03_config/10_defaults.ipynb #0d085919
 # keys of the default tree that X-modaler does not know
-EXTENSION_KEYS = ('MODEL.EXPAND', 'MODEL.BACKBONE', 'RL', *(f'ENGINE.{k}' for k in _C.ENGINE if k != 'NAME'))
+EXTENSION_KEYS = ('MODEL.EXPAND', 'MODEL.BIND', 'MODEL.BACKBONE', 'RL',
+                  *(f'ENGINE.{k}' for k in _C.ENGINE if k != 'NAME'))
 
 def without_extension_keys(
     cfg:CN, # any config
