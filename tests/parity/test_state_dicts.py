@@ -14,10 +14,9 @@ def manifests():
     return json.loads(gzip.decompress(packed.read_bytes()))
 
 MANIFEST = manifests()
-CAPTIONING = [name for name in MANIFEST if name.split('/')[0] in ('image_caption', 'video_caption')]
 
 
-@pytest.mark.parametrize('name', CAPTIONING)
+@pytest.mark.parametrize('name', MANIFEST)
 def test_names_and_shapes(name):
     cfg = load_cfg_file(config_file(name), ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', ''])
     with torch.device('meta'): model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)

@@ -54,6 +54,7 @@ class VisualFields:
 class TextFields:
     "Fields about words, the states of a model, and its predictions."
     PARENTS = Key('(b,)', 'int64', 'row of the step before that each row continues, while decoding')
+    U_ATT_WEIGHTS = Key('list of L × (b, t, n)', 'float32', 'words over regions, mean of the heads, with RECORD')
     WORD_ATT_WEIGHTS = Key('(b, t+1)', 'float32', 'last attention over the words so far, start mark first')
     U_TOKENS_IDS = Key('(b, t)', 'int64', 'text to be understood; 0 on padding')
     U_TOKENS_IDS_WO_MASK = Key('(b, t)', 'int64', 'the same before words were masked')
@@ -95,7 +96,7 @@ class RunFields:
     OUT_SIZE = Key('()', 'int', 'captions to return of each image: beams, or samples')
     ENCODED = Key('()', 'dict', 'what `encode_visual` returned for these images; not encoded again')
     COPIES = Key('()', 'int', 'how often each image stands in an expanded batch, side by side')
-    RECORD = Key('()', 'bool', 'decoders write ATT_WEIGHTS and WORD_ATT_WEIGHTS')
+    RECORD = Key('()', 'bool', 'decoders write ATT_WEIGHTS and WORD_ATT_WEIGHTS, joint layers U_ATT_WEIGHTS')
     TRACE = Key('()', 'bool', 'record a DecodeTrace; in the result: the trace')
 
 class kfg(VisualFields, TextFields, RunFields):

@@ -65,7 +65,8 @@ _C.MODEL = CN(dict(
     ITM_NEG_PROB=0.5,                            # chance of a mismatched pair (pre-training)
     USE_EMA=False, EMA_DECAY=0.9999,
     ENSEMBLE_WEIGHTS=[''], MODEL_WEIGHTS=[1.0, 1.0],
-    EXPAND='late'))                              # ours: 'late' or 'early'
+    EXPAND='late',                               # ours: 'late' or 'early'
+    BIND=True))                                  # ours: start from the heads of pre-training, where there are some
 
 # %% ../../nbs/03_config/10_defaults.ipynb #a8181ca6
 _C.MODEL.TOKEN_EMBED = CN(dict(
@@ -126,6 +127,7 @@ _C.DECODE_STRATEGY = CN(dict(NAME='BeamSearcher', BEAM_SIZE=1,
     LENGTH_PENALTY=0.0,                          # beams compete by score / length**penalty
     NO_REPEAT_NGRAM=0,                           # no n-gram twice in a caption; 0 = no rule
     BANNED_WORDS=[], REQUIRED_WORDS=[],          # words or ids
+    SAY_UNKNOWN=False,                           # may a caption contain UNK, the word for all rare words?
     # DiverseBeamSearcher: groups of beams, and the penalty on a word that an earlier group chose
     GROUPS=1, DIVERSITY=0.5))
 
@@ -139,7 +141,8 @@ _C.CUDNN_BENCHMARK = True
 
 # %% ../../nbs/03_config/10_defaults.ipynb #0d085919
 # keys of the default tree that X-modaler does not know
-EXTENSION_KEYS = ('MODEL.EXPAND', 'MODEL.BACKBONE', 'RL', *(f'ENGINE.{k}' for k in _C.ENGINE if k != 'NAME'))
+EXTENSION_KEYS = ('MODEL.EXPAND', 'MODEL.BIND', 'MODEL.BACKBONE', 'RL',
+                  *(f'ENGINE.{k}' for k in _C.ENGINE if k != 'NAME'))
 
 def without_extension_keys(
     cfg:CN, # any config

@@ -15,7 +15,7 @@ import os
 import pickle
 from pathlib import Path
 import numpy as np
-from ..functional import as_id
+from ..functional import as_id, load_vocab
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #ff15a225
 def caption_rows(
@@ -177,6 +177,7 @@ def write_annotations(
     write_pickle(paths[f'annotations_{split}'], entries)
     if split != 'train': return
     references, ngrams = reference_tables(entries, PREFIXES[prefix])
+    if paths['vocabulary'].is_file(): ngrams['words'] = load_vocab(paths['vocabulary'])   # which its numbers mean
     write_pickle(paths['references'], references)
     write_pickle(paths['ngrams'], ngrams)
 

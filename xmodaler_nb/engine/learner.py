@@ -20,6 +20,8 @@ from .diagnose import nan_source
 from .learner_parts import Loaders, LossSum, NoOptim, TorchOptim
 from .learner_parts import device_of, move_batch, targets_of, to_float32, unused_name
 from .methods import TeacherForcing, as_losses, has_position, loss_sum, open_at
+from ..losses.pretrain_losses import NO_LOSS
+from ..utils import comm
 from ..utils.env import get_rng_state, set_rng_state
 
 # %% ../../nbs/14_engine/10_learner.ipynb #95abc7a6
@@ -162,6 +164,17 @@ def _step(self:CaptionLearner):
 
 # %% ../../nbs/14_engine/10_learner.ipynb #2d6a9f1b
 @patch
+def losses_vary(self:CaptionLearner) -> bool: # may two batches have different losses, or one none at all?
+    "Whether a loss says so, as that of pre-training does."
+    return any(getattr(l, 'may_be_empty', False) for l in getattr(self.loss_func, 'losses', ()))
+
+@patch
+def _nothing_to_learn(self:CaptionLearner):
+    "Had no process anything to learn from its batch? (Part of an accumulation window is never skipped.)"
+    if self.accumulate > 1 or not self.losses_vary(): return False
+    return all(comm.all_gather(all(k.endswith(NO_LOSS) for k in self.entries)))
+
+@patch
 def train_on(self:CaptionLearner,
     losses,   # a dict, or an iterable of dicts {name: scalar}
 ):
@@ -176,7 +189,8 @@ def train_on(self:CaptionLearner,
         self.loss_grad = loss_sum(self.entries)
         self.loss, count = self.loss_grad.detach().clone(), count+1
         self('after_loss')
-        self._do_grad_opt()
+        if self._nothing_to_learn(): self.record_losses(self.entries)
+        else: self._do_grad_opt()
 
 @patch
 def train_batch(self:CaptionLearner):

@@ -213,8 +213,10 @@ def caption_findings(
     samples:list, # of Sample
 ) -> list:        # of Finding
     "Ids that occur twice, captions that are empty, repeated or odd."
-    count = Counter(s.id for s in samples)
-    out = [Finding('duplicate id', 'error', i, '', f'{n} entries') for i, n in count.items() if n > 1]
+    entries = defaultdict(list)
+    for s in samples: entries[s.id].append(s.file)
+    def detail(files): return f"{len(files)} entries: {', '.join(filter(None, files))}".rstrip(': ')
+    out = [Finding('duplicate id', 'error', i, '', detail(files)) for i, files in entries.items() if len(files) > 1]
     return out + [finding for s in samples for finding in _sample_findings(s)]
 
 def _caption_details(captions, words):
@@ -248,7 +250,7 @@ def word_findings(
     captions = [c for s in samples if s.split in ('', 'train') for c in s.captions]
     details = {'text without blanks': _without_blanks(captions, segment),
                'long caption': _long_captions(captions, segment, max_len),
-               'scored as other words': _scored_otherwise([c for c in captions if not encoding_problem(c)]) if segment == 'words' else ''}
+               'scored as other words': _scored_otherwise(captions, segment)}
     return [Finding(kind, 'warning', '', '', detail) for kind, detail in details.items() if detail]
 
 def _share(n, total): return f'{n} of {total} training captions ({n/total:.1%})'
@@ -273,8 +275,9 @@ def _long_captions(captions, segment, max_len):
     return (f'{_share(long, len(sizes))} have more than {max_len} words and are cut there, without an end mark; '
             f'the longest has {longest}: {first[:40]!r}')
 
-def _scored_otherwise(captions):
+def _scored_otherwise(captions, segment):
     "How many captions are scored as words that training never shows, and which words those are."
+    captions = [c for c in captions if segment == 'words' and not encoding_problem(c)]
     trained = [' '.join(split_words(c)) for c in captions]
     scored, said = (ptb_tokenize(texts, next_caption='a dog') for texts in (captions, trained))
     differ = [k for k, (a, b) in enumerate(zip(scored, said)) if a != b]

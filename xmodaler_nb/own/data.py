@@ -8,12 +8,15 @@ __all__ = ['MIN_STEPS', 'MIN_SCORED', 'MANY', 'CaptionData', 'read_text', 'clean
            'write_annotation_files', 'copy_features', 'feature_sizes']
 
 # %% ../../nbs/15_own/40_data.ipynb #7fda2001
+import ast
 import csv
 import io
 import json
 import logging
 import math
+import os
 import random
+import re
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
@@ -29,12 +32,13 @@ from ..datasets.check import DatasetError
 from ..datasets.layout import PREFIXES, Folder, annotation, encode_words, folder_paths, make_vocabulary
 from ..datasets.layout import row_length
 from ..datasets.layout import write_annotations, write_coco, write_vocabulary
-from ..functional import as_id, load_vocab, read_np
+from ..functional import as_id, decode_text, load_vocab, read_np
 from .check import CLIPS, FEATURES, IMAGES, SEGMENTS, SPLITS, CheckTable, Finding, Sample
 from .check import check_samples, file_kind, split_words
 from .extract import extract_features
 from .origin import FeatureFolder, FeatureItems, arrays_digest, digest, file_digest, keep_agreeing
 from .origin import origin, verify_features
+from ..utils.checkpoint_files import write_text
 from ..utils.file_io import why_missing
 from ..utils.store import feature_files, open_store
 
@@ -57,17 +61,17 @@ class CaptionData:
         return (f"CaptionData({self.name}: {len(self)} samples, {sum(len(s.captions) for s in self.samples)} "
                 f"captions, {', '.join(f'{k} {v}' for k, v in n.items())})")
 
+# %% ../../nbs/15_own/40_data.ipynb #fe6a21b7
 def read_text(
     path,        # of a text file
 ) -> tuple:      # (text, list of Finding)
-    "A text file; UTF-8, else Windows-1252 with a finding."
+    "A text file: UTF-8, or another encoding with a finding; an error where that cannot be told, see `decode_text`."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
-    data = path.read_bytes()
-    try: return data.decode('utf-8-sig'), []
-    except UnicodeDecodeError as e:
-        detail = f'not UTF-8 (byte {e.start}); read as Windows-1252'
-        return data.decode('cp1252', 'replace'), [Finding('odd encoding', 'warning', '', str(path), detail)]
+    text, encoding = decode_text(path.read_bytes(), path)
+    if encoding.startswith('utf-8'): return text, []
+    detail = f"not UTF-8; read as {'Windows-1252' if encoding == 'cp1252' else encoding.upper()}"
+    return text, [Finding('odd encoding', 'warning', '', str(path), detail)]
 
 def clean_text(
     caption, # text, or a list of words
@@ -75,7 +79,11 @@ def clean_text(
     "A caption in one normal form."
     if isinstance(caption, (list, tuple)): caption = ' '.join(map(str, caption))
     if caption is None or caption != caption: caption = ''      # NaN of a data frame
-    return ' '.join(unicodedata.normalize('NFC', str(caption)).split())
+    return ' '.join(unicodedata.normalize('NFC', _whole(str(caption))).split())
+
+def _whole(text):
+    "Text without halves of surrogate pairs, which no file can hold."
+    return re.sub('[\ud800-\udfff]', '\ufffd', text)
 
 _SPLIT_NAMES = dict(train='train', training='train', restval='train', val='val', valid='val', validation='val',
                     dev='val', test='test', testing='test', eval='test')
@@ -110,6 +118,30 @@ def _texts(value):
     return [clean_text(v.get('raw') or v.get('caption') or v.get('tokens') if isinstance(v, dict) else v)
             for v in value]
 
+def _row_keys(row, given, where):
+    "role → key of the row; an error where caption or picture have none."
+    keys = {role: _column(row, role, name) for role, name in given.items()}
+    if keys['caption'] is None or (keys['file'] is None and keys['id'] is None):
+        raise ValueError(f"{where}: has columns {', '.join(map(str, row))}; needs one for the caption "
+                         f"(such as 'caption') and one for the picture (such as 'image')")
+    missing = next((k for k in (keys['caption'], keys['file']) if k is not None and k not in row), None)
+    if missing: raise ValueError(f"{where}: has no column {missing!r}")
+    return keys
+
+def _cell(row, key):
+    "An id or a file name as text; '' where the row has none."
+    value = row.get(key)
+    return '' if value is None or value != value else _whole(str(as_id(value)))
+
+def _with_split(s, splits, where, findings):
+    "The sample with the split of its first row; rows that disagree are a finding."
+    s.split = next(iter(splits), '')
+    if len(splits) > 1:
+        detail = ', '.join(f'row {n}: {name}' for name, n in splits.items())
+        findings.append(Finding('split differs between rows', 'error', s.id, where, detail))
+    return s
+
+# %% ../../nbs/15_own/40_data.ipynb #897c7068
 def samples_from_rows(
     rows,                # of dicts
     folder='',           # where relative file names start
@@ -118,27 +150,75 @@ def samples_from_rows(
     split=None,          # … with the split
     id=None,             # … with the id
     where='rows',        # what messages call the source
+    findings:list=None,  # what is odd about the rows is appended here
 ) -> list:               # of Sample
     "Bring rows about the same picture together."
-    found = {}
+    found, given = {}, dict(file=file, caption=caption, split=split, id=id)
     for n, row in enumerate(rows):
-        keys = {role: _column(row, role, given)
-                for role, given in dict(file=file, caption=caption, split=split, id=id).items()}
-        if keys['caption'] is None or (keys['file'] is None and keys['id'] is None):
-            raise ValueError(f"{where}, row {n}: has columns {', '.join(map(str, row))}; needs one for the caption "
-                             f"(such as 'caption') and one for the picture (such as 'image')")
-        missing = next((k for k in (keys['caption'], keys['file']) if k is not None and k not in row), None)
-        if missing: raise ValueError(f"{where}, row {n}: has no column {missing!r}")
-        path = str(row[keys['file']]) if keys['file'] is not None else ''
-        key = str(row[keys['id']]) if keys['id'] is not None and keys['file'] is None else path
-        s = found.setdefault(key,
-                             Sample(str(row[keys['id']]) if keys['id'] is not None else key,
-                                    str(Path(folder)/path) if path else '', [], ''))
+        keys = _row_keys(row, given, f'{where}, row {n}')
+        path, number = (_cell(row, keys[k]) for k in ('file', 'id'))
+        if not path and not number: raise ValueError(f"{where}, row {n}: names no picture")
+        new = Sample(number or path, str(Path(folder)/path) if path else '')
+        s, splits = found.setdefault(path or number, (new, {}))
         s.captions += _texts(row[keys['caption']])
-        if keys['split'] is not None and keys['split'] in row: s.split = split_name(row[keys['split']])
-    return list(found.values())
+        name = split_name(row.get(keys['split']))
+        if name: splits.setdefault(name, n)
+    return [_with_split(s, splits, where, [] if findings is None else findings) for s, splits in found.values()]
 
 # %% ../../nbs/15_own/40_data.ipynb #bf821b8d
+def _table_cells(text, sep, has_header, path):
+    "The cells of each row; a quoted cell may hold separators and line ends."
+    def read(quoting):
+        return list(csv.reader(io.StringIO(text, newline=''), delimiter=sep, quoting=quoting, strict=True))
+    if sep == '\t' and not has_header: return read(csv.QUOTE_NONE)       # here quotes are part of the caption
+    try: return read(csv.QUOTE_MINIMAL)
+    except csv.Error as e:
+        if sep == '\t': return read(csv.QUOTE_NONE)
+        raise ValueError(f"{path}: not a table with quoted cells ({e})") from None
+
+def _table_row(head, cells, sep, n, path):
+    "A row as a dict. Cells beyond the header belong to a caption that stands last and was not quoted."
+    names = [c.strip() for c in head]
+    if len(cells) > len(names) and _column(names, 'caption') != names[-1]:
+        raise ValueError(f"{path}, row {n}: has {len(cells)} cells, but the header names {len(names)}")
+    row = dict(zip(names, cells))
+    if len(cells) > len(names): row[names[-1]] = sep.join(cells[len(names)-1:])
+    key = _column(row, 'caption')
+    return {**row, key: _list_cell(row[key])} if key else row
+
+def _list_cell(text):
+    "A caption, or several where the cell holds a list, as pandas and our own `save` write it."
+    if not text.startswith('[') or not text.rstrip().endswith(']'): return text
+    try: found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError): return text
+    return found if isinstance(found, list) and all(isinstance(t, str) for t in found) else text
+
+# %% ../../nbs/15_own/40_data.ipynb #30f68d51
+def read_table(
+    path,     # .csv, .tsv, .txt, .token
+) -> tuple:   # (rows as dicts, findings)
+    "A table with a header, or lines of file and caption (Flickr's `x.jpg#0<tab>caption`)."
+    text, findings = read_text(path)
+    first = next((l for l in text.splitlines() if l.strip()), None)
+    if first is None: raise ValueError(f"{path}: is empty")
+    sep, has_header = _table_form(first, path)
+    cells = [c for c in _table_cells(text, sep, has_header, path) if any(x.strip() for x in c)]
+    if has_header: return [_table_row(cells[0], c, sep, n, path) for n, c in enumerate(cells[1:])], findings
+    return [dict(file=re.sub(r'#\d+$', '', c[0].strip()), caption=sep.join(c[1:])) for c in cells], findings
+
+def _table_form(first, path):
+    "The separator of a table, and whether its first line is a header."
+    lines = {s: next(csv.reader([first], delimiter=s)) for s in '\t,;|'}
+    for s, cells in lines.items():
+        head = {c.strip().lower(): c for c in cells}
+        if _column(head, 'caption') and (_column(head, 'file') or _column(head, 'id')): return s, True
+    for s, cells in lines.items():
+        names_file = file_kind(re.sub(r'#\d+$', '', cells[0].strip()))
+        if len(cells) > 1 and (names_file or s == '\t'): return s, False
+    raise ValueError(f"{path}: begins with {first[:60]!r}; expected a header that names a caption column and a file "
+                     "or id column, or lines of file and caption, separated by a tab or one of , ; |")
+
+# %% ../../nbs/15_own/40_data.ipynb #77180577
 @patch(cls_method=True)
 def from_df(cls:CaptionData,
     df,             # pandas.DataFrame, one row per caption or per picture
@@ -146,23 +226,17 @@ def from_df(cls:CaptionData,
     **columns,      # file=, caption=, split=, id=: names of columns, where they are not the usual ones
 ) -> CaptionData:
     "Data in a data frame."
-    return cls(samples_from_rows(df.to_dict('records'), folder, where='data frame', **columns), name='data frame')
+    findings = []
+    rows = [{k: _list_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in df.to_dict('records')]
+    samples = samples_from_rows(rows, folder, where='data frame', findings=findings, **columns)
+    return cls(samples, findings, name='data frame')
 
-def read_table(
-    path,     # .csv, .tsv, .txt, .token
-) -> tuple:   # (rows as dicts, findings)
-    "A table with a header, or lines of file and caption (Flickr's `x.jpg#0<tab>caption`)."
-    text, findings = read_text(path)
-    lines = [l for l in text.splitlines() if l.strip()]
-    if not lines: raise ValueError(f"{path}: is empty")
-    sep = next((s for s in '\t,;' if s in lines[0]), ',')
-    quoting = csv.QUOTE_MINIMAL if sep != '\t' else csv.QUOTE_NONE
-    cells = list(csv.reader(io.StringIO('\n'.join(lines)), delimiter=sep, quoting=quoting))
-    head = {c.strip().lower(): c for c in cells[0]}
-    if _column(head, 'caption') and (_column(head, 'file') or _column(head, 'id')):
-        names = [c.strip() for c in cells[0]]
-        return [dict(zip(names, [*c[:len(names)-1], sep.join(c[len(names)-1:])])) for c in cells[1:]], findings
-    return [dict(file=c[0].split('#')[0].strip(), caption=sep.join(c[1:])) for c in cells], findings
+def _no_key_twice(pairs):
+    "A JSON object as a dict; a key that stands in it twice is an error."
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        raise ValueError(f"the key {Counter(k for k, _ in pairs).most_common(1)[0][0]!r} stands in an object twice")
+    return out
 
 @patch(cls_method=True)
 def from_json(cls:CaptionData,
@@ -174,9 +248,9 @@ def from_json(cls:CaptionData,
     text, findings = read_text(path)
     folder = images or Path(path).parent
     try:
-        content = ([json.loads(l) for l in text.splitlines() if l.strip()] if Path(path).suffix == '.jsonl'
-                   else json.loads(text))
-    except ValueError as e: raise ValueError(f"{path}: not JSON ({e})") from None
+        content = ([json.loads(l) for l in text.split('\n') if l.strip()] if Path(path).suffix == '.jsonl'
+                   else json.loads(text, object_pairs_hook=_no_key_twice))
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path}: not JSON ({e})") from None
     if isinstance(content, dict) and 'annotations' in content: return cls.from_coco(path, images)
     if isinstance(content, dict) and isinstance(content.get('images'), list): return cls.from_karpathy(path, images)
     if isinstance(content, dict):
@@ -184,9 +258,30 @@ def from_json(cls:CaptionData,
         content = [r if r['file'] else dict(id=r['id'], captions=r['captions']) for r in content]
     if not isinstance(content, list) or not all(isinstance(r, dict) for r in content):
         raise ValueError(f"{path}: expected records or {{file: captions}}, found a {type(content).__name__}")
-    return cls(samples_from_rows(content, folder, where=str(path), **columns), findings, Path(path).name)
+    samples = samples_from_rows(content, folder, where=str(path), findings=findings, **columns)
+    return cls(samples, findings, Path(path).name)
 
 # %% ../../nbs/15_own/40_data.ipynb #bd2e5e40
+def _need_keys(rows, keys, where):
+    "An error that names the first row without a key."
+    for n, row in enumerate(rows):
+        missing = next((k for k in keys if not isinstance(row, dict) or k not in row), None)
+        if missing: raise ValueError(f"{where}, entry {n}: has no {missing!r}")
+
+def _coco_samples(pictures, annotations, folder, split, path, findings):
+    "Pictures with their captions. Two pictures with one id both stay; the table then names the id as an error."
+    by_id, more, detail = {}, [], "an annotation's image is not in 'images'"
+    for p in pictures:
+        s = Sample(str(as_id(p['id'])), str(Path(folder)/p['file_name']) if 'file_name' in p else '', [], split)
+        first = by_id.setdefault(s.id, s)
+        if first.file != s.file: more.append(s)
+    for a in annotations:
+        i = str(as_id(a['image_id']))
+        if i in by_id: by_id[i].captions.append(clean_text(a['caption']))
+        else: findings.append(Finding('missing file', 'error', i, str(path), detail))
+    return [*by_id.values(), *more]
+
+# %% ../../nbs/15_own/40_data.ipynb #3125def1
 @patch(cls_method=True)
 def from_coco(cls:CaptionData,
     files,      # an annotation file, or split → file
@@ -202,17 +297,10 @@ def from_coco(cls:CaptionData,
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path}: not COCO's form, a JSON with 'images' and 'annotations' ({type(e).__name__}: "
                              f"{e})") from None
-        by_id = {str(p['id']): Sample(str(p['id']),
-                                      str(Path(images or Path(path).parent)/p['file_name']) if 'file_name' in p
-                                      else '',
-                                      [], split_name(split)) for p in pictures}
-        for a in annotations:
-            if str(a['image_id']) not in by_id:
-                findings.append(Finding('missing file', 'error', str(a['image_id']), str(path),
-                                        "an annotation's image is not in 'images'"))
-                continue
-            by_id[str(a['image_id'])].captions.append(clean_text(a['caption']))
-        out.samples += by_id.values()
+        _need_keys(pictures, ('id',), f"{path}: 'images'")
+        _need_keys(annotations, ('image_id', 'caption'), f"{path}: 'annotations'")
+        folder = images or Path(path).parent
+        out.samples += _coco_samples(pictures, annotations, folder, split_name(split), path, findings)
         out.findings += findings
     return out
 
@@ -292,7 +380,7 @@ def from_folder(cls:CaptionData,
     elif Path(captions).suffix in ('.json', '.jsonl'): out = cls.from_json(captions, folder)
     else:
         rows, findings = read_table(captions)
-        out = cls(samples_from_rows(rows, folder, where=str(captions)), findings, folder.name)
+        out = cls(samples_from_rows(rows, folder, where=str(captions), findings=findings), findings, folder.name)
     _find_files(out, folder, files)
     return out
 
@@ -326,6 +414,41 @@ def _coco_captions(path):
     out = defaultdict(list)
     for a in json.loads(path.read_text(encoding='utf-8'))['annotations']: out[str(a['image_id'])].append(a['caption'])
     return out
+
+# %% ../../nbs/15_own/40_data.ipynb #fa0bc310
+@patch
+def to_rows(self:CaptionData) -> list: # of dict: image, id, captions, split
+    "The samples as rows; paths are absolute."
+    return [dict(image=os.path.abspath(s.file) if s.file else '', id=s.id, captions=list(s.captions), split=s.split)
+            for s in self.samples]
+
+@patch
+def to_df(self:CaptionData): # pandas.DataFrame, one row per picture
+    "The samples as a data frame, for `from_df`."
+    import pandas as pd
+    return pd.DataFrame(self.to_rows(), columns=['image', 'id', 'captions', 'split'])
+
+@patch
+def save(self:CaptionData,
+    path, # .json, .jsonl, .csv or .tsv
+) -> Path:
+    "Write the samples as a file that `from_json` and `read_table` read."
+    path, rows = Path(path), self.to_rows()
+    if path.suffix not in ('.json', '.jsonl', '.csv', '.tsv'):
+        raise ValueError(f"{path}: the name must end in .json, .jsonl, .csv or .tsv")
+    if path.suffix == '.json': text = json.dumps(rows, ensure_ascii=False, indent=1)
+    elif path.suffix == '.jsonl': text = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
+    else: text = _table_text(rows, '\t' if path.suffix == '.tsv' else ',')
+    write_text(path, text)
+    return path
+
+def _table_text(rows, sep):
+    "Rows as a table; captions are one cell, a list."
+    out = io.StringIO(newline='')
+    writer = csv.writer(out, delimiter=sep, lineterminator='\r\n')
+    writer.writerow(rows[0] if rows else ('image', 'id', 'captions', 'split'))
+    writer.writerows([repr(v) if isinstance(v, list) else v for v in r.values()] for r in rows)
+    return out.getvalue()
 
 # %% ../../nbs/15_own/40_data.ipynb #4dab2435
 @patch

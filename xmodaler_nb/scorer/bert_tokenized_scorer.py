@@ -32,7 +32,7 @@ class BertTokenizedScorer(BaseScorer):
         "As BaseScorer, with the tokenizer instead of the end mark."
         from xmodaler_nb.tokenization.tokenization_bert import BertTokenizer
         args, p = BaseScorer.from_config(cfg), cfg.MODEL.PRETRAINING
-        args.pop('eos_id')
+        for k in ('eos_id', 'unknown_id'): args.pop(k)
         return {**args, 'bert_tokenizer': BertTokenizer.from_pretrained(p.MODEL_NAME, do_lower_case=p.DO_LOWER_CASE)}
 
     def get_sents(self,

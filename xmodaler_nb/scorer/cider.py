@@ -8,13 +8,16 @@ __all__ = ['ngram_keys', 'NgramIndex', 'Vectors', 'first_of_run', 'ReferenceVect
 
 # %% ../../nbs/10_scorer/10_cider.ipynb #272e5e94
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from ..config import configurable
 from ..evaluation.cider import DocumentFrequency
 from ..evaluation.ngrams import _ragged
+from ..functional import check_words, load_vocab
 from .build import SCORER_REGISTRY
+from ..utils.safe_pickle import safe_load
 
 # %% ../../nbs/10_scorer/10_cider.ipynb #c3ce6662
 _EXACT, _HASH = np.uint64(1 << 16), np.uint64(0x9E3779B97F4A7C15)
@@ -287,8 +290,13 @@ class Cider:
 
     @classmethod
     def from_config(cls, cfg):
-        "Keys to arguments."
-        return dict(n=4, sigma=6.0, cider_cached=cfg.SCORER.CIDER_CACHED)
+        "Keys to arguments. A table that knows its words is compared with INFERENCE.VOCAB."
+        path, vocab = cfg.SCORER.CIDER_CACHED, cfg.INFERENCE.VOCAB
+        table = safe_load(path) if Path(path).is_file() else None
+        whole = isinstance(table, dict) and {'document_frequency', 'ref_len'} <= set(table)
+        if whole and 'words' in table and Path(vocab).is_file():
+            check_words(load_vocab(vocab), vocab, list(table['words']), f'the table {path}')
+        return dict(n=4, sigma=6.0, cider_cached=table if whole else path)
 
     def method(self) -> str:
         "Metric name."

@@ -79,7 +79,7 @@ def choose(self:BeamSearcher, run, t, log_probs, state):
     "Let the beams offer words, pick the new beams, and return the rows that go on."
     if t == 0: self._init_beams(run, log_probs)
     (g, k), v = run.active.shape, log_probs.size(-1)
-    allowed = log_probs.detach()
+    allowed = self.unspoken(log_probs.detach())
     if self.rules: allowed = self.rules.apply(allowed, t, run.prefix)
     ids, candidate_lps, scores = self._propose(run, allowed.view(g, k, v))
     picked, run.scores = self._pick(run, t, ids, scores)                  # (g, k')

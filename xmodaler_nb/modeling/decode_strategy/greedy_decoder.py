@@ -156,7 +156,8 @@ def choose(self:GreedyDecoder, run, t, log_probs, state):
 @patch
 def _append_words(self:GreedyDecoder, run, t, log_probs, state):
     "Choose a word for every row and record it; finished rows get the end mark."
-    allowed = self.rules.apply(log_probs, t, run.prefix) if self.rules else log_probs
+    allowed = self.unspoken(log_probs)
+    if self.rules: allowed = self.rules.apply(allowed, t, run.prefix)
     words = self._pick(run, allowed)
     active = torch.ones_like(words, dtype=torch.bool) if run.active is None else run.active
     lp = log_probs.gather(1, words[:,None])[:,0]

@@ -82,15 +82,19 @@ def mask_per_row(
 
 @patch
 def _understand(self:DecoupleBertDecoder, b, u, v):
-    "Lists over layers: words and regions."
+    "U_HIDDEN_STATES and ATT_FEATS, lists over layers; while recording also the words' attention to regions."
     s = rows_per_image(u.size(0), v.size(0))
     v, v_mask = repeat_rows(v, s), mask_per_row(b, u.size(0))
-    us, vs = [], []
+    record, us, vs, weights = b.get(kfg.RECORD, False), [], [], []
+    n = v.size(1)
     for layer in self.u_layers:
-        if not drop_layer(self.u_layer_drop, self.training): v, u = layer(v, v_mask, u, b[kfg.EXT_U_TOKENS_MASKS])
+        if not drop_layer(self.u_layer_drop, self.training):
+            v, u, *p = layer(v, v_mask, u, b[kfg.EXT_U_TOKENS_MASKS], need_probs=record)
+            weights += [w[:,:,n:,:n].mean(1) for w in p]                                       # (b, t, n)
         us.append(u)
         vs.append(v)
-    return us, vs
+    out = {kfg.U_HIDDEN_STATES: us, kfg.ATT_FEATS: vs}
+    return {**out, kfg.U_ATT_WEIGHTS: weights} if record else out
 
 # %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #e1507d02
 @patch
@@ -123,7 +127,7 @@ def forward(self:DecoupleBertDecoder,
     if u is not None and not self.num_understanding_layers and kfg.U_TOKEN_EMBED in b and g is not u:
         raise ValueError("the batch has words to understand, but MODEL.BERT.NUM_UNDERSTANDING_LAYERS is 0")
     if u is not None and self.num_understanding_layers:
-        out[kfg.U_HIDDEN_STATES], out[kfg.ATT_FEATS] = self._understand(b, u, v)
+        out.update(self._understand(b, u, v))
         v = out[kfg.ATT_FEATS][-1]
     if g is not None and self.num_generation_layers:
         regions = b[kfg.P_ATT_FEATS] if kfg.P_ATT_FEATS in b and not out else self._project(v)

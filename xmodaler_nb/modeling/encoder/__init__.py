@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build_encoder', 'add_encoder_config', 'ENCODER_REGISTRY', 'Encoder', 'UpDownEncoder', 'GCNEncoder',
            'TransformerEncoder', 'MemoryAugmentedEncoder', 'GTransformerEncoder', 'COSNetEncoder',
-           'LowRankBilinearEncoder', 'TDConvEDEncoder', 'TwoStreamBertEncoder']
+           'LowRankBilinearEncoder', 'TDConvEDEncoder', 'TwoStreamBertEncoder', 'SingleStreamBertEncoder']
 
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #e505021a
 from .build import build_encoder, add_encoder_config, ENCODER_REGISTRY
@@ -19,8 +19,9 @@ from .cosnet_encoder import COSNetEncoder
 from .lowrank_bilinear_encoder import LowRankBilinearEncoder
 from .tdconved_encoder import TDConvEDEncoder
 from .two_stream_bert_encoder import TwoStreamBertEncoder
+from .single_stream_bert_encoder import SingleStreamBertEncoder
 
 # %% ../../../nbs/07_modeling/20_encoder/99_encoder.ipynb #dadb2b86
 _all_ = ['build_encoder', 'add_encoder_config', 'ENCODER_REGISTRY', 'Encoder', 'UpDownEncoder', 'GCNEncoder',
          'TransformerEncoder', 'MemoryAugmentedEncoder', 'GTransformerEncoder', 'COSNetEncoder',
-         'LowRankBilinearEncoder', 'TDConvEDEncoder', 'TwoStreamBertEncoder']
+         'LowRankBilinearEncoder', 'TDConvEDEncoder', 'TwoStreamBertEncoder', 'SingleStreamBertEncoder']

@@ -8,11 +8,13 @@ __all__ = ['get_act_layer', 'get_activation', 'BaseAttention', 'UnrolledLSTM', '
            'BertUnderstandingLayer', 'BertGenerationLayer', 'BertPooler', 'BertPredictionHeadTransform',
            'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward', 'COSNetDecBlock',
            'COSJointAttention', 'SCAttention', 'LowRankBilinearAttention', 'LowRankBilinearLayer', 'NormedConv1d',
-           'NormedLinear', 'ShiftedConvLayer', 'SoftAttention', 'TemporalDeformableBlock', 'TemporalDeformableLayer']
+           'NormedLinear', 'AttentionPooler', 'ShiftedConvLayer', 'SoftAttention', 'TemporalDeformableBlock',
+           'TemporalDeformableLayer']
 
 # %% ../../../nbs/07_modeling/00_layers/99_layers.ipynb #6333c73f
 from .create_act import get_act_layer, get_activation
 from .base_attention import BaseAttention
+from .attention_pooler import AttentionPooler
 from .unrolled_lstm import UnrolledLSTM
 from .bert import (BertSelfAttention, BertSelfOutput, BertAttention, BertIntermediate,
     BertOutput, BertXAttention, BertCrossAttention, BertLayer, BertUnderstandingLayer, BertGenerationLayer,
@@ -32,4 +34,5 @@ _all_ = ['get_act_layer', 'get_activation', 'BaseAttention', 'UnrolledLSTM', 'Be
          'BertUnderstandingLayer', 'BertGenerationLayer', 'BertPooler', 'BertPredictionHeadTransform',
          'MultiHeadAttention', 'MultiHeadAttentionMemory', 'PositionWiseFeedForward', 'COSNetDecBlock',
          'COSJointAttention', 'SCAttention', 'LowRankBilinearAttention', 'LowRankBilinearLayer', 'NormedConv1d',
-         'NormedLinear', 'ShiftedConvLayer', 'SoftAttention', 'TemporalDeformableBlock', 'TemporalDeformableLayer']
+         'NormedLinear', 'AttentionPooler', 'ShiftedConvLayer', 'SoftAttention', 'TemporalDeformableBlock',
+         'TemporalDeformableLayer']

@@ -377,13 +377,15 @@ class BertUnderstandingLayer(nn.Module):
         attention_mask1,      # additive, (b, 1, 1, n)
         input_tensor2:Tensor, # (b, t, d) words
         attention_mask2,      # additive, (b, 1, 1, t)
-    ) -> tuple:               # regions (b, n, d), words (b, t, d)
+        need_probs=False,     # also return the weights, regions first
+    ) -> tuple:               # regions (b, n, d), words (b, t, d); and, if wanted, weights (b, h, n+t, n+t)
         "One joint layer."
         n = input_tensor1.size(1)
         mask = torch.cat([attention_mask1, attention_mask2], -1)
-        x, _ = self.biattention(torch.cat([input_tensor1, input_tensor2], 1), mask, need_probs=False)
+        x, p = self.biattention(torch.cat([input_tensor1, input_tensor2], 1), mask, need_probs=need_probs)
         v, t = x[:,:n], x[:,n:]
-        return self.v_output(self.v_intermediate(v), v), self.t_output(self.t_intermediate(t), t)
+        out = self.v_output(self.v_intermediate(v), v), self.t_output(self.t_intermediate(t), t)
+        return (*out, p) if need_probs else out
 
 # %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #8d436744
 class BertPooler(nn.Module):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['build_model', 'add_config', 'add_component_keys', 'load_cfg_file', 'META_ARCH_REGISTRY', 'BaseEncoderDecoder',
-           'RnnAttEncoderDecoder', 'TransformerEncoderDecoder', 'TDENCaptioner', 'Ensemble']
+           'RnnAttEncoderDecoder', 'TransformerEncoderDecoder', 'TDENCaptioner', 'TDENBiTransformer', 'TDENRetrieval',
+           'TDENPretrain', 'UniterForMMUnderstanding', 'UniterRetrieval', 'UniterPretrain', 'Ensemble']
 
 # %% ../../../nbs/07_modeling/60_meta_arch/99_meta_arch.ipynb #4d49e305
 from xmodaler_nb.modeling.meta_arch.build import (META_ARCH_REGISTRY, add_component_keys, add_config, build_model,
@@ -12,9 +13,12 @@ from xmodaler_nb.modeling.meta_arch.build import (META_ARCH_REGISTRY, add_compon
 from .base_enc_dec import BaseEncoderDecoder
 from .rnn_att_enc_dec import RnnAttEncoderDecoder
 from .transformer_enc_dec import TransformerEncoderDecoder
-from .tden import TDENCaptioner
+from .tden import TDENBiTransformer, TDENCaptioner, TDENPretrain, TDENRetrieval
+from .uniter import UniterForMMUnderstanding, UniterPretrain, UniterRetrieval
 from .ensemble import Ensemble
 
 # %% ../../../nbs/07_modeling/60_meta_arch/99_meta_arch.ipynb #112f6b13
 _all_ = ['build_model', 'add_config', 'add_component_keys', 'load_cfg_file', 'META_ARCH_REGISTRY',
-         'BaseEncoderDecoder', 'RnnAttEncoderDecoder', 'TransformerEncoderDecoder', 'TDENCaptioner', 'Ensemble']
+         'BaseEncoderDecoder', 'RnnAttEncoderDecoder', 'TransformerEncoderDecoder', 'TDENCaptioner',
+         'TDENBiTransformer', 'TDENRetrieval', 'TDENPretrain', 'UniterForMMUnderstanding', 'UniterRetrieval',
+         'UniterPretrain', 'Ensemble']

@@ -25,10 +25,10 @@ from ..decode_strategy.state import DictState
 IMAGE_KEYS = (kfg.ATT_FEATS, kfg.ATT_MASKS, kfg.ATT_FEATS_LOC, kfg.RELATION, kfg.ATTRIBUTE, kfg.GLOBAL_FEATS)
 
 def captions_per_image(
-    batch:dict, # with ATT_FEATS and, for training, G_TOKENS_IDS (or SEMANTICS_IDS)
-) -> int:       # s; 1 if the batch has no captions, or is expanded already
-    "How many caption rows share one image row."
-    for k in (kfg.G_TOKENS_IDS, kfg.SEMANTICS_IDS):
+    batch:dict, # with ATT_FEATS and, for training, G_TOKENS_IDS, SEMANTICS_IDS or U_TOKENS_IDS
+) -> int:       # s; 1 if the batch has no texts, or is expanded already
+    "How many rows of text share one image row."
+    for k in (kfg.G_TOKENS_IDS, kfg.SEMANTICS_IDS, kfg.U_TOKENS_IDS):
         if isinstance(batch.get(k), Tensor) and kfg.ATT_FEATS in batch:
             return rows_per_image(batch[k].size(0), batch[kfg.ATT_FEATS].size(0))
     return 1
@@ -129,6 +129,9 @@ def forward(self:BaseEncoderDecoder,
 ) -> dict:                # the batch with logits, or what the decode strategy returns
     "Teacher forcing or decoding."
     if use_beam_search is None: return self._forward(batched_inputs)
+    if self.beam_searcher is None:
+        raise ValueError(f"{type(self).__name__} does not write sentences: call it without use_beam_search "
+                         f"(in a config: INFERENCE.GENERATION_MODE: false)")
     beam = use_beam_search and self.beam_searcher.beam_size > 1
     return (self.decode_beam_search if beam else self.greedy_decode)(batched_inputs, output_sents)
 
@@ -158,6 +161,13 @@ def run_backbone(self:BaseEncoderDecoder,
 
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #cc66e111
 @patch
+def texts_per_image(self:BaseEncoderDecoder,
+    batch, # Batch
+) -> int:  # s
+    "How often `preprocess_batch` repeats an image: once for each of its texts."
+    return captions_per_image(batch)
+
+@patch
 def preprocess_batch(self:BaseEncoderDecoder,
     batched_inputs, # list of items as a data set returns them, or a collated Batch
 ) -> Batch:         # on the model's device, images repeated for their captions
@@ -166,7 +176,7 @@ def preprocess_batch(self:BaseEncoderDecoder,
         from xmodaler_nb.datasets.collate import collate
         batched_inputs = collate(batched_inputs)
     batch = self.run_backbone(Batch(batched_inputs).to(next(self.parameters()).device, non_blocking=True))
-    return expand_images(batch, captions_per_image(batch))
+    return expand_images(batch, self.texts_per_image(batch))
 
 # %% ../../../nbs/07_modeling/60_meta_arch/10_base_enc_dec.ipynb #c5f9e119
 @patch
@@ -196,7 +206,7 @@ def encode_for_decoder(self:BaseEncoderDecoder,
     "Everything before the first word."
     images, s = self._rows_to_encode(self.run_backbone(batch), per_caption)
     images = self.encode(images)
-    images = images.merge(self.decoder.preprocess(images))
+    if self.decoder is not None: images = images.merge(self.decoder.preprocess(images))
     return self.repeat_image_rows(images, s)
 
 @patch
@@ -205,7 +215,7 @@ def _rows_to_encode(self:BaseEncoderDecoder, batch, per_caption):
     if not per_caption: batch = _drop_captions(batch, self.max_seq_len)
     own_words = kfg.SEMANTICS_IDS in batch and not per_caption         # expanded rows have word lists of their own
     if self.expand == 'late' and not own_words: return collapse_images(batch)
-    return expand_images(batch, captions_per_image(batch)) if per_caption else batch, 1
+    return expand_images(batch, self.texts_per_image(batch)) if per_caption else batch, 1
 
 @patch
 def repeat_image_rows(self:BaseEncoderDecoder,

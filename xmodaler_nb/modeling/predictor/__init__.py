@@ -4,14 +4,23 @@
 
 # %% auto #0
 __all__ = ['build_predictor', 'build_v_predictor', 'build_predictor_with_name', 'add_predictor_config', 'PREDICTOR_REGISTRY',
-           'BasePredictor', 'BertPredictionHead']
+           'BasePredictor', 'BertPredictionHead', 'BertVisualPredictionHead', 'BertVisualFeatureRegressionHead',
+           'BertIsMatchedPredictor', 'MultiModalPredictor', 'SingleStreamMultiModalPredictor', 'MultiModalSimilarity',
+           'SingleStreamMultiModalSimilarity']
 
 # %% ../../../nbs/07_modeling/40_predictor/99_predictor.ipynb #749138aa
 from .build import (build_predictor, build_v_predictor, build_predictor_with_name,
     add_predictor_config, PREDICTOR_REGISTRY)
 from .base_predictor import BasePredictor
-from .bert_predictor import BertPredictionHead
+from .bert_predictor import (BertIsMatchedPredictor, BertPredictionHead,
+    BertVisualFeatureRegressionHead, BertVisualPredictionHead)
+from xmodaler_nb.modeling.predictor.multimodal_predictor import (MultiModalPredictor,
+    SingleStreamMultiModalPredictor)
+from xmodaler_nb.modeling.predictor.multimodal_similarity import (MultiModalSimilarity,
+    SingleStreamMultiModalSimilarity)
 
 # %% ../../../nbs/07_modeling/40_predictor/99_predictor.ipynb #e0d2d099
 _all_ = ['build_predictor', 'build_v_predictor', 'build_predictor_with_name', 'add_predictor_config',
-         'PREDICTOR_REGISTRY', 'BasePredictor', 'BertPredictionHead']
+         'PREDICTOR_REGISTRY', 'BasePredictor', 'BertPredictionHead', 'BertVisualPredictionHead',
+         'BertVisualFeatureRegressionHead', 'BertIsMatchedPredictor', 'MultiModalPredictor',
+         'SingleStreamMultiModalPredictor', 'MultiModalSimilarity', 'SingleStreamMultiModalSimilarity']
