@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
+from .bert_weights import from_bert, is_bert
 from ..utils.checkpoint_files import CheckpointError, check_name, load_pth, load_weights, read_checkpoint
 from ..utils.checkpoint_files import read_meta, recover, remove_dir, write_checkpoint, write_text
 from ..utils.comm import is_main_process, unwrap_model
@@ -221,7 +222,9 @@ def _load_model(self:XmodalerCheckpointer,
     "Load what fits; return what did not."
     weights = strip_prefix(checkpoint['model'])
     self._convert_ndarray_to_tensor(weights)
-    wrong = _pop_misshaped(weights, self.model.state_dict())
+    own = self.model.state_dict()
+    if is_bert(weights): weights = from_bert(weights, own)
+    wrong = _pop_misshaped(weights, own)
     res = self.model.load_state_dict(weights, strict=False)
     shape_names = {k for k, _, _ in wrong}
     return IncompatibleKeys([k for k in res.missing_keys if k not in shape_names], res.unexpected_keys, wrong)
