@@ -20,6 +20,7 @@ from .. import losses, lr_scheduler, modeling, optim
 from ..checkpoint.xmodaler_checkpoint import XmodalerCheckpointer
 from ..config.constants import Batch, kfg
 from ..datasets import build_xmodaler_train_loader, build_xmodaler_valtest_loader
+from ..datasets.familiar import familiar_text
 from . import hooks
 from .amp import AMP
 from .build import ENGINE_REGISTRY
@@ -146,6 +147,7 @@ def build_checkpointer(self:DefaultTrainer, cfg) -> XmodalerCheckpointer:
     if cfg.INFERENCE.VOCAB and vocab.is_file(): c.attach('vocabulary.txt', vocab.read_bytes)
     extractor = extractor_file(cfg.DATALOADER.FEATS_FOLDER)
     if extractor is not None: c.attach('extractor.json', extractor.read_bytes)
+    c.attach('familiar.json', familiar_text(self.main_loader, self.val_data_loader))
     return c
 
 def extractor_file(
