@@ -20,8 +20,10 @@ from .card import model_card, read_run_scores
 from ..checkpoint import XmodalerCheckpointer
 from ..config import CfgNode, kfg
 from ..datasets.collate import collate
+from ..datasets.familiar import Familiar
 from ..datasets.images.mscoco import region_fields
-from ..datasets.pictures import load_picture
+from ..datasets.features import as_features
+from ..datasets.pictures import is_clip_file, load_clip, load_picture, read_clip
 from ..evaluation.split import decode_batches
 from ..functional import decodes_word_pieces, load_vocab, read_np
 from ..modeling import build_model, load_cfg_file
@@ -42,6 +44,7 @@ class Caption:
     boxes:object = None      # (n, 4) x1 y1 x2 y2 in pixels of `image`, when the extractor finds regions
     attention:object = None  # (words, n) weights over the regions, when a trace was asked for
     trace:object = field(default=None, repr=False) # the `DecodeTrace`, when asked for
+    unlike:float|None = None # distance from the training pictures over its limit, above 1 = unlike them; None = unknown
 
     @property
     def score(self) -> float: # natural log of the caption's probability
@@ -52,7 +55,14 @@ class Caption:
 # %% ../../nbs/17_captioner/10_captioner.ipynb #b220f550
 def _is_features(x): return isinstance(x, dict) or (hasattr(x, 'ndim') and x.ndim == 2)
 def _is_clip(x): return getattr(x, 'ndim', 0) == 4
-def _is_file(x): return isinstance(x, (str, Path)) and Path(x).suffix in ('.npz', '.npy')
+def _is_path(x): return isinstance(x, (str, Path))
+def _is_file(x): return _is_path(x) and Path(x).suffix in ('.npz', '.npy') and not _holds_frames(Path(x))
+
+def _holds_frames(path):
+    "Whether a .npy file is a clip (frames, h, w, 3)."
+    if path.suffix != '.npy' or not path.is_file(): return False
+    try: return np.load(path, mmap_mode='r', allow_pickle=False).ndim == 4
+    except (ValueError, OSError, EOFError): return False
 
 def read_item(
     path,         # .npz, .npy, or an id in a store: store/id.npz
@@ -75,12 +85,13 @@ class Captioner:
         vocab:list,      # words by id; id 0 is '.', begin and end
         extractor=None,  # picture → dict(features, boxes, …); None = only features can be captioned
         metrics:dict|None=None, # scores of the run, for the model card
+        familiar=None,          # a `Familiar`: what the training pictures are like; None = unknown
     ):
         if len(vocab) != cfg.MODEL.VOCAB_SIZE:
             raise ValueError(f"the vocabulary has {len(vocab)} words ('.' included), the model knows "
                              f"MODEL.VOCAB_SIZE = {cfg.MODEL.VOCAB_SIZE}")
         self.model, self.cfg, self.vocab = model.eval(), cfg, list(vocab)
-        self.extractor, self.metrics = extractor, metrics or {}
+        self.extractor, self.metrics, self.familiar = extractor, metrics or {}, familiar
 
     @property
     def device(self): # torch.device
@@ -122,7 +133,7 @@ def _from_picture(self:Captioner, x):
 def _from_arrays(self:Captioner, x):
     "Fields of a matrix of features, or of a dict with `features` and more; no picture."
     arrays, limit = x if isinstance(x, dict) else {'features': x}, self.cfg.DATALOADER.MAX_FEAT_NUM
-    feats = _as_float(arrays['features'])
+    feats = torch.from_numpy(as_features(arrays['features']))
     fields = {kfg.ATT_FEATS: feats[:limit] if limit > 0 else feats}
     for name, key in _MORE_FIELDS:
         if name not in arrays or (name == 'g_feature' and not self._reads_grid()): continue
@@ -133,9 +144,6 @@ def _from_arrays(self:Captioner, x):
 _MORE_FIELDS = (('global_feat', kfg.GLOBAL_FEATS), ('g_feature', kfg.GLOBAL_FEATS),
                 ('attribute', kfg.ATTRIBUTE), ('relation', kfg.RELATION))
 
-def _as_float(x):
-    "A float32 tensor on the CPU."
-    return x.float().cpu() if torch.is_tensor(x) else torch.as_tensor(np.asarray(x, dtype='float32'))
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #59da1ad8
 @patch
@@ -146,10 +154,11 @@ def extract(self:Captioner,
     if self.extractor is None:
         raise ValueError('this captioner has no extractor, so it cannot read pictures; '
                          'give it features (n, d) as its training data had them')
-    if not _is_clip(x):
+    clip = _is_path(x) and is_clip_file(x) and getattr(self.extractor, 'reads_clips', True)
+    if not clip and not _is_clip(x):
         image = load_picture(x)
         return image, self.extractor(image)
-    frames = [load_picture(f) for f in x]
+    frames = read_clip(x, getattr(self.extractor, 'frames', 16)) if clip else load_clip(x)
     middle = frames[len(frames)//2]
     if not hasattr(self.extractor, 'preprocess'): return middle, self.extractor(np.stack(frames))
     return middle, {'features': np.concatenate([self.extractor(f)['features'] for f in frames])}
@@ -172,6 +181,13 @@ def _named_item(self:Captioner, x, id):
     except (ValueError, TypeError, KeyError) as e:
         if _is_file(x) and str(x) in str(e): raise
         raise ValueError(f"picture {id}: {e.args[0] if isinstance(e, KeyError) and e.args else e}") from e
+
+@patch
+def _item_or_none(self:Captioner, x, id, errors):
+    "As `item`; with a dict for errors, None for what cannot be read."
+    if errors is None: return self._named_item(x, id)
+    try: return self._named_item(x, id)
+    except (ValueError, OSError) as e: errors[id] = str(e)
 
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #11780ea9
@@ -238,8 +254,9 @@ def describe(self:Captioner,
     trace:bool=False,        # also record the search and the attention
     batch_size:int=32,       # pictures decoded at once
     ids=None,                # names of the pictures
+    errors:dict|None=None,   # filled with name → what is wrong, for pictures that cannot be read; None: raise
     **options,               # further arguments of the decode strategy
-):                           # Caption; a list for a list; lists of nbest captions if nbest > 1
+):    # Caption; a list for a list; lists of nbest captions if nbest > 1; None where there is an error
     "Everything that is known about the captions of some pictures."
     many = isinstance(x, (list, tuple))
     xs = list(x) if many else [x]
@@ -249,9 +266,12 @@ def describe(self:Captioner,
     search = self.build_strategy(strategy, max(beam_size or 0, nbest) if nbest > 1 else beam_size, **options)
     results = []
     for start in range(0, len(xs), batch_size):
-        part = [self._named_item(o, i) for i, o in named[start:start+batch_size]]
-        results += self._describe_part(part, search, strategy == 'sample', nbest, trace)
-    if nbest == 1: results = [caps[0] for caps in results]
+        part = [self._item_or_none(o, i, errors) for i, o in named[start:start+batch_size]]
+        read = [item for item in part if item is not None]
+        captions = iter(self._describe_part(read, search, strategy == 'sample', nbest, trace) if read else ())
+        results += [None if item is None else next(captions) for item in part]
+    self._note_unlike([caps for caps in results if caps is not None])
+    if nbest == 1: results = [None if caps is None else caps[0] for caps in results]
     return results if many else results[0]
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #92e827f6
@@ -262,10 +282,30 @@ def _picture_names(xs):
 @patch
 def _describe_part(self:Captioner, part, search, sample, nbest, trace):
     "Captions of one batch of (item, picture, boxes): a list per picture."
+    unlike = [self._unlikeness(item[kfg.ATT_FEATS]) for item, *_ in part]
     decoded = self._decode([item for item, *_ in part], search, sample, nbest, trace)
-    return [[self._caption(i, p, batch_trace, n, rank, item[kfg.IDS], image, boxes)
-             for rank, (i, p) in enumerate(sents)]
-            for (sents, batch_trace, n), (item, image, boxes) in zip(decoded, part)]
+    results = [[self._caption(i, p, batch_trace, n, rank, item[kfg.IDS], image, boxes)
+                for rank, (i, p) in enumerate(sents)]
+               for (sents, batch_trace, n), (item, image, boxes) in zip(decoded, part)]
+    for caps, value in zip(results, unlike):
+        for c in caps: c.unlike = value
+    return results
+
+@patch
+def _unlikeness(self:Captioner, feats):
+    "The distance of a picture's features from those of the training, over its limit; None if that is unknown."
+    known = self.familiar
+    if known is None or known.mean.shape[1] != feats.shape[1]: return None
+    return known.unlikeness(feats.numpy())
+
+@patch
+def _note_unlike(self:Captioner, results):
+    "Warn of pictures that are unlike those of the training."
+    names = [caps[0].id for caps in results if (caps[0].unlike or 0) > 1]
+    if not names: return
+    logging.getLogger(__name__).warning(
+        '%d of %d pictures are unlike those that the model was trained on (%s); their captions may mean nothing',
+        len(names), len(results), ', '.join(names[:3]) + ' …'*(len(names) > 3))
 
 @patch
 def caption(self:Captioner,
@@ -273,7 +313,9 @@ def caption(self:Captioner,
     **kwargs,  # as for `describe`
 ):             # text; a list for a list; lists of texts if nbest > 1
     "What is on this picture?"
-    def text(c): return [text(o) for o in c] if isinstance(c, list) else c.text
+    def text(c):
+        if isinstance(c, list): return [text(o) for o in c]
+        return None if c is None else c.text
     return text(self.describe(x, **kwargs))
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #6d45fa45
@@ -326,6 +368,7 @@ def _small_files(self:Captioner):
     files = {'config.yaml': self.cfg.dump(), 'vocabulary.txt': '\n'.join(self.vocab[1:]) + '\n'}
     if hasattr(self.extractor, 'to_dict'): files['extractor.json'] = json.dumps(self.extractor.to_dict(), indent=1)
     if self.metrics: files['metrics.json'] = json.dumps(self.metrics, indent=1)
+    if self.familiar is not None: files['familiar.json'] = json.dumps(self.familiar.to_dict())
     return files
 
 
@@ -334,10 +377,10 @@ def _find_checkpoint(path):
     "The checkpoint that a path means: itself, or the last one of a run's folder."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"{path} does not exist")
-    tag = path/'last_checkpoint'
     if path.is_file() or (path/'model.safetensors').exists(): return path
-    if tag.is_file() and (path/tag.read_text().strip()).exists(): return path/tag.read_text().strip()
-    raise FileNotFoundError(f"{path} holds no captioner: neither model.safetensors nor a last_checkpoint that exists "
+    last = XmodalerCheckpointer(torch.nn.Identity(), path, save_to_disk=False).get_checkpoint_file()
+    if last: return Path(last)
+    raise FileNotFoundError(f"{path} holds no captioner: neither model.safetensors nor a checkpoint that is whole "
                             f"is in it")
 
 def _resolve_file(path, name, given):
@@ -383,5 +426,7 @@ def from_pretrained(cls:Captioner,
     saved = _resolve_file(path, 'extractor.json', None)
     scores = _resolve_file(path, 'metrics.json', None) or _resolve_file(run, 'metrics.json', None)
     if extractor is None and saved is not None: extractor = load_extractor(json.loads(saved.read_text()))
+    known = _resolve_file(path, 'familiar.json', None)
     return cls(model, cfg, load_vocab(words), extractor,
-               json.loads(scores.read_text()) if scores else read_run_scores(run))
+               json.loads(scores.read_text()) if scores else read_run_scores(run),
+               Familiar(**json.loads(known.read_text())) if known else None)

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from ..captioner import Captioner
-from .command import command
+from .command import command, report_failures
 from ..look import render_caption_card
 from ..look.report import report_html
 from ..datasets.pictures import CLIPS, IMAGES, load_picture
@@ -55,7 +55,8 @@ def _is_address(name): return name.lower().startswith(('http://', 'https://'))
 
 def _readable(path):
     "A visible file with the ending of a picture, of a clip or of features."
-    return path.is_file() and not path.name.startswith('.') and path.suffix.lower() in {*IMAGES, *CLIPS, '.npz', '.npy'}
+    endings = {*IMAGES, *CLIPS, '.npz', '.npy'}
+    return path.is_file() and not path.name.startswith('.') and path.suffix.lower() in endings
 
 # %% ../../nbs/18_commands/40_caption.ipynb #ebb787e5
 LIMIT = 50_000_000   # bytes of a picture from the web
@@ -128,11 +129,18 @@ def caption_main(argv):
     if not Path(args.model).exists():
         raise FileNotFoundError(f"{args.model} does not exist; name the folder of a captioner or of a run with "
                                 "--model (xm-demo trains runs/demo)")
-    files = find_inputs(args.pictures)
-    pictures = [fetch(f) if _is_address(f) else f for f in files]
+    files, failed = find_inputs(args.pictures), {}
+    inputs = [(f, x) for f in files if (x := _fetched(f, failed)) is not None]
     described = Captioner.from_pretrained(args.model).describe(
-        pictures, strategy='beam' if args.beam > 1 else 'greedy', beam_size=args.beam, nbest=args.nbest,
-        trace=bool(args.html), ids=files)
-    lists = [cs if isinstance(cs, list) else [cs] for cs in described]
+        [x for _, x in inputs], strategy='beam' if args.beam > 1 else 'greedy', beam_size=args.beam, nbest=args.nbest,
+        trace=bool(args.html), ids=[f for f, _ in inputs], errors=failed)
+    lists = [cs if isinstance(cs, list) else [cs] for cs in described if cs is not None]
     print_captions([c for cs in lists for c in cs], args.json)
-    if args.html: write_text(args.html, captions_page([cs[0] for cs in lists]))
+    if args.html and lists: write_text(args.html, captions_page([cs[0] for cs in lists]))
+    return report_failures(failed, len(files))
+
+def _fetched(name, failed):
+    "A picture from the web, or the name of a file; None, and an entry in `failed`, where the web has none."
+    if not _is_address(name): return name
+    try: return fetch(name)
+    except (OSError, ValueError) as e: failed[name] = str(e)

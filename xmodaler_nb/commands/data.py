@@ -12,7 +12,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from .command import command
+from .command import command, report_failures
 from ..own.check import SEGMENTS, file_kind
 from ..own.data import CaptionData, WrittenData, read_table, samples_from_rows
 from ..own.extract import KINDS, extract_features
@@ -85,10 +85,9 @@ def extract_command(
     folder = len(args.files) == 1 and Path(args.files[0]).is_dir()
     result = extract_features(args.backbone, args.files[0] if folder else args.files, args.store, args.kind, boxes,
                               args.batch_size, args.shard, args.layout, args.dtype, args.frames,
-                              on_error='skip' if args.skip_errors else 'raise', replace=args.replace, **options)
+                              on_error='raise' if args.stop else 'skip', replace=args.replace, **options)
     print(f"{result.added} added, {result.skipped} were there, {len(result.failed)} failed")
-    for id, why in result.failed.items(): print(f'failed: {id}: {why}', file=sys.stderr)
-    return 1 if result.failed else 0
+    return report_failures(result.failed, result.added + result.skipped + len(result.failed))
 
 def import_command(
     args, # parsed by `data_parser`
@@ -160,7 +159,8 @@ def _add_extract(p):
     _add_network(p)
     p.add_argument('--shard', default=None, metavar='i/n', help='every n-th file from the i-th on; torchrun sets it')
     p.add_argument('--replace', action='store_true', help='make features anew that other options made')
-    p.add_argument('--skip-errors', action='store_true', help='go on after files that cannot be read')
+    p.add_argument('--stop', action='store_true', help='stop at the first file that cannot be read')
+    p.add_argument('--skip-errors', action='store_true', help='the default: go on, name the files at the end, exit 1')
 
 def _add_network(p):
     p.add_argument('--batch-size', type=int, default=16)

@@ -19,6 +19,7 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 from fastcore.basics import patch
+from ..datasets.features import feature_problem
 from ..datasets.pictures import CLIPS, IMAGES, is_clip_file, load_picture, read_clip
 from ..modeling.backbone import as_rows, load_backbone, main_output
 from .origin import FeatureFolder, FeatureItems, file_digest, keep_agreeing, maker_digest, origin
@@ -181,10 +182,18 @@ def files_with_ids(
 ) -> list: # of (id, path)
     "Ids for files: the name without its ending."
     if isinstance(files, dict): return [(str(k), v) for k, v in files.items()]
-    if isinstance(files, (str, Path)):
-        if not Path(files).is_dir(): raise FileNotFoundError(f"{files}: {why_missing(files, 'folder')}")
-        files = sorted(p for p in Path(files).iterdir() if p.suffix.lower() in IMAGES | CLIPS)
+    if isinstance(files, (str, Path)): files = _folder_files(Path(files))
     return _with_unique_ids([(Path(f).stem, f) for f in files])
+
+def _folder_files(folder):
+    "Pictures and clips that lie in a folder itself and are not hidden; an error where there are none."
+    if not folder.is_dir(): raise FileNotFoundError(f"{folder}: {why_missing(folder, 'folder')}")
+    found = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGES | CLIPS and p.is_file()
+                   and not any(part[0] == '.' for part in p.relative_to(folder).parts))
+    files = [p for p in found if p.parent == folder]
+    if files: return files
+    deeper = f"; its subfolders hold {len(found)}, and are not searched: name one, or the files" if found else ''
+    raise ValueError(f"{folder}: there is no picture and no clip in it{deeper}")
 
 def _with_unique_ids(pairs):
     "The pairs, if no id occurs twice."
@@ -317,7 +326,9 @@ def extract_features(
     with out:
         write_description(ex, store, notes.maker, **({'frames': frames} if hasattr(ex, 'frames') else {}))
         for group in _groups(ex, pending, notes, workers, batch_size, on_error, result):
-            for id, arrays in _extract_group(ex, group): out.add(id, notes.read[id], **arrays); result.added += 1
+            for id, arrays in _checked(_extract_group(ex, group), on_error, result):
+                out.add(id, notes.read[id], **arrays)
+                result.added += 1
             if result.added and result.added // seal_every != (result.added - len(group)) // seal_every: out.seal()
             bar.advance(len(group))
     return result
@@ -358,6 +369,14 @@ def _extract_group(ex, group):
         start += len(ps)
         out.append((id, {**first, 'features': np.concatenate([r['features'] for r in item_rows]), **extra}))
     return out
+
+def _checked(items, on_error, result):
+    "The items whose features are features; the others raise, or are listed."
+    for id, arrays in items:
+        problem = feature_problem(arrays['features']) if 'features' in arrays else 'there are none'
+        if not problem: yield id, arrays
+        elif on_error == 'raise': raise ValueError(f"id {id}: features of the extractor: {problem}")
+        else: result.failed[id] = f"features of the extractor: {problem}"
 
 def _stored_arrays(arrays):
     "The arrays to store; `boxes` becomes `region_boxes`: data sets prepend a mean region to files with `boxes`."
