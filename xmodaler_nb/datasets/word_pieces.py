@@ -6,7 +6,7 @@
 __all__ = ['logger', 'build_tokenizer', 'sentence_ids', 'check_known', 'read_json', 'read_json_lines', 'cache_origin',
            'as_arrays', 'write_cache', 'read_cache', 'cached_entries']
 
-# %% ../../nbs/06_datasets/46_word_pieces.ipynb #f2ad89f9
+# %% ../../nbs/06_datasets/46_word_pieces.ipynb #51de985c
 import hashlib
 import json
 import logging
@@ -17,7 +17,7 @@ from ..tokenization import BertTokenizer
 from ..utils import comm
 from ..utils.safe_pickle import safe_load
 
-# %% ../../nbs/06_datasets/46_word_pieces.ipynb #913fe4b4
+# %% ../../nbs/06_datasets/46_word_pieces.ipynb #2e08a603
 logger = logging.getLogger(__name__)
 
 def build_tokenizer(
@@ -48,10 +48,10 @@ def check_known(
     unknown = sum(skip.issuperset(map(int, r)) for r in rows)
     if unknown and unknown == len(rows):
         raise ValueError(f"{where}: not one of {unknown} texts has a piece of the vocabulary, which has "
-                         f"{len(tokenizer)} pieces; is MODEL.PRETRAINING.MODEL_NAME the right one?")
+                         f"{len(tokenizer)} pieces; is it the right one?")
     if unknown: logger.warning("%s: %d of %d texts have no known word", where, unknown, len(rows))
 
-# %% ../../nbs/06_datasets/46_word_pieces.ipynb #06504044
+# %% ../../nbs/06_datasets/46_word_pieces.ipynb #112f0d6c
 def read_json(
     path,  # of a .json
     *keys, # which must be there
@@ -88,7 +88,7 @@ def _with_fields(content, fields, where):
         raise ValueError(f"{where}: has no field '{missing[0]}' (it has: {', '.join(sorted(content)) or 'none'})")
     return content
 
-# %% ../../nbs/06_datasets/46_word_pieces.ipynb #089aaedf
+# %% ../../nbs/06_datasets/46_word_pieces.ipynb #db269218
 def _digest(data): return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 def cache_origin(
@@ -120,7 +120,7 @@ def _as_lists(x):
     if isinstance(x, list): return [_as_lists(v) for v in x]
     return x.tolist() if isinstance(x, np.ndarray) else x
 
-# %% ../../nbs/06_datasets/46_word_pieces.ipynb #328a6bc4
+# %% ../../nbs/06_datasets/46_word_pieces.ipynb #9ad0480e
 def write_cache(
     path,         # of the .jsonl
     entries:list, # of dicts
@@ -152,7 +152,7 @@ def _same_origin(found, origin):
     if any(files.get(k) != v for k, v in origin['files'].items()): return False
     return all(found.get(k) == v for k, v in origin.items() if k != 'files')
 
-# %% ../../nbs/06_datasets/46_word_pieces.ipynb #e86edb4b
+# %% ../../nbs/06_datasets/46_word_pieces.ipynb #8c2a935f
 def cached_entries(
     stem,          # path of the cache, without its ending
     make,          # function without arguments: the entries, from the texts

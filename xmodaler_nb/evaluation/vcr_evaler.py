@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['choice_accuracy', 'VCREvaler']
 
-# %% ../../nbs/09_evaluation/80_vcr_evaler.ipynb #1e7eece9
+# %% ../../nbs/09_evaluation/80_vcr_evaler.ipynb #5876eec8
 from .build import EVALUATION_REGISTRY
 from .split import as_id
 
-# %% ../../nbs/09_evaluation/80_vcr_evaler.ipynb #0f26203d
+# %% ../../nbs/09_evaluation/80_vcr_evaler.ipynb #2e627b61
 def choice_accuracy(
     results:list, # of dicts with the choice and U_TARGET_IDS
     value:str,    # key of the choice
@@ -17,6 +17,9 @@ def choice_accuracy(
     "Share of right choices."
     if not results: raise ValueError("VCR accuracy needs at least one question, got none")
     return sum(int(r[value]) == int(r['U_TARGET_IDS']) for r in results)/len(results)
+
+def _raise_two_lists(results_list):
+    raise ValueError(f"VCREvaler scores two lists of results, Q-A and QA-R, got {len(results_list)}")
 
 @EVALUATION_REGISTRY.register()
 class VCREvaler:
@@ -32,12 +35,11 @@ class VCREvaler:
         epoch:int,         # not used
     ) -> dict:             # Q -> A, QA -> R, Q -> AR; each in [0,1]
         "Score both tasks."
-        if len(results_list) != 2:
-            raise ValueError(f"VCREvaler scores two lists of results, Q-A and QA-R, got {len(results_list)}")
+        if len(results_list) != 2: _raise_two_lists(results_list)
         answers, reasons = results_list
-        right = {as_id(r[self.key_id]): int(r[self.value]) == int(r['U_TARGET_IDS']) for r in answers}
-        both = [right[i] and int(r[self.value]) == int(r['U_TARGET_IDS']) for r in reasons
-                if (i := as_id(r[self.key_id])) in right]
+        is_right = lambda r: int(r[self.value]) == int(r['U_TARGET_IDS'])
+        right = {as_id(r[self.key_id]): is_right(r) for r in answers}
+        both = [right[i] and is_right(r) for r in reasons if (i := as_id(r[self.key_id])) in right]
         if not both: raise ValueError("Q-A and QA-R have no question in common, so Q -> AR cannot be computed")
         return {'Q -> A': choice_accuracy(answers, self.value), 'QA -> R': choice_accuracy(reasons, self.value),
                 'Q -> AR': sum(both)/len(both)}

@@ -6,11 +6,11 @@
 __all__ = ['CONTRACTIONS', 'NUMBER_WORDS', 'ARTICLES', 'strip_punctuation', 'normalise_answer', 'agreement', 'answer_accuracy',
            'soft_scores', 'vqa_accuracy', 'vqa_table']
 
-# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #1b674d8a
+# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #61ddd1fe
 import re
 from collections import Counter, defaultdict
 
-# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #1029a451
+# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #df348fe0
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 
 def strip_punctuation(
@@ -24,7 +24,7 @@ def strip_punctuation(
         out = out.replace(m, '' if touches_space or number else ' ')
     return re.sub(r'\.(?!\d)', '', out)
 
-# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #3d6c8856
+# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #ab1fbad8
 _CORRECT = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
 haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've
 mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've
@@ -53,7 +53,7 @@ def normalise_answer(
 
 def _one_line(text): return str(text).replace('\n', ' ').replace('\t', ' ').strip()
 
-# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #cc223ab4
+# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #0151cd59
 def agreement(
     c:int,    # people who gave the answer
     n:int=10, # people asked
@@ -76,7 +76,7 @@ def soft_scores(
     "What each answer that was given is worth."
     return {a: round(agreement(c, len(answers)), 4) for a, c in Counter(map(normalise_answer, answers)).items()}
 
-# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #19d631cf
+# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #8848255f
 def vqa_accuracy(
     results,          # list of {question_id, answer}, or question id → answer
     annotations:list, # of {question_id, answers: [{answer}], answer_type, question_type}
@@ -84,13 +84,17 @@ def vqa_accuracy(
     "The official accuracy, overall and per type."
     said = results if isinstance(results, dict) else {r['question_id']: r['answer'] for r in results}
     said = {str(k): v for k, v in said.items()}
+    _check_answered(said, annotations)
+    scores = [answer_accuracy(said[str(a['question_id'])], [p['answer'] for p in a['answers']]) for a in annotations]
+    by_type = {kind: _mean_by(kind, annotations, scores) for kind in ('answer_type', 'question_type')}
+    return dict(overall=sum(scores)/len(scores), **by_type)
+
+def _check_answered(said, annotations):
+    "There are questions, and each has an answer."
     if not annotations: raise ValueError("VQA accuracy needs at least one annotated question, got none")
     missing = [a['question_id'] for a in annotations if str(a['question_id']) not in said]
     if missing:
         raise ValueError(f"no answer for question {missing[0]} ({len(missing)} of {len(annotations)} questions)")
-    scores = [answer_accuracy(said[str(a['question_id'])], [p['answer'] for p in a['answers']]) for a in annotations]
-    by_type = {kind: _mean_by(kind, annotations, scores) for kind in ('answer_type', 'question_type')}
-    return dict(overall=sum(scores)/len(scores), **by_type)
 
 def _mean_by(kind, annotations, scores):
     "Mean score of the questions of each type, the most frequent type first."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_rows', 'read_regions', 'ConceptualCaptionsDataset', 'ConceptualCaptionsDatasetForSingleStream']
 
-# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #e50a1e45
+# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #9527af27
 import csv
 import os
 import random
@@ -21,24 +21,30 @@ from ..word_pieces import build_tokenizer
 from ...functional import (boxes_to_locfeats, caption_to_mask_tokens, iou, random_region, read_lines_set,
                                     read_np)
 
-# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #bc1bcb70
+# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #28c78cef
 def read_rows(
     path,     # tab-separated: caption, address
     ids_path, # one row number per line
 ) -> list:    # of {image_id, caption}
     "The captions that are used."
-    ids = read_lines_set(ids_path) - {''}
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
-    with open(path, encoding='utf-8', newline='') as f:
-        rows = list(csv.reader(f, delimiter='\t', quotechar='"'))
+    ids, rows = read_lines_set(ids_path) - {''}, _read_tsv(path)
     out = [dict(image_id=str(n), caption=r[0]) for n, r in enumerate(rows, 1) if r and str(n) in ids]
+    _check_rows(out, ids, path, ids_path)
+    return out
+
+def _read_tsv(path):
+    "The cells of all rows."
+    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
+    with open(path, encoding='utf-8', newline='') as f: return list(csv.reader(f, delimiter='\t', quotechar='"'))
+
+def _check_rows(out, ids, path, ids_path):
+    "Every id has a row, every row a caption."
     empty = next((e['image_id'] for e in out if not e['caption'].strip()), None)
     if empty: raise ValueError(f"{path}: row {empty} is in {Path(ids_path).name}, but its caption is empty")
     if len(out) < len(ids):
         raise ValueError(f"{ids_path}: {len(ids) - len(out)} of {len(ids)} ids are no row of {path}")
-    return out
 
-# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #e74d1afe
+# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #491f4905
 _ARRAYS = ('features', 'cls_prob', 'boxes', 'image_h', 'image_w')
 
 def read_regions(
@@ -47,17 +53,21 @@ def read_regions(
 ) -> tuple:           # features (n, d), class probabilities (n, c), boxes (n, 4), locations (n, 5); float32
     "The regions of a picture, with their classes."
     content = read_np(path)
-    missing = [k for k in _ARRAYS if k not in content]
-    if missing: raise ValueError(f"{path}: has no array '{missing[0]}' (it has: {', '.join(sorted(content))})")
-    feats, probs, boxes = (content[k].astype(np.float32) for k in _ARRAYS[:3])
-    if not len(feats) == len(probs) == len(boxes):
-        raise ValueError(f"{path}: {len(feats)} features, {len(probs)} class rows and {len(boxes)} boxes")
+    feats, probs, boxes = _checked_arrays(content, path)
     feats, probs, boxes = (x[:max_feat_num - 1] for x in (feats, probs, boxes))
     if not len(feats):
         raise ValueError(f"{path}: the picture has no region, or MAX_FEAT_NUM {max_feat_num} keeps none")
     return feats, probs, boxes, boxes_to_locfeats(boxes, content['image_w'].ravel()[0], content['image_h'].ravel()[0])
 
-# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #6a24c1c3
+def _checked_arrays(content, path):
+    "Features, class probabilities and boxes, a row per region each."
+    missing = [k for k in _ARRAYS if k not in content]
+    if missing: raise ValueError(f"{path}: has no array '{missing[0]}' (it has: {', '.join(sorted(content))})")
+    feats, probs, boxes = (content[k].astype(np.float32) for k in _ARRAYS[:3])
+    if len(feats) == len(probs) == len(boxes): return feats, probs, boxes
+    raise ValueError(f"{path}: {len(feats)} features, {len(probs)} class rows and {len(boxes)} boxes")
+
+# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #89c1e9ac
 @DATASETS_REGISTRY.register()
 class ConceptualCaptionsDataset:
     "Hidden words and regions, to be guessed from both sides and written word by word."
@@ -95,7 +105,7 @@ class ConceptualCaptionsDataset:
         "The file with the features of an entry."
         return os.path.join(self.feats_folder, f"{entry['image_id']}.npz")
 
-# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #cdcfa4f8
+# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #b0393623
 def _ids(a): return torch.as_tensor(a, dtype=torch.int64)
 
 @patch
@@ -116,7 +126,7 @@ def __call__(self:ConceptualCaptionsDataset,
             kfg.U_TARGET_IDS: _ids(u_labels), kfg.G_TARGET_IDS: _ids(g_labels),
             kfg.V_TARGET: as_float(probs), kfg.V_TARGET_LABELS: _ids(labels)}
 
-# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #914c67d9
+# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #bda8cf2b
 @DATASETS_REGISTRY.register()
 class ConceptualCaptionsDatasetForSingleStream(ConceptualCaptionsDataset):
     "Hidden words and regions, both versions; perhaps a caption of another picture."
@@ -155,7 +165,7 @@ class ConceptualCaptionsDatasetForSingleStream(ConceptualCaptionsDataset):
             other = others[0] if len(others) == 1 else rng.choice(others)
             if other != caption: return other, 1
 
-# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #813952c3
+# %% ../../../nbs/06_datasets/55_conceptual_captions.ipynb #c53b25fe
 @patch
 def __call__(self:ConceptualCaptionsDatasetForSingleStream,
     dataset_dict:dict, # one entry

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMES', 'LENGTHS', 'NameGiver', 'spell_out', 'cut_pair', 'reading', 'merge_regions', 'vcr_questions', 'VCRDataset']
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #a1d56822
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #ce4a775b
 import os
 import random
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..word_pieces import (build_tokenizer, cache_origin, cached_entries, check_
 from ...functional import read_np_bbox
 from ...utils.store import feature_files
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #ddb6dcf7
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #bdda8d5a
 NAMES = ('Casey', 'Riley', 'Jessie', 'Jackie', 'Avery', 'Jaime', 'Peyton', 'Kerry', 'Jody', 'Kendall', 'Frankie',
          'Pat', 'Quinn')
 
@@ -49,7 +49,7 @@ def spell_out(
         else: out += [x for k, i in enumerate(w) for x in (['and'] if k else []) + [names[i]]]
     return out
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #5202fe11
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #d14bd908
 LENGTHS = {'VCR_Q-A': 38, 'VCR_QA-R': 66}   # pieces of a reading; MODEL.MAX_SEQ_LEN is not used, as in X-modaler
 
 def cut_pair(
@@ -76,7 +76,7 @@ def reading(
     ids = tokenizer.add_special_tokens_sentences_pair(first, second)
     return ids, [0]*(len(first) + 2) + [1]*(len(second) + 1)
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #848664c5
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #044c9ce4
 def merge_regions(
     detected:tuple, # features (n, d), locations (n, 5)
     annotated:tuple,# features (g, d), locations (g, 5)
@@ -92,7 +92,7 @@ def merge_regions(
     keep = max(0, m - len(gf))
     return np.concatenate([f[:keep], gf]), np.concatenate([loc[:keep], gloc])
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #5d06268d
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #e0746664
 _FIELDS = ('question', 'answer_choices', 'rationale_choices', 'objects', 'metadata_fn', 'img_fn', 'img_id', 'annot_id')
 
 def vcr_questions(
@@ -101,15 +101,14 @@ def vcr_questions(
     task:str,  # a name in `LENGTHS`
 ) -> list:     # of {question, given, choices, target} in VCR's words
     "What is asked in one line, for one of the tasks."
+    asked = line['question']
     if task == 'VCR_Q-A':
-        return [dict(question=line['question'], given=[], choices=line['answer_choices'],
-                     target=line.get('answer_label', 0))]
-    choices, target = line['rationale_choices'], line.get('rationale_label', 0)
+        return [dict(question=asked, given=[], choices=line['answer_choices'], target=line.get('answer_label', 0))]
+    choices = line['rationale_choices']
     if stage == 'test' and 'answer_label' not in line:
-        return [dict(question=[*line['question'], *a], given=[], choices=choices, target=0)
-                for a in line['answer_choices']]
+        return [dict(question=[*asked, *a], given=[], choices=choices, target=0) for a in line['answer_choices']]
     given = ['[SEP]', *line['answer_choices'][line['answer_label']]]
-    return [dict(question=line['question'], given=given, choices=choices, target=target)]
+    return [dict(question=asked, given=given, choices=choices, target=line.get('rationale_label', 0))]
 
 def _check_line(line, stage, where):
     "Four choices each, labels in training, references to objects that exist."
@@ -117,13 +116,17 @@ def _check_line(line, stage, where):
         if len(line[f]) != 4: raise ValueError(f"{where}: field '{f}' has {len(line[f])} entries, VCR has 4")
     for f in () if stage == 'test' else ('answer_label', 'rationale_label'):
         if line.get(f) not in range(4): raise ValueError(f"{where}: field '{f}' is {line.get(f)!r}, expected 0 to 3")
+    if not line['question']: raise ValueError(f"{where}: the question is empty")
+    _check_references(line, where)
+
+def _check_references(line, where):
+    "Texts point at objects that exist."
     words = [line['question'], *line['answer_choices'], *line['rationale_choices']]
     highest = max((i for text in words for w in text if not isinstance(w, str) for i in w), default=-1)
     if highest >= len(line['objects']):
         raise ValueError(f"{where}: a text points at object {highest}, but there are {len(line['objects'])} objects")
-    if not line['question']: raise ValueError(f"{where}: the question is empty")
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #195b0710
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #d5b97396
 @DATASETS_REGISTRY.register()
 class VCRDataset:
     "A question with four choices, about detected and annotated regions."
@@ -173,7 +176,7 @@ class VCRDataset:
         "Every file that an item of this entry may read."
         return [self.feature_path(entry, a, m) for m in (False, True)[:1 + self.mirror] for a in (False, True)]
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #c5c0a850
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #e2cef6f7
 @patch
 def tokenize_all(self:VCRDataset) -> list: # of {anno_id, image_id, metadata_fn, tokens, types, target}
     "The entries of this stage and task, from the texts."
@@ -212,7 +215,7 @@ def load_data(self:VCRDataset,
     fields = ('anno_id', 'metadata_fn', 'tokens', 'types', 'target')
     return cached_entries(stem, self.tokenize_all, origin, fields, len(self.tokenizer))
 
-# %% ../../../nbs/06_datasets/57_vcr.ipynb #338816d8
+# %% ../../../nbs/06_datasets/57_vcr.ipynb #d1741894
 @patch
 def regions(self:VCRDataset,
     entry:dict,          # of `load_data`
