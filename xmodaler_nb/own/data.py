@@ -325,9 +325,14 @@ def from_karpathy(cls:CaptionData,
 
 # %% ../../nbs/15_own/40_data.ipynb #5b1e70c3
 def _media_files(folder):
-    "Pictures, clips and feature files that are not hidden."
-    found = (p for p in folder.rglob('*') if p.suffix.lower() in IMAGES | CLIPS | FEATURES)
-    return sorted(p for p in found if not any(q.startswith('.') for q in p.relative_to(folder).parts))
+    "Pictures, clips and feature files: those that are read, and those that are not because they are hidden."
+    found = [p for p in sorted(folder.rglob('*')) if p.suffix.lower() in IMAGES | CLIPS | FEATURES and p.is_file()]
+    hidden = [p for p in found if any(q.startswith('.') for q in p.relative_to(folder).parts)]
+    return [p for p in found if p not in set(hidden)], hidden
+
+def _hidden_findings(hidden):
+    "Files whose names begin with a dot, such as the ._a.jpg that macOS leaves behind."
+    return [Finding('hidden file', 'warning', '', str(p), 'begins with a dot, so it is not read') for p in hidden]
 
 def _folder_split(folder, p):
     "The split that a folder above a file names, or ''."
@@ -373,7 +378,7 @@ def from_folder(cls:CaptionData,
     "A folder of pictures."
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f"{folder}: {why_missing(folder, 'folder')}")
-    files = _media_files(folder)
+    files, hidden = _media_files(folder)
     if not files: raise ValueError(f"{folder}: no pictures ({', '.join(sorted(IMAGES))}), clips or features in it")
     captions = captions or next((folder/n for n in _CAPTION_FILES if (folder/n).is_file()), None)
     if captions is None: out = cls(*_samples_from_texts(folder, files), folder.name)
@@ -382,6 +387,7 @@ def from_folder(cls:CaptionData,
         rows, findings = read_table(captions)
         out = cls(samples_from_rows(rows, folder, where=str(captions), findings=findings), findings, folder.name)
     _find_files(out, folder, files)
+    out.findings += _hidden_findings(hidden)
     return out
 
 # %% ../../nbs/15_own/40_data.ipynb #cf759807
