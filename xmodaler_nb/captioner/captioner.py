@@ -352,10 +352,10 @@ def _find_checkpoint(path):
     "The checkpoint that a path means: itself, or the last one of a run's folder."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"{path} does not exist")
-    tag = path/'last_checkpoint'
     if path.is_file() or (path/'model.safetensors').exists(): return path
-    if tag.is_file() and (path/tag.read_text().strip()).exists(): return path/tag.read_text().strip()
-    raise FileNotFoundError(f"{path} holds no captioner: neither model.safetensors nor a last_checkpoint that exists "
+    last = XmodalerCheckpointer(torch.nn.Identity(), path, save_to_disk=False).get_checkpoint_file()
+    if last: return Path(last)
+    raise FileNotFoundError(f"{path} holds no captioner: neither model.safetensors nor a checkpoint that is whole "
                             f"is in it")
 
 def _resolve_file(path, name, given):

@@ -73,16 +73,23 @@ def _is_complete(self:XmodalerCheckpointer, path):
 
 @patch
 def get_all_checkpoint_files(self:XmodalerCheckpointer) -> list:  # paths, oldest first
-    "All complete checkpoints of the folder, X-modaler's `.pth` files included."
+    "All complete checkpoints of the folder, X-modaler's `.pth` files included; captioners are not among them."
     if not self.save_dir or not Path(self.save_dir).is_dir(): return []
-    paths = [p for p in Path(self.save_dir).iterdir() if p.suffix == '.pth' or (p/'meta.json').exists()]
-    paths = sorted((p for p in paths if not p.name.startswith('.')), key=_age_key)
+    paths = sorted(filter(_may_be_ours, Path(self.save_dir).iterdir()), key=_age_key)
     return [str(p) for p in paths if self._is_complete(p)]
+
+def _may_be_ours(path):
+    "Is it a checkpoint of a training, whole or not, to judge by the names of its files?"
+    if path.name.startswith('.'): return False
+    if path.suffix == '.pth': return True
+    if not any((path/part).is_file() for part in ('meta.json', 'model.safetensors')): return False
+    try: return read_meta(path).get('kind') != 'captioner'
+    except (CheckpointError, OSError): return True
 
 def _age_key(path):
     "Sort key: iteration where known, then time of the last change."
-    try: it = int(read_meta(path).get('iteration', -1)) if path.is_dir() else -1
-    except (CheckpointError, TypeError, ValueError, OSError): it = -1
+    try: it = (read_meta(path).get('iteration') if path.is_dir() else None) or -1
+    except (CheckpointError, OSError): it = -1
     return it, path.stat().st_mtime_ns, path.name
 
 @patch
@@ -103,11 +110,10 @@ def _tagged(self:XmodalerCheckpointer, tag):
 
 @patch
 def get_checkpoint_file(self:XmodalerCheckpointer) -> str:  # path, '' if there is none
-    "The checkpoint to resume from: the tagged one, or the newest complete one if that is damaged."
+    "The checkpoint to resume from: the tagged one, or the newest complete one if there is no such."
     if not self.save_dir: return ''
     tag = Path(self.save_dir)/'last_checkpoint'
-    if not tag.is_file(): return ''
-    path, why = self._tagged(tag)
+    path, why = self._tagged(tag) if tag.is_file() else ('', 'there is no such file')
     if path: return path
     complete = self.get_all_checkpoint_files()
     if not complete: return ''
@@ -118,6 +124,13 @@ def get_checkpoint_file(self:XmodalerCheckpointer) -> str:  # path, '' if there 
 def has_checkpoint(self:XmodalerCheckpointer) -> bool:
     "Is there a checkpoint to resume from?"
     return self.get_checkpoint_file() != ''
+
+@patch
+def _remains(self:XmodalerCheckpointer) -> list:  # names, sorted
+    "What shows that checkpoints were written here, whole or not."
+    folder = Path(self.save_dir)
+    if not self.save_dir or not folder.is_dir(): return []
+    return sorted(p.name for p in folder.iterdir() if p.name == 'last_checkpoint' or _may_be_ours(p))
 
 # %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #f9b00b28
 @patch
@@ -245,7 +258,11 @@ def load(self:XmodalerCheckpointer,
         self.logger.info("no checkpoint given: starting from scratch")
         return {}
     if not Path(path).exists(): raise FileNotFoundError(f"checkpoint {path} does not exist")
-    checkpoint = self._load_file(path)
+    return self._restore(path, self._load_file(path), checkpointables, strict)
+
+@patch
+def _restore(self:XmodalerCheckpointer, path, checkpoint, checkpointables=None, strict=False):
+    "Give the model and the tracked objects what was read; returns the rest."
     misfit = self._load_model(checkpoint)
     if strict and any(misfit): raise CheckpointError(f"{path} does not fit the model: {_misfit_text(misfit)}")
     self._log_incompatible_keys(misfit)
@@ -260,15 +277,30 @@ def _misfit_text(misfit):
     parts += [f'{k} is missing' for k in misfit.missing_keys] + [f'{k} is unknown' for k in misfit.unexpected_keys]
     return '; '.join(parts[:5]) + (f' … ({len(parts)} in all)' if len(parts)>5 else '')
 
+
+# %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #eeaba69a
 @patch
 def resume_or_load(self:XmodalerCheckpointer,
     path:str,            # weights to start from when there is nothing to resume
     *,
     resume:bool=True,    # continue from the folder's last checkpoint, if it has one?
 ) -> dict:
-    "Resume from the last checkpoint, which must fit exactly, or load only the model from `path`."
-    if resume and self.has_checkpoint(): return self.load(self.get_checkpoint_file(), strict=True)
+    "Resume from the newest checkpoint that is whole, which must fit exactly, or load only the model from `path`."
+    tried = self._to_resume() if resume else []
+    for file in tried:
+        try: checkpoint = self._load_file(file)
+        except (CheckpointError, OSError) as e: self.logger.warning("%s; it is left out", e)
+        else: return self._restore(file, checkpoint, strict=True)
+    if resume and self._remains():
+        raise CheckpointError(f"{self.save_dir} holds {', '.join(self._remains()[:5])}, and no checkpoint in it is "
+                              "whole. Nothing was started over: restore one, or train into another folder")
     return self.load(path, checkpointables=[])
+
+@patch
+def _to_resume(self:XmodalerCheckpointer) -> list:  # paths, best first
+    "The tagged checkpoint, then the others from the newest on."
+    first = self.get_checkpoint_file()
+    return [first, *(p for p in reversed(self.get_all_checkpoint_files()) if p != first)] if first else []
 
 # %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #679d4b65
 class PeriodicEpochCheckpointer:

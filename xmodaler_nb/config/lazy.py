@@ -13,6 +13,7 @@ import runpy
 import sys
 from pathlib import Path
 import yaml
+from .safe_yaml import parse_yaml, read_yaml
 from ..utils.file_io import why_missing
 
 # %% ../../nbs/03_config/50_lazy.ipynb #4a0d3928
@@ -110,7 +111,7 @@ class LazyConfig:
         "Read a tree. YAML is read safely; a Python file is refused without `allow_code=True`."
         path = Path(filename)
         if not path.is_file(): raise FileNotFoundError(f"config file {path}: {why_missing(path)}")
-        if path.suffix in ('.yaml', '.yml'): content = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+        if path.suffix in ('.yaml', '.yml'): content = read_yaml(path)[1] or {}
         else: content = _run_config(path, allow_code)
         if keys is None: return to_nodes(content)
         missing = [k for k in ([keys] if isinstance(keys, str) else keys) if k not in content]
@@ -170,7 +171,7 @@ def _apply_override(cfg, text):
     exists = last < len(node) if isinstance(node, list) else last in node
     _check_mode(mode, exists, text, key)
     if mode == '~': del node[last]
-    else: node[last] = to_nodes(CfgNode._decode_cfg_value(yaml.safe_load(value)))
+    else: node[last] = to_nodes(CfgNode._decode_cfg_value(parse_yaml(value)[1]))
 
 def _step(node, k, text, key, grow):
     "The node below; with `grow` a missing one is made."

@@ -4,21 +4,26 @@
 
 # %% auto #0
 __all__ = ['DATASETS_REGISTRY', 'build_dataset_mapper', 'build_xmodaler_train_loader', 'build_xmodaler_valtest_loader', 'collate',
-           'DatasetFromList', 'MapDataset', 'MSCoCoBertDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset',
-           'MSCoCoFeatDataset', 'MSCoCoImageDataset', 'MSCoCoRawDataset', 'MSCoCoSampleByTxtDataset', 'MSRVTTDataset',
-           'MSVDDataset']
+           'DatasetFromList', 'MapDataset', 'ConceptualCaptionsDataset', 'ConceptualCaptionsDatasetForSingleStream',
+           'Flickr30kDataset', 'Flickr30kDatasetForSingleStream', 'Flickr30kDatasetForSingleStreamVal',
+           'MSCoCoBertDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset', 'MSCoCoFeatDataset', 'MSCoCoImageDataset',
+           'MSCoCoRawDataset', 'MSCoCoSampleByTxtDataset', 'MSRVTTDataset', 'MSVDDataset', 'VCRDataset', 'VQADataset']
 
 # %% ../../nbs/06_datasets/99_datasets.ipynb #45854709
 from .build import (DATASETS_REGISTRY, build_dataset_mapper, build_xmodaler_train_loader,
     build_xmodaler_valtest_loader)
 from .collate import collate
 from .common import DatasetFromList, MapDataset
-from .images import (MSCoCoBertDataset, MSCoCoCOSNetDataset, MSCoCoDataset, MSCoCoFeatDataset,
-    MSCoCoImageDataset, MSCoCoRawDataset, MSCoCoSampleByTxtDataset)
+from .images import (ConceptualCaptionsDataset, ConceptualCaptionsDatasetForSingleStream,
+    Flickr30kDataset, Flickr30kDatasetForSingleStream, Flickr30kDatasetForSingleStreamVal, MSCoCoBertDataset,
+    MSCoCoCOSNetDataset, MSCoCoDataset, MSCoCoFeatDataset, MSCoCoImageDataset, MSCoCoRawDataset,
+    MSCoCoSampleByTxtDataset, VCRDataset, VQADataset)
 from .videos import MSRVTTDataset, MSVDDataset
 
 # %% ../../nbs/06_datasets/99_datasets.ipynb #70a5a6b8
 _all_ = ['DATASETS_REGISTRY', 'build_dataset_mapper', 'build_xmodaler_train_loader', 'build_xmodaler_valtest_loader',
-         'collate', 'DatasetFromList', 'MapDataset', 'MSCoCoBertDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset',
+         'collate', 'DatasetFromList', 'MapDataset', 'ConceptualCaptionsDataset',
+         'ConceptualCaptionsDatasetForSingleStream', 'Flickr30kDataset', 'Flickr30kDatasetForSingleStream',
+         'Flickr30kDatasetForSingleStreamVal', 'MSCoCoBertDataset', 'MSCoCoCOSNetDataset', 'MSCoCoDataset',
          'MSCoCoFeatDataset', 'MSCoCoImageDataset', 'MSCoCoRawDataset', 'MSCoCoSampleByTxtDataset', 'MSRVTTDataset',
-         'MSVDDataset']
+         'MSVDDataset', 'VCRDataset', 'VQADataset']

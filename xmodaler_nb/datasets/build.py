@@ -68,7 +68,12 @@ def _valtest_loader_from_config(cfg, dataset_mapper=None, datalist=None, sampler
     if datalist is None: datalist = dataset_mapper.load_data(cfg)
     alone = name == _ONE_BY_ONE
     return dict(datalist=datalist, dataset_mapper=dataset_mapper,
-                batch_size=1 if alone else cfg.DATALOADER.TEST_BATCH_SIZE, multi_gpu_eval=alone, **_options(cfg))
+                batch_size=1 if alone else cfg.DATALOADER.TEST_BATCH_SIZE, multi_gpu_eval=alone,
+                **(dict(_options(cfg), num_workers=0, collate_fn=_only_item) if alone else _options(cfg)))
+
+def _only_item(items):
+    "An item that is a batch by itself; its features are in memory, so no process is needed to load them."
+    return items[0]
 
 @configurable(from_config=_valtest_loader_from_config)
 def build_xmodaler_valtest_loader(
@@ -79,10 +84,11 @@ def build_xmodaler_valtest_loader(
     num_workers:int,           # loader processes
     multi_gpu_eval:bool=False, # does each process take a share?
     pin_memory:bool=False,     # page-locked batches, for copies to a GPU
+    collate_fn=collate,        # items → batch
 ):                             # DataLoader of `Batch`es, or None
     "The evaluation loader over a mapped list; or `build_xmodaler_valtest_loader(cfg, stage='val')`."
     if datalist is None: return None
     dataset = MapDataset(DatasetFromList(datalist, copy=False), dataset_mapper)
     sampler = ShardSampler(len(dataset)) if multi_gpu_eval else ShardSampler(len(dataset), rank=0, world_size=1)
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate,
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn,
                       pin_memory=pin_memory, generator=torch.Generator())

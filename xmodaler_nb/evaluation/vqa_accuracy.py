@@ -6,11 +6,11 @@
 __all__ = ['CONTRACTIONS', 'NUMBER_WORDS', 'ARTICLES', 'strip_punctuation', 'normalise_answer', 'agreement', 'answer_accuracy',
            'soft_scores', 'vqa_accuracy', 'vqa_table']
 
-# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #8ea29018
+# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #1b674d8a
 import re
 from collections import Counter, defaultdict
 
-# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #d2c666e9
+# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #1029a451
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 
 def strip_punctuation(
@@ -24,14 +24,15 @@ def strip_punctuation(
         out = out.replace(m, '' if touches_space or number else ' ')
     return re.sub(r'\.(?!\d)', '', out)
 
-# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #4af5d551
-_CORRECT = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't
-he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't
-not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
-someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're
-there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've
-when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't
-wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've""".split()
+# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #3d6c8856
+_CORRECT = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've
+mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've
+somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've
+something'll that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't
+we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's
+who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll
+you're you've""".split()
 
 def _contractions() -> dict: # wrong form → correct form
     "Each correct form, with each of its apostrophes left out in turn."
@@ -52,7 +53,7 @@ def normalise_answer(
 
 def _one_line(text): return str(text).replace('\n', ' ').replace('\t', ' ').strip()
 
-# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #f4f33950
+# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #cc223ab4
 def agreement(
     c:int,    # people who gave the answer
     n:int=10, # people asked
@@ -75,7 +76,7 @@ def soft_scores(
     "What each answer that was given is worth."
     return {a: round(agreement(c, len(answers)), 4) for a, c in Counter(map(normalise_answer, answers)).items()}
 
-# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #cc5ec67b
+# %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #19d631cf
 def vqa_accuracy(
     results,          # list of {question_id, answer}, or question id → answer
     annotations:list, # of {question_id, answers: [{answer}], answer_type, question_type}

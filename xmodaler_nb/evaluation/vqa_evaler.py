@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_targets', 'VQAEvaler']
 
-# %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #0d85dde9
+# %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #beb4e23c
 import json
 from pathlib import Path
 from fastcore.basics import patch
@@ -14,7 +14,7 @@ from .split import as_id
 from .vqa_accuracy import vqa_accuracy
 from ..utils.safe_pickle import safe_load
 
-# %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #55bff8eb
+# %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #14cd7de9
 def read_targets(
     path,        # val_target.pkl; '' for a test set without answers
     n_labels:int,# labels are below
@@ -38,7 +38,7 @@ def _check_labels(path, target, n_labels):
         raise ValueError(f"{path}: question {i} has label {max(labels)}, but the list of "
                          f"answers has {n_labels} entries")
 
-# %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #21debf08
+# %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #7634281c
 @EVALUATION_REGISTRY.register()
 class VQAEvaler:
     "Answers and their accuracy."
@@ -74,7 +74,7 @@ class VQAEvaler:
         rows = [dict(question_id=as_id(r[self.key_id]), answer=r[self.value]) for r in results]
         (folder/f'{epoch}.json').write_text(json.dumps(rows), encoding='utf-8')
 
-# %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #bede541c
+# %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #e96001d7
 @patch
 def _label(self:VQAEvaler, result):
     "The label of a result."
@@ -84,7 +84,8 @@ def _label(self:VQAEvaler, result):
     label = int(result[self.value])
     if 0 <= label < len(self.answers): return label
     raise ValueError(f"question {result[self.key_id]}: the model answered with label {label}, but "
-                     f"trainval_label2ans.pkl has {len(self.answers)} answers (MODEL.MM_PREDICTOR.LABELS_NUM must be that number)")
+                     f"trainval_label2ans.pkl has {len(self.answers)} answers "
+                     f"(MODEL.MM_PREDICTOR.LABELS_NUM must be that number)")
 
 @patch
 def _check_complete(self:VQAEvaler, ids):

@@ -164,6 +164,11 @@ def _add_global_region(feats, locs):
     feats = np.concatenate([feats.sum(0, keepdims=True)/len(feats), feats])
     return feats, np.concatenate([np.array([[0., 0., 1., 1., 1.]]), locs])
 
+def _raise_no_region(path, there, max_feat_num):
+    "The error for a picture of which no region is left."
+    if not there: raise ValueError(f"{path}: the picture has no region; its features have sizes (0, width)")
+    raise ValueError(f"{path}: MAX_FEAT_NUM {max_feat_num} keeps none of {there} regions")
+
 def read_np_bbox(
     path:str|Path,           # .npz with features (n, d), boxes (n, 4) in pixels, image_h (1,), image_w (1,)
     max_feat_num:int,        # at most max_feat_num - 1 regions are kept, global or not
@@ -175,5 +180,6 @@ def read_np_bbox(
     feats, boxes = content['features'], content['boxes']
     if len(feats) != len(boxes): raise ValueError(f"{path}: {len(feats)} features but {len(boxes)} boxes")
     feats, boxes = feats[:max_feat_num-1], boxes[:max_feat_num-1]
+    if not len(feats): _raise_no_region(path, len(content['features']), max_feat_num)
     locs = boxes_to_locfeats(boxes, content['image_w'].ravel()[0], content['image_h'].ravel()[0])
     return _add_global_region(feats, locs) if use_global_v else (feats, locs)

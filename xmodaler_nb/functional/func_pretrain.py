@@ -17,23 +17,28 @@ IGNORE = -1               # label of what need not be predicted
 # %% ../../nbs/04_functional/30_func_pretrain.ipynb #c9f73775
 def _mask_id(tokenizer) -> int: return tokenizer.convert_tokens_to_ids(tokenizer.mask_token)
 
+def _below(rng, n):
+    "An index below n: numpy's global generator beside Python's global one, else `rng` itself."
+    return int(np.random.randint(n)) if rng is random else rng.randrange(n)
+
 def random_word(
     tokens:list,           # token ids; changed in place
     tokenizer,             # with `mask_token`, `convert_tokens_to_ids` and a length (its vocabulary's size)
     must_mask:bool=False,  # hide one token if chance hid none
+    rng=random,            # Python's `random`, or a `random.Random`
 ) -> tuple:                # `tokens`, and labels: the original id where chosen, else -1
     "Hide some tokens."
     labels = []
     for i, token in enumerate(tokens):
-        u = random.random()
+        u = rng.random()
         labels.append(token if u < MASK_PROB else IGNORE)
         if u >= MASK_PROB: continue
         r = u/MASK_PROB
         if r < 0.8:   tokens[i] = _mask_id(tokenizer)
-        elif r < 0.9: tokens[i] = int(np.random.randint(len(tokenizer)))
+        elif r < 0.9: tokens[i] = _below(rng, len(tokenizer))
     if must_mask and all(l == IGNORE for l in labels):
         if not tokens: raise ValueError("must_mask needs at least one token, got an empty list")
-        i = int(np.random.randint(len(tokens)))
+        i = _below(rng, len(tokens))
         labels[i], tokens[i] = tokens[i], _mask_id(tokenizer)
     return tokens, labels
 
@@ -45,12 +50,13 @@ def caption_to_mask_tokens(
     need_g_tokens:bool=False,        # also the labels for generation
     need_no_mask_tokens:bool=False,  # also the ids with nothing hidden
     must_mask:bool=False,            # hide at least one token
+    rng=random,                      # as for `random_word`
 ) -> tuple:                          # 1-d int64 arrays: hidden ids, U labels[, G labels][, ids with nothing hidden]
     "Tokenise a caption, hide some words and add the special tokens."
     cls, sep = (tokenizer.convert_tokens_to_ids(t) for t in (tokenizer.cls_token, tokenizer.sep_token))
     ids = tokenizer.encode(caption)[:max_seq_length-2]
     whole = [cls, *ids, sep]
-    hidden, labels = random_word(list(ids), tokenizer, must_mask)
+    hidden, labels = random_word(list(ids), tokenizer, must_mask, rng)
     out = [[cls, *hidden, sep], [IGNORE, *labels, IGNORE]]
     if need_g_tokens:       out.append([*whole[1:], IGNORE])
     if need_no_mask_tokens: out.append(whole)
@@ -60,11 +66,12 @@ def caption_to_mask_tokens(
 def random_region(
     image_feats:np.ndarray,  # (n, d) region features; changed in place
     overlaps:np.ndarray,     # (n, n) intersection over union, 1 on the diagonal
+    rng=random,              # Python's `random`, or a `random.Random`
 ) -> tuple:                  # `image_feats`, labels (1 = chosen, else -1; list of n), number of zeroed regions
     "Hide some regions, and their near-duplicates."
     hidden, labels = np.zeros(len(image_feats), dtype=bool), []
     for i in range(len(image_feats)):
-        chosen = random.random() < MASK_PROB
+        chosen = rng.random() < MASK_PROB
         labels.append(1 if chosen else IGNORE)
         if chosen: hidden |= np.asarray(overlaps[i]) > OVERLAP_THRESHOLD
     image_feats[hidden] = 0

@@ -305,7 +305,7 @@ def read_meta(
         found = meta.get('format') if isinstance(meta, dict) else type(meta).__name__
         raise CheckpointError(f"{path}: format is {str(found)[:60]!r}, expected {FORMAT!r}")
     _check_facts(path, meta)
-    for name, size in (meta.get('files') or {}).items(): _check_size(path/check_name(name), size)
+    for name, size in (meta.get('files') or {}).items(): _check_size(path/name, size)
     return meta
 
 _META_BYTES = 2**20
@@ -321,6 +321,8 @@ def _check_facts(path, meta):
     for key, holds in rules.items():
         if meta.get(key) is not None and not holds(meta[key]):
             raise CheckpointError(f"{path}/meta.json is damaged: {key!r} is {str(meta[key])[:60]}")
+    try: [check_name(name) for name in meta.get('files') or {}]
+    except CheckpointError as e: raise CheckpointError(f"{path}/meta.json is damaged: {e}") from None
 
 def _check_size(file, size):
     "Raise unless the file is there and has this many bytes."

@@ -6,7 +6,8 @@
 __all__ = ['Scene', 'Thing', 'sample_scene', 'sample_clip', 'render', 'render_clip', 'caption', 'captions', 'vocabulary',
            'Chooser', 'SceneFeatures', 'ClipFeatures', 'extractor_from_dict', 'relation_matrix', 'AttributePredictor',
            'attribute_words', 'questions', 'make_scenes', 'ScenesData', 'bounds', 'bound_table',
-           'expected_best_caption', 'PairCider']
+           'expected_best_caption', 'PairCider', 'choice_questions', 'full_caption', 'many_questions',
+           'retrieval_bound', 'TASKS', 'TaskFolder', 'write_tasks']
 
 # %% ../../../nbs/15_own/00_scenes/99_scenes.ipynb #6ca6f7be
 from .draw import Scene, Thing, sample_scene, sample_clip, render, render_clip
@@ -15,9 +16,12 @@ from .features import SceneFeatures, ClipFeatures, extractor_from_dict
 from .labels import relation_matrix, AttributePredictor, attribute_words, questions
 from .write import make_scenes, ScenesData
 from .bound import bounds, bound_table, expected_best_caption, PairCider
+from .choices import choice_questions, full_caption, many_questions, retrieval_bound
+from .tasks import TASKS, TaskFolder, write_tasks
 
 # %% ../../../nbs/15_own/00_scenes/99_scenes.ipynb #f8b1de6b
 _all_ = ['Scene', 'Thing', 'sample_scene', 'sample_clip', 'render', 'render_clip', 'caption', 'captions',
          'vocabulary', 'Chooser', 'SceneFeatures', 'ClipFeatures', 'extractor_from_dict', 'relation_matrix',
          'AttributePredictor', 'attribute_words', 'questions', 'make_scenes', 'ScenesData', 'bounds', 'bound_table',
-         'expected_best_caption', 'PairCider']
+         'expected_best_caption', 'PairCider', 'choice_questions', 'full_caption', 'many_questions', 'retrieval_bound',
+         'TASKS', 'TaskFolder', 'write_tasks']
