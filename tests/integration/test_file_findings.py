@@ -136,3 +136,49 @@ def test_a_zip_bomb(tmp_path):
     assert time.time() - start < 1
     np.savez_compressed(tmp_path/'b.npz', features=np.zeros((1000, 2048), np.float32), boxes=np.zeros((1000, 4)))
     assert read_np(tmp_path/'b.npz')['features'].shape == (1000, 2048)
+
+
+# backbones
+
+def pictures(d):
+    d.mkdir()
+    for k in range(5):
+        Image.new('RGB', (8, 8), (40*k, 0, 0)).save(d/f'{k}.png')
+        (d/f'{k}.txt').write_text('a square\n')
+    return d
+
+
+def test_without_a_backbone_it_is_said(tmp_path, capsys, caplog):
+    "By the shell and by the call: no features, and what to do; with one, which."
+    photos = pictures(tmp_path/'p')
+    assert data_main(['write', str(photos), str(tmp_path/'o'), '--backbone', 'none']) == 0
+    out = capsys.readouterr().out
+    assert 'no features were written, and nothing can be trained without them. Name a backbone' in out and 'no features)' in out
+    written = CaptionData.from_folder(photos).write(tmp_path/'o2')
+    assert 'no features were written' in caplog.text and 'no features' in repr(written)
+    assert data_main(['write', str(photos), str(tmp_path/'o3')]) == 0
+    assert 'features: by the backbone patches; it knows colours and edges only' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('how', ['missing', 'of another torch'])
+def test_torchvision_that_cannot_be_imported_is_said_first(tmp_path, capsys, monkeypatch, how):
+    "Before a picture is opened and before anything is written, with what works here."
+    import sys
+    import xmodaler_nb.own.data as own
+    photos = pictures(tmp_path/'p')
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    if how == 'of another torch':
+        import importlib
+        real = importlib.import_module
+        def broken(name, *args):
+            if name == 'torchvision': raise RuntimeError('operator torchvision::nms does not exist')
+            return real(name, *args)
+        monkeypatch.setattr(importlib, 'import_module', broken)
+    monkeypatch.setattr(own.CaptionData, 'check', lambda *a, **k: pytest.fail('the work began'))
+    for command in ('write', 'extract'):
+        assert data_main([command, str(photos), str(tmp_path/'o'), '--backbone', 'torchvision/resnet18']) == 1
+        err = capsys.readouterr().err
+        assert "backbone 'torchvision/resnet18' cannot be used here" in err and "What works here is the backbone 'patches'" in err and not (tmp_path/'o').exists()
+    with pytest.raises(ImportError, match="What works here is the backbone 'patches'"): own.CaptionData.from_folder(photos).write(tmp_path/'o', 'torchvision/resnet18')
+    assert data_main(['write', str(photos), str(tmp_path/'o'), '--backbone', 'resnet18']) == 1
+    assert "there are 'patches' and 'torchvision/NAME'" in capsys.readouterr().err and not (tmp_path/'o').exists()
