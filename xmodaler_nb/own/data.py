@@ -8,7 +8,6 @@ __all__ = ['MIN_STEPS', 'MIN_SCORED', 'MANY', 'CaptionData', 'read_text', 'clean
            'write_annotation_files', 'copy_features', 'feature_sizes', 'no_features']
 
 # %% ../../nbs/15_own/40_data.ipynb #7fda2001
-import ast
 import csv
 import io
 import json
@@ -32,6 +31,7 @@ from ..datasets.check import DatasetError
 from ..datasets.layout import PREFIXES, Folder, annotation, encode_words, folder_paths, make_vocabulary
 from ..datasets.layout import row_length
 from ..datasets.layout import write_annotations, write_coco, write_vocabulary
+from ..evaluation.captions import list_cell
 from ..functional import as_id, decode_text, load_vocab, read_np
 from .check import CLIPS, FEATURES, IMAGES, SEGMENTS, SPLITS, CheckTable, Finding, Sample
 from ..modeling.backbone import check_backbone
@@ -185,14 +185,7 @@ def _table_row(head, cells, sep, n, path):
     row = dict(zip(names, cells))
     if len(cells) > len(names): row[names[-1]] = sep.join(cells[len(names)-1:])
     key = _column(row, 'caption')
-    return {**row, key: _list_cell(row[key])} if key else row
-
-def _list_cell(text):
-    "A caption, or several where the cell holds a list, as pandas and our own `save` write it."
-    if not text.startswith('[') or not text.rstrip().endswith(']'): return text
-    try: found = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError): return text
-    return found if isinstance(found, list) and all(isinstance(t, str) for t in found) else text
+    return {**row, key: list_cell(row[key])} if key else row
 
 # %% ../../nbs/15_own/40_data.ipynb #30f68d51
 def read_table(
@@ -228,7 +221,7 @@ def from_df(cls:CaptionData,
 ) -> CaptionData:
     "Data in a data frame."
     findings = []
-    rows = [{k: _list_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in df.to_dict('records')]
+    rows = [{k: list_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in df.to_dict('records')]
     samples = samples_from_rows(rows, folder, where='data frame', findings=findings, **columns)
     return cls(samples, findings, name='data frame')
 
