@@ -50,7 +50,7 @@ class XmodalerCheckpointer:
 
     def attach(self,
         name:str,   # file name inside each checkpoint, e.g. 'config.yaml'
-        content,    # text, bytes, or a function that returns one of them
+        content,    # text, bytes, or a function that returns one of them, None for no file
     ):
         "Put a file into every checkpoint from now on."
         self.files[check_name(name)] = content
@@ -152,7 +152,8 @@ def save(self:XmodalerCheckpointer,
     state = {k: v.state_dict() for k, v in self.checkpointables.items()}   # may gather over processes
     if not self.save_to_disk: return
     path = Path(self.save_dir)/check_name(name)
-    files = {k: v() if callable(v) else v for k, v in self.files.items()}
+    texts = {k: v() if callable(v) else v for k, v in self.files.items()}
+    files = {k: v for k, v in texts.items() if v is not None}
     meta = {k: v for k, v in kwargs.items() if isinstance(v, (int, float, str, bool, type(None)))}
     try: write_checkpoint(path, self.model.state_dict(), {**state, **kwargs}, meta, files)
     except OSError as e: raise self._with_last(e) from e
