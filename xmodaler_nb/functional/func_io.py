@@ -12,6 +12,7 @@ import zipfile, zlib
 from pathlib import Path
 import numpy as np
 from .func_feats import boxes_to_locfeats
+from ..utils.arrays import read_arrays
 from ..utils.store import open_store
 from ..utils.file_io import why_missing
 
@@ -109,13 +110,13 @@ def _arrays(
     select,     # see `read_np`
 ) -> dict:      # name → array
     "The arrays of a file, read to the end."
-    content = np.load(path, allow_pickle=False)
-    if isinstance(content, np.ndarray): return {'features': content}
-    with content:
-        names = content.files
-        if len(names) == 1: return {'features': content[names[0]]}
-        selected = [k for k in select(names) if k in names] if select else []
-        return {k: content[k] for k in selected or names}
+    names = []
+    def choose(all_names):
+        names.extend(all_names)
+        selected = [k for k in select(all_names) if k in all_names] if select and len(all_names) > 1 else []
+        return selected or all_names
+    content = read_arrays(path, choose)
+    return {'features': next(iter(content.values()))} if len(names) < 2 and content else content
 
 def _read_stored(store, path):
     if path.stem not in store:
