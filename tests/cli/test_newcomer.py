@@ -90,7 +90,7 @@ def picture(path, value=90):
     return path
 
 
-def captioned(capsys): return [json.loads(l)['picture'] for l in capsys.readouterr().out.splitlines()]
+def captioned(capsys): return [json.loads(l)['picture'] for l in capsys.readouterr().out.splitlines() if l.startswith('{')]
 
 
 def test_folder_and_pattern(tmp_path, capsys, captioner):

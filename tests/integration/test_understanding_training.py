@@ -108,3 +108,62 @@ def test_a_batch_with_nothing_to_learn_is_skipped(tmp_path):
     t.train()
     assert seen == [0, 2]
     assert all(math.isfinite(p.detach().abs().sum().item()) for p in t.model.parameters())
+
+
+RANKS = f'''
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_understanding_training import *
+'''
+
+def test_two_processes_agree_where_one_has_nothing_to_learn(tmp_path):
+    "One rank's batch is empty, then both are, then none: ranks keep equal weights, and the middle iteration is no step."
+    out = run_ranks(RANKS + f'''
+from xmodaler_nb.utils import comm
+torch.manual_seed(5)
+mlm = dict(PRETRAIN_TASKS=['mlm'], PRETRAIN_TASKS_MIX_RATIO=[1], BERT=dict(V_TARGET_SIZE=len(SHAPES)))
+r = comm.get_rank()
+full = [toy_pretraining(4) for _ in range(2)]
+batches = [full[0] if r == 0 else nothing_hidden(), nothing_hidden(), full[r]]
+t = trainer({str(tmp_path)!r}, batches, 'pretrain', **mlm)
+steps = []
+step = t.optimizer.step
+t.optimizer.step = lambda *a: (steps.append(t.iter), step(*a))[1]
+t.train()
+total = sum(p.double().abs().sum().item() for p in t.model.parameters())
+print(steps, f'{{total:.12f}}')
+''')
+    ends = [o.strip().splitlines()[-1] for o in out]
+    assert ends[0] == ends[1] and ends[0].startswith('[0, 2]'), ends
+
+
+@pytest.mark.parametrize('task', ['answer', 'retrieve'])
+def test_two_processes_are_one(tmp_path, task):
+    "Binding works inside the data-parallel wrapper: the same weights as one process with the whole batch."
+    out = run_ranks(RANKS + f'''
+from xmodaler_nb.utils import comm
+def share(b, r):
+    n = len(b[kfg.U_TOKENS_IDS])//2
+    cut = lambda v: v[r*n:(r+1)*n] if isinstance(v, (torch.Tensor, list)) else v
+    return Batch({{k: cut(v) for k, v in b.items()}})
+torch.manual_seed(5)
+batches = [toy_questions(8) if {task!r} == 'answer' else retrieval_pairs() for _ in range(3)]
+class SGD(Trainer):
+    @classmethod
+    def build_optimizer(cls, cfg, model): return torch.optim.SGD(model.parameters(), .05)
+SGD.batches = [share(b, comm.get_rank()) for b in batches]
+torch.manual_seed(3)
+t = SGD(train_cfg({str(tmp_path/'two')!r}, {task!r}))
+assert comm.unwrap_model(t.model).bound
+t.train()
+''')
+    torch.manual_seed(5)
+    batches = [toy_questions(8) if task == 'answer' else retrieval_pairs() for _ in range(3)]
+    class SGD(Trainer):
+        @classmethod
+        def build_optimizer(cls, cfg, model): return torch.optim.SGD(model.parameters(), .05)
+    SGD.batches = batches
+    torch.manual_seed(3)
+    one = SGD(train_cfg(tmp_path/'one', task))
+    one.train()
+    two = read_checkpoint(tmp_path/'two'/'model_final')['model']
+    for k, v in one.model.state_dict().items(): assert torch.allclose(two[k], v, atol=2e-6), k

@@ -20,6 +20,7 @@ from .card import model_card, read_run_scores
 from ..checkpoint import XmodalerCheckpointer
 from ..config import CfgNode, kfg
 from ..datasets.collate import collate
+from ..datasets.familiar import Familiar
 from ..datasets.images.mscoco import region_fields
 from ..datasets.features import as_features
 from ..datasets.pictures import is_clip_file, load_clip, load_picture, read_clip
@@ -43,6 +44,7 @@ class Caption:
     boxes:object = None      # (n, 4) x1 y1 x2 y2 in pixels of `image`, when the extractor finds regions
     attention:object = None  # (words, n) weights over the regions, when a trace was asked for
     trace:object = field(default=None, repr=False) # the `DecodeTrace`, when asked for
+    unlike:float|None = None # distance from the training pictures over its limit, above 1 = unlike them; None = unknown
 
     @property
     def score(self) -> float: # natural log of the caption's probability
@@ -83,12 +85,13 @@ class Captioner:
         vocab:list,      # words by id; id 0 is '.', begin and end
         extractor=None,  # picture → dict(features, boxes, …); None = only features can be captioned
         metrics:dict|None=None, # scores of the run, for the model card
+        familiar=None,          # a `Familiar`: what the training pictures are like; None = unknown
     ):
         if len(vocab) != cfg.MODEL.VOCAB_SIZE:
             raise ValueError(f"the vocabulary has {len(vocab)} words ('.' included), the model knows "
                              f"MODEL.VOCAB_SIZE = {cfg.MODEL.VOCAB_SIZE}")
         self.model, self.cfg, self.vocab = model.eval(), cfg, list(vocab)
-        self.extractor, self.metrics = extractor, metrics or {}
+        self.extractor, self.metrics, self.familiar = extractor, metrics or {}, familiar
 
     @property
     def device(self): # torch.device
@@ -267,6 +270,7 @@ def describe(self:Captioner,
         read = [item for item in part if item is not None]
         captions = iter(self._describe_part(read, search, strategy == 'sample', nbest, trace) if read else ())
         results += [None if item is None else next(captions) for item in part]
+    self._note_unlike([caps for caps in results if caps is not None])
     if nbest == 1: results = [None if caps is None else caps[0] for caps in results]
     return results if many else results[0]
 
@@ -278,10 +282,30 @@ def _picture_names(xs):
 @patch
 def _describe_part(self:Captioner, part, search, sample, nbest, trace):
     "Captions of one batch of (item, picture, boxes): a list per picture."
+    unlike = [self._unlikeness(item[kfg.ATT_FEATS]) for item, *_ in part]
     decoded = self._decode([item for item, *_ in part], search, sample, nbest, trace)
-    return [[self._caption(i, p, batch_trace, n, rank, item[kfg.IDS], image, boxes)
-             for rank, (i, p) in enumerate(sents)]
-            for (sents, batch_trace, n), (item, image, boxes) in zip(decoded, part)]
+    results = [[self._caption(i, p, batch_trace, n, rank, item[kfg.IDS], image, boxes)
+                for rank, (i, p) in enumerate(sents)]
+               for (sents, batch_trace, n), (item, image, boxes) in zip(decoded, part)]
+    for caps, value in zip(results, unlike):
+        for c in caps: c.unlike = value
+    return results
+
+@patch
+def _unlikeness(self:Captioner, feats):
+    "The distance of a picture's features from those of the training, over its limit; None if that is unknown."
+    known = self.familiar
+    if known is None or known.mean.shape[1] != feats.shape[1]: return None
+    return known.unlikeness(feats.numpy())
+
+@patch
+def _note_unlike(self:Captioner, results):
+    "Warn of pictures that are unlike those of the training."
+    names = [caps[0].id for caps in results if (caps[0].unlike or 0) > 1]
+    if not names: return
+    logging.getLogger(__name__).warning(
+        '%d of %d pictures are unlike those that the model was trained on (%s); their captions may mean nothing',
+        len(names), len(results), ', '.join(names[:3]) + ' …'*(len(names) > 3))
 
 @patch
 def caption(self:Captioner,
@@ -344,6 +368,7 @@ def _small_files(self:Captioner):
     files = {'config.yaml': self.cfg.dump(), 'vocabulary.txt': '\n'.join(self.vocab[1:]) + '\n'}
     if hasattr(self.extractor, 'to_dict'): files['extractor.json'] = json.dumps(self.extractor.to_dict(), indent=1)
     if self.metrics: files['metrics.json'] = json.dumps(self.metrics, indent=1)
+    if self.familiar is not None: files['familiar.json'] = json.dumps(self.familiar.to_dict())
     return files
 
 
@@ -401,5 +426,7 @@ def from_pretrained(cls:Captioner,
     saved = _resolve_file(path, 'extractor.json', None)
     scores = _resolve_file(path, 'metrics.json', None) or _resolve_file(run, 'metrics.json', None)
     if extractor is None and saved is not None: extractor = load_extractor(json.loads(saved.read_text()))
+    known = _resolve_file(path, 'familiar.json', None)
     return cls(model, cfg, load_vocab(words), extractor,
-               json.loads(scores.read_text()) if scores else read_run_scores(run))
+               json.loads(scores.read_text()) if scores else read_run_scores(run),
+               Familiar(**json.loads(known.read_text())) if known else None)

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['CheckpointError', 'load_pth', 'load_weights', 'read_checkpoint', 'save_weights', 'write_checkpoint',
-           'PeriodicEpochCheckpoint', 'PeriodicEpochCheckpointer', 'XmodalerCheckpoint', 'XmodalerCheckpointer']
+           'PeriodicEpochCheckpoint', 'PeriodicEpochCheckpointer', 'XmodalerCheckpoint', 'XmodalerCheckpointer',
+           'from_bert', 'load_bert', 'to_bert']
 
 # %% ../../nbs/13_checkpoint/99_checkpoint.ipynb #90c37d06
 from xmodaler_nb.utils.checkpoint_files import (CheckpointError, load_pth, load_weights, read_checkpoint,
     save_weights, write_checkpoint)
 from xmodaler_nb.checkpoint.xmodaler_checkpoint import (PeriodicEpochCheckpoint, PeriodicEpochCheckpointer,
     XmodalerCheckpoint, XmodalerCheckpointer)
+from .bert_weights import from_bert, load_bert, to_bert
 
 # %% ../../nbs/13_checkpoint/99_checkpoint.ipynb #6755a627
 _all_ = ['CheckpointError', 'load_pth', 'load_weights', 'read_checkpoint', 'save_weights', 'write_checkpoint',
-         'PeriodicEpochCheckpoint', 'PeriodicEpochCheckpointer', 'XmodalerCheckpoint', 'XmodalerCheckpointer']
+         'PeriodicEpochCheckpoint', 'PeriodicEpochCheckpointer', 'XmodalerCheckpoint', 'XmodalerCheckpointer',
+         'from_bert', 'load_bert', 'to_bert']

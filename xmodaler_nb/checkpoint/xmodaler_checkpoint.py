@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
+from .bert_weights import from_bert, is_bert
 from ..utils.checkpoint_files import CheckpointError, check_name, load_pth, load_weights, read_checkpoint
 from ..utils.checkpoint_files import read_meta, recover, remove_dir, write_checkpoint, write_text
 from ..utils.comm import is_main_process, unwrap_model
@@ -49,7 +50,7 @@ class XmodalerCheckpointer:
 
     def attach(self,
         name:str,   # file name inside each checkpoint, e.g. 'config.yaml'
-        content,    # text, bytes, or a function that returns one of them
+        content,    # text, bytes, or a function that returns one of them, None for no file
     ):
         "Put a file into every checkpoint from now on."
         self.files[check_name(name)] = content
@@ -151,7 +152,8 @@ def save(self:XmodalerCheckpointer,
     state = {k: v.state_dict() for k, v in self.checkpointables.items()}   # may gather over processes
     if not self.save_to_disk: return
     path = Path(self.save_dir)/check_name(name)
-    files = {k: v() if callable(v) else v for k, v in self.files.items()}
+    texts = {k: v() if callable(v) else v for k, v in self.files.items()}
+    files = {k: v for k, v in texts.items() if v is not None}
     meta = {k: v for k, v in kwargs.items() if isinstance(v, (int, float, str, bool, type(None)))}
     try: write_checkpoint(path, self.model.state_dict(), {**state, **kwargs}, meta, files)
     except OSError as e: raise self._with_last(e) from e
@@ -220,7 +222,9 @@ def _load_model(self:XmodalerCheckpointer,
     "Load what fits; return what did not."
     weights = strip_prefix(checkpoint['model'])
     self._convert_ndarray_to_tensor(weights)
-    wrong = _pop_misshaped(weights, self.model.state_dict())
+    own = self.model.state_dict()
+    if is_bert(weights): weights = from_bert(weights, own)
+    wrong = _pop_misshaped(weights, own)
     res = self.model.load_state_dict(weights, strict=False)
     shape_names = {k for k, _, _ in wrong}
     return IncompatibleKeys([k for k in res.missing_keys if k not in shape_names], res.unexpected_keys, wrong)

@@ -123,6 +123,9 @@ def _read_stored(store, path):
         raise FileNotFoundError(f"{path}: no such feature file; the store has no id {path.stem}")
     return store.read(path.stem)
 
+_UNREADABLE = (ValueError, OSError, EOFError, LookupError, TypeError, SyntaxError, ArithmeticError, RuntimeError,
+               NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error)
+
 def read_np(
     path:str|Path,  # .npy or .npz
     select=None,    # function: names in an .npz → those to read (all if it has none of them); None: all
@@ -133,7 +136,7 @@ def read_np(
     if store is None and not path.is_file(): raise FileNotFoundError(f"{path}: no such feature file")
     try: arrays = _arrays(path, select) if store is None else _read_stored(store, path)
     except FileNotFoundError: raise
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+    except _UNREADABLE as e:
         raise ValueError(f"{path}: not a readable .npy or .npz file, or cut off ({type(e).__name__}: {e})") from None
     if not arrays: raise ValueError(f"{path}: holds no array")
     return {'features': next(iter(arrays.values()))} if store is not None and len(arrays) == 1 else arrays

@@ -19,7 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 from .arrays import read_arrays
 
-# %% ../../nbs/02_utils/78_store.ipynb #23989921
+# %% ../../nbs/02_utils/78_store.ipynb #fff505fa
 FORMAT = 'xmodaler_nb.store/1'
 ALIGN = 64                       # every array begins at a multiple, in bytes
 
@@ -55,6 +55,8 @@ def write_index(
     os.replace(tmp, path)
     _sync(path.parent)
 
+
+# %% ../../nbs/02_utils/78_store.ipynb #23989921
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile,
             zlib.error)
 
