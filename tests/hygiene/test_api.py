@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOOR = 787     # names reached when this was last raised; of 953
+FLOOR = 831     # names reached when this was last raised; of 953
 
 
 @pytest.fixture(scope='module')

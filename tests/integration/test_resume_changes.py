@@ -141,3 +141,27 @@ def test_two_runs_in_one_folder(tmp_path):
     p.kill()
     p.wait()
     assert run(config(tmp_path)).iter == 9 and not list(tmp_path.glob('*.lock'))
+
+
+@pytest.mark.parametrize('then', ['removed', 'made again'])
+def test_the_output_folder_is_removed_while_training(tmp_path, then):
+    "An error at the next line of the log, not at the end and not never; the weights are saved where they were to be."
+    from xmodaler_nb.engine import HookBase
+    class Removes(HookBase):
+        def before_step(self):
+            if self.trainer.iter != 4: return
+            shutil.rmtree(tmp_path/'run')
+            if then == 'made again': (tmp_path/'run').mkdir()
+    t = fresh(config(tmp_path/'run'), T)
+    t.register_hooks([Removes()])
+    with pytest.raises(OSError, match='events.jsonl was removed .* A checkpoint was saved: .*Iter_0000004'): t.train()
+    again = fresh(config(tmp_path/'run'), T, resume=True)
+    assert again.start_iter == 5 and same_weights(again.model, t.model)
+
+
+def test_validate_of_a_trainer(tmp_path):
+    t = run(config(tmp_path))
+    last = [e for e in events(tmp_path) if 'val/acc' in e][-1]
+    assert t.learn.validate()['val/acc'] == last['val/acc']
+    assert 'net' in t.learn.summary() and t.learn.to_bf16() is t.learn and t.amp.mode == 'bf16'
+    with pytest.raises(NotImplementedError, match='decode'): t.learn.get_preds()

@@ -8,19 +8,23 @@ __all__ = ['score_main']
 # %% ../../nbs/18_commands/60_score.ipynb #0efa2396
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
-from ..evaluation.captions import ALL_METRICS, as_references, evaluate
+from ..evaluation.captions import (ALL_METRICS, IdMismatch, as_predictions, as_references, evaluate,
+                                             read_captions)
 from ..evaluation.diversity import diversity
 from ..evaluation.metrics import available
+from ..functional import as_id
 from ..tokenization.ptb import ptb_tokenize
 
 # %% ../../nbs/18_commands/60_score.ipynb #1b39500d
 def _parser():
     "Options of `xm-score`."
     p = argparse.ArgumentParser(prog='xm-score', description='Score captions against references.')
-    p.add_argument('predictions', nargs='?', help='JSON: COCO results, or {id: caption}')
-    p.add_argument('references', nargs='?', help='JSON: COCO captions, or {id: [captions]}')
+    p.add_argument('predictions', nargs='?', help='COCO results, {id: caption}, a JSON object per line '
+                   '(xm-caption --json), a .csv with a header, or the captions.json of a run')
+    p.add_argument('references', nargs='?', help='COCO captions, {id: [captions]}, .jsonl or .csv')
     p.add_argument('--available', action='store_true',
                    help='list the metrics and whether they can run here, then stop')
     _add_metric_options(p)
@@ -65,7 +69,7 @@ def _write_per_image(result, path):
 def _corpus_lines(result, bounds):
     "Corpus scores with their intervals, skipped metrics, notes."
     def interval(k): return f'  ({bounds[k][0]:.4f} to {bounds[k][1]:.4f})' if bounds else ''
-    lines = [f'{k:10} {v:.4f}{interval(k)}' for k, v in result.corpus.items()]
+    lines = [f'{k:10} {v:.4f}{interval(k)}{result.remark(k)}' for k, v in result.corpus.items()]
     return lines+[f'{k:10} skipped: {why}' for k, why in result.skipped.items()]+result.notes
 
 def _id_lines(result):
@@ -73,6 +77,23 @@ def _id_lines(result):
     sides = (result.missing, 'without a prediction'), (result.extra, 'without references')
     return [f"{len(ids)} ids {what}: {', '.join(map(str, ids[:5]))}{', …' if len(ids) > 5 else ''}"
             for ids, what in sides if ids]
+
+def _base(file): return re.split(r'[/\\]', str(file))[-1]
+
+def _by_file_name(predictions, references):
+    "Predictions under the ids of the references, where they are named by the files of the pictures."
+    images = references.get('images') if isinstance(references, dict) else None
+    names, known, out = {}, {str(as_id(i)) for i in as_references(references)}, {}
+    for r in images or references:
+        if isinstance(r, dict) and r.get('file_name'): names.setdefault(_base(r['file_name']), set()).add(_row_id(r))
+    for i, caption in predictions.items():
+        same = names.get(_base(i), ())
+        key = next(iter(same)) if str(as_id(i)) not in known and len(same) == 1 else i
+        if key in out: raise ValueError(f"more than one prediction for picture {_base(i)!r} (id {key})")
+        out[key] = caption
+    return out
+
+def _row_id(row): return row.get('id', row.get('image_id'))
 
 def _training_captions(path):
     "The tokenised captions of the training set; None without a file."
@@ -92,11 +113,14 @@ def _add_explanation(result, image_id, numbers, lines):
 
 def _score(args):
     "(all numbers by name, lines to print)."
-    result = evaluate(args.predictions, args.references, args.metrics, not args.tokens, not args.partial, args.df)
+    references = read_captions(args.references)
+    predictions = _by_file_name(as_predictions(args.predictions), references)
+    result = evaluate(predictions, references, args.metrics, not args.tokens, not args.partial, args.df)
     bounds = result.confidence(n=args.confidence) if args.confidence else {}
     numbers, lines = dict(result.corpus), _corpus_lines(result, bounds)+_id_lines(result)
     if args.diversity or args.train: _add_diversity(result, args.train, numbers, lines)
     if bounds: numbers['confidence'] = bounds
+    if result.remarks: numbers['remarks'] = result.remarks
     if args.explain: _add_explanation(result, args.explain, numbers, lines)
     if args.per_image: _write_per_image(result, Path(args.per_image))
     return numbers, lines
@@ -112,6 +136,9 @@ def score_main(
         return 0
     if args.references is None: p.error('two files are needed: predictions and references')
     try: numbers, lines = _score(args)
+    except IdMismatch as e:
+        print(f"error: {e.advice('Give --partial')}", file=sys.stderr)
+        return 1
     except (KeyError, ValueError, OSError, TypeError) as e:
         print(f"error: {e.args[0] if isinstance(e, KeyError) and e.args else e}", file=sys.stderr)
         return 1

@@ -199,9 +199,10 @@ class DatasetReport:
     regions:tuple                                   # fewest and most in those
     widths:dict                                     # field → width in those
     warnings:list = field(default_factory=list)        # nothing wrong, but worth knowing
+    unit:str='captions'                             # what `rows` counts
     def __str__(self):
         widths = ', '.join(f'{k} {w}' for k, w in self.widths.items())
-        return '\n'.join([f"{self.name} {self.stage}: {self.entries} entries, {self.rows} texts; {self.opened} "
+        return '\n'.join([f"{self.name} {self.stage}: {self.entries} entries, {self.rows} {self.unit}; {self.opened} "
                           f"opened: {self.regions[0]}–{self.regions[1]} regions, {widths} wide", *self.warnings])
 
 def _n_texts(entry):
@@ -211,13 +212,17 @@ def _n_texts(entry):
     if isinstance(entry.get('captions'), list): return len(entry['captions'])
     return int(any(k in entry for k in ('captions', 'caption', 'question')))
 
+def _unit(entry):
+    "What `_n_texts` counts."
+    return next((unit for k, unit in dict(question='questions', tokens='choices').items() if k in entry), 'captions')
+
 def _make_report(cfg, name, stage, entries, items, warnings):
     feats = [i[kfg.ATT_FEATS] for i in items if isinstance(i.get(kfg.ATT_FEATS), torch.Tensor)]
     arrays = {k: v for i in items[:1] for k, v in i.items() if isinstance(v, torch.Tensor)}
     widths = {k: v.shape[-1] for k, v in arrays.items() if v.is_floating_point() and v.dim()}
     regions = (min(map(len, feats)), max(map(len, feats))) if feats else (0, 0)
     return DatasetReport(name, stage, len(entries), sum(map(_n_texts, entries)),
-                         len(items), regions, widths, warnings)
+                         len(items), regions, widths, warnings, _unit(entries[0]))
 
 def _tasks(name):
     "The tasks of a data set that has several, else ('',)."

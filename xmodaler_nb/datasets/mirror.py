@@ -5,15 +5,19 @@
 # %% auto #0
 __all__ = ['as_float', 'box_fields', 'with_suffix', 'left_and_right', 'can_mirror', 'exchange']
 
-# %% ../../nbs/06_datasets/48_mirror.ipynb #75ae6fb4
+# %% ../../nbs/06_datasets/48_mirror.ipynb #669a65c5
 import numpy as np
 import torch
 from ..config import kfg
 from ..functional import read_np_bbox
 from ..utils.store import feature_files
 
-# %% ../../nbs/06_datasets/48_mirror.ipynb #379a5444
-def as_float(a): return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
+# %% ../../nbs/06_datasets/48_mirror.ipynb #b9301631
+def as_float(
+    a,         # array
+) -> torch.Tensor: # float32
+    "An array as a tensor."
+    return torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32))
 
 def box_fields(
     path,              # .npz with features, boxes, image_h, image_w
@@ -24,7 +28,7 @@ def box_fields(
     feats, locs = read_np_bbox(path, max_feat_num, use_global_v)
     return {kfg.ATT_FEATS: as_float(feats), kfg.ATT_FEATS_LOC: as_float(locs)}
 
-# %% ../../nbs/06_datasets/48_mirror.ipynb #40c74cd5
+# %% ../../nbs/06_datasets/48_mirror.ipynb #17333f05
 def with_suffix(
     folder,     # FEATS_FOLDER
     suffix:str, # '_mirror', '_gt', …

@@ -22,6 +22,7 @@ from .hooks import (AutogradProfiler, CallbackHook, EvalHook, IterationTimer, LR
 from .watch import EarlyStopping, KeepBest, ProgressBar
 from .ema import ModelEma
 from .amp import AMP
+from . import first_calls        # validate() and others, for CaptionLearner
 from .setup import default_argument_parser, default_setup, default_writers
 from .defaults import DefaultTrainer
 from .self_critical import SelfCritical

@@ -25,6 +25,7 @@ from . import hooks
 from .amp import AMP
 from .build import ENGINE_REGISTRY
 from .ema import ModelEma
+from . import first_calls        # validate() and others, for the learner
 from .launch import GlobalTokens
 from .learner import CaptionLearner
 from .learner_parts import Loaders, device_of
@@ -39,7 +40,8 @@ from ..evaluation.split import decode
 from ..functional import check_words, load_vocab
 from ..utils import comm
 from ..utils.distributed import any_broadcast
-from ..utils.events import truncate_jsonl
+from ..utils.checkpoint_files import write_checkpoint
+from ..utils.events import OutputGone, truncate_jsonl
 _all_ = ['default_argument_parser', 'default_setup', 'default_writers']    # X-modaler has them here
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #f9a5ea83
@@ -77,6 +79,7 @@ class DefaultTrainer(TrainerBase):
         self.method = self.build_method(cfg)
         self.register_hooks(self.build_hooks())
         self.learn = self.build_learner().add_cbs(self._hooks)
+        self.learn.evaluations = {h.stage: h.evaluate for h in self._hooks if isinstance(h, hooks.EvalHook)}
 
     @property
     def main_loader(self):
@@ -505,6 +508,7 @@ def _check_source(self:DefaultTrainer, path, resume):
     check_changes(changes)
     self._new_rates = changes_rates(changes)
 
+# %% ../../nbs/14_engine/60_defaults.ipynb #0fa2f6e1
 @patch
 def train(self:DefaultTrainer,
     start_iter:int=None,  # first iteration; default: after what was resumed
@@ -516,5 +520,17 @@ def train(self:DefaultTrainer,
     if comm.is_main_process(): Path(self.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     lock = lock_run(self.cfg.OUTPUT_DIR)
     try: TrainerBase.train(self, start_iter, self.max_iter if max_iter is None else max_iter)
+    except OutputGone as e: raise OutputGone(f"{e}. {self._rescue()}") from e
     finally:
         if lock is not None: lock.release()
+
+@patch
+def _rescue(self:DefaultTrainer) -> str:   # what was done
+    "The output folder has gone: make it again and save what is in memory. Alone, that is everything a resume needs."
+    folder = Path(self.cfg.OUTPUT_DIR)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if comm.get_world_size() == 1: return f"A checkpoint was saved: {self.save_interrupted()}"
+        write_checkpoint(folder/'model_rescued', comm.unwrap_model(self.model).state_dict(), {}, {})
+        return f"The weights were saved: {folder/'model_rescued'}"
+    except OSError as e: return f"Nothing could be saved: {e}"

@@ -258,6 +258,12 @@ class EvalHook(HookBase):
         "Is it time?"
         return self._period > 0 and steps_done % (self._period*self._n) == 0 and steps_done//self._n > self._start
 
+    def evaluate(self,
+        epoch:int=-1,   # completed epochs; -1 = outside of a training
+    ) -> dict:
+        "The numbers themselves, by flat names."
+        return self._numbers(self._func(epoch) or {})
+
     def after_step(self):
         steps_done = self.trainer.iter+1
         if not (self.due(steps_done) or steps_done >= self.trainer.max_iter): return

@@ -63,6 +63,7 @@ def default_argument_parser(
     add('opts', nargs=argparse.REMAINDER, default=[], help='pairs KEY VALUE at the end of the line, as in --opts')
     return p
 
+# %% ../../nbs/14_engine/58_setup.ipynb #8616ae18
 def _add_processes(add):
     "How many processes there are, and where they meet."
     add('--num-gpus', type=int, default=1, help='processes *per machine*')

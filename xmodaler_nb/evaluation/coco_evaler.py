@@ -52,6 +52,7 @@ class COCOEvaler:
         if self.output_dir is not None: self.write(captions, epoch)
         self.result = score_tokens(self.ids, ptb_tokenize(captions), self.refs,
                                    list(self.metrics), self.metrics)
+        for k, text in self.result.remarks.items(): logging.getLogger(__name__).warning('%s is %s', k, text)
         return dict(self.result.corpus)
 
     def write(self, captions, epoch):

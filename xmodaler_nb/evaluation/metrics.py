@@ -19,6 +19,7 @@ class Scores(NamedTuple):
     image:dict              # {name: (images,) float64}
     recompute:Callable=None     # (k,) image numbers -> {name: float}, corpus value of the selection; None: the mean
     notes:tuple=()          # remarks for the reader of the scores
+    remarks:tuple=()        # (name of a score, what to know of this number)
 
     def resample(self,
         rows:np.ndarray,  # (k,) image numbers, repeats allowed

@@ -77,7 +77,8 @@ class BaseScorer:
     ) -> list:      # words up to and including the end mark
         "Words of one decoded row."
         words = cut_after_eos(sent, self.eos_id)
-        return words if self.unknown_id is None else [NO_WORD if w == self.unknown_id else w for w in words]
+        if self.unknown_id is None: return words
+        return [NO_WORD if w == self.unknown_id else w for w in words]
 
 # %% ../../nbs/10_scorer/20_base_scorer.ipynb #6b364e6d
 @patch

@@ -171,6 +171,7 @@ def _rule_ids(self:DecodeStrategy, name):
         vocab = self.vocab if self.tokenizer is None else list(self.bert_tokenizer.vocab)
     return word_ids(listed, vocab, f'DECODE_STRATEGY.{name.upper()}')
 
+# %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #6ee6176f
 def unknown_ids(
     vocab,   # list of words, or None
 ) -> list:   # of ids
