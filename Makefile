@@ -9,7 +9,7 @@ WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc)
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
-.PHONY: help setup demo real test test-export test-nbs test-py nbs docs readme contents bench models export clean
+.PHONY: help setup demo real test test-export test-nbs test-py test-portable nbs docs readme contents bench models export clean
 help:        ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
 
@@ -39,6 +39,9 @@ test-nbs: setup     ## run every notebook
 	$(BIN)/nbdev_test --n_workers $(WORKERS) --timing
 test-py: setup      ## pytest
 	$(BIN)/python -m pytest -q -m 'not slow and not cuda' tests
+
+test-portable: setup  ## notebooks and pytest as other processors, threads and seeds would run them: ARGS='--variant avx2 nbs/14_engine'
+	$(BIN)/python tests/portable.py $(ARGS)
 
 export: setup  ## write the package from the notebooks
 	$(BIN)/nbdev_export

@@ -137,3 +137,14 @@ def test_a_page_does_not_replace_a_picture(tmp_path, capsys, captioner):
     refused(capsys, caption_main(['--model', captioner, '--html', str(file), str(picture(tmp_path/'b.png'))]), '.html')
     refused(capsys, caption_main([str(file), '--model', captioner, '--html', str(tmp_path/'no'/'x.html')]), 'folder does not exist')
     assert file.read_bytes() == before
+
+
+def test_train_writes_the_report(data, tmp_path, capsys):
+    "`--report` writes what xm-demo writes; what it needs is asked for before the training."
+    assert run(data, tmp_path/'run', 'SOLVER.EPOCH', 1, flags=['--report']) == 0
+    numbers = json.loads((tmp_path/'run'/'metrics.json').read_text())
+    assert {'CIDEr_D', 'beam', 'greedy', 'compare'} <= set(numbers) and (tmp_path/'run'/'captions.json').is_file()
+    page = (tmp_path/'run'/'report.html').read_text()
+    assert 'Test pictures' in page and 'caption of another picture' in page and '<img' in page
+    refused(capsys, run(data, tmp_path/'other', 'DATASETS.TEST', '', flags=['--report']), '--report needs a test split')
+    assert not (tmp_path/'other').exists()

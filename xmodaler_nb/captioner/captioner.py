@@ -44,7 +44,7 @@ class Caption:
     boxes:object = None      # (n, 4) x1 y1 x2 y2 in pixels of `image`, when the extractor finds regions
     attention:object = None  # (words, n) weights over the regions, when a trace was asked for
     trace:object = field(default=None, repr=False) # the `DecodeTrace`, when asked for
-    unlike:float|None = None # distance from the training pictures over its limit, above 1 = unlike them; None = unknown
+    unlike:float|None = None # distance from the training pictures over its limit; above 1: unlike them
 
     @property
     def score(self) -> float: # natural log of the caption's probability

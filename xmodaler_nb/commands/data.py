@@ -13,8 +13,9 @@ import shlex
 import sys
 from pathlib import Path
 from .command import command, report_failures
+from ..modeling.backbone import check_backbone
 from ..own.check import SEGMENTS, file_kind
-from ..own.data import CaptionData, WrittenData, read_table, samples_from_rows
+from ..own.data import CaptionData, WrittenData, no_features, read_table, samples_from_rows
 from ..own.extract import KINDS, extract_features
 from ..own.origin import verify_features
 from ..own.store_import import import_features
@@ -30,6 +31,10 @@ def load_source(
     if not p.exists(): raise FileNotFoundError(f"{p}: no such file or folder")
     if p.is_dir() and any(p.glob('*_caption_anno_train.pkl')): return CaptionData.from_xmodaler(p)
     if p.is_dir(): return CaptionData.from_folder(p)
+    return _read_file(p, images).find_files(images or p.parent)
+
+def _read_file(p, images):
+    "Data from a JSON file or a table."
     if p.suffix in ('.json', '.jsonl'): return CaptionData.from_json(p, images)
     rows, findings = read_table(p)
     return CaptionData(samples_from_rows(rows, images or p.parent, where=str(p), findings=findings), findings, p.name)
@@ -58,13 +63,23 @@ def write_command(
     args, # parsed by `data_parser`
 ):
     "Write a folder to train on, and print what its vocabulary covers."
+    if args.backbone not in (None, 'none'): check_backbone(args.backbone, args.weights or 'DEFAULT')
     data = load_source(args.source, args.images)
     names = ('layout', 'min_count', 'max_len', 'val', 'test', 'seed', 'drop', 'dtype', 'segment')
     options = {k: getattr(args, k) for k in names} | (dict(weights=args.weights) if args.weights else {})
-    written = data.write(args.out, backbone_for(data, args.backbone), **options)
+    backbone = backbone_for(data, args.backbone)
+    written = data.write(args.out, backbone, **options)
     print(written)
     _print_report(written.report)
+    print(_features_line(written, backbone, args.backbone))
     print(f"train with: xm-train --config-file {shlex.quote(str(Path(args.out)/'captioner.yaml'))}")
+
+def _features_line(written, backbone, named):
+    "What became of the features."
+    if not written.report['width']: return no_features(written.folder)
+    if backbone is None: return 'features: those that were there, copied'
+    known = "; it knows colours and edges only, so try --backbone torchvision/resnet50 where torchvision is installed"
+    return f"features: by the backbone {backbone}{'' if named else known}"
 
 def _print_report(report):
     "Findings, and what each threshold of the vocabulary covers."
@@ -80,6 +95,7 @@ def extract_command(
     args, # parsed by `data_parser`
 ):        # 1 if files failed
     "Extract features of pictures or clips."
+    check_backbone(args.backbone, args.weights or 'DEFAULT')
     boxes = json.loads(Path(args.boxes).read_text(encoding='utf-8')) if args.boxes else None
     options = {k: v for k in ('size', 'cells', 'device', 'crop', 'weights') if (v := getattr(args, k))}
     folder = len(args.files) == 1 and Path(args.files[0]).is_dir()

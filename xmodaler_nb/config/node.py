@@ -329,7 +329,8 @@ def _read_over_bases(path, seen, known):
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"{path}: {BASE_KEY} names a file or a list of files")
     known['named'] = known.get('named', 0) + len(bases)
-    if known['named'] > MAX_BASES: raise ValueError(f"{path}: {BASE_KEY} names other files more than {MAX_BASES} times")
+    if known['named'] > MAX_BASES:
+        raise ValueError(f"{path}: {BASE_KEY} names other files more than {MAX_BASES} times")
     content, lines = {}, {}
     for base in bases:
         below, below_lines = _load_with_base(_find_base(base, path), seen, known)

@@ -78,6 +78,7 @@ def read_yaml(
 ) -> tuple: # as `parse_yaml`
     "`parse_yaml` of a file."
     with open(path, 'rb') as f: data = f.read(YAML_BYTES + 1)
-    if len(data) > YAML_BYTES: raise ValueError(f"{path}: is longer than {YAML_BYTES} bytes, the most of a config file")
+    if len(data) > YAML_BYTES:
+        raise ValueError(f"{path}: is longer than {YAML_BYTES} bytes, the most of a config file")
     try: return parse_yaml(data.decode('utf-8-sig'), path)
     except UnicodeDecodeError as e: raise ValueError(f"{path}: not UTF-8 text ({e})") from None

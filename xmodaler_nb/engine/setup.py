@@ -40,6 +40,7 @@ def _split_flags(words):
     start = next((i for i, w in enumerate(words) if w.startswith('--')), len(words))
     return words[:start], words[start:]
 
+# %% ../../nbs/14_engine/58_setup.ipynb #e056a764
 EXAMPLES = """\
 one process:       {name} --config-file cfg.yaml OUTPUT_DIR runs/one
 continue it:       {name} --config-file cfg.yaml --resume OUTPUT_DIR runs/one

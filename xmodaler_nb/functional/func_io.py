@@ -12,6 +12,7 @@ import zipfile, zlib
 from pathlib import Path
 import numpy as np
 from .func_feats import boxes_to_locfeats
+from ..utils.arrays import read_arrays
 from ..utils.store import open_store
 from ..utils.file_io import why_missing
 
@@ -109,18 +110,21 @@ def _arrays(
     select,     # see `read_np`
 ) -> dict:      # name → array
     "The arrays of a file, read to the end."
-    content = np.load(path, allow_pickle=False)
-    if isinstance(content, np.ndarray): return {'features': content}
-    with content:
-        names = content.files
-        if len(names) == 1: return {'features': content[names[0]]}
-        selected = [k for k in select(names) if k in names] if select else []
-        return {k: content[k] for k in selected or names}
+    names = []
+    def choose(all_names):
+        names.extend(all_names)
+        selected = [k for k in select(all_names) if k in all_names] if select and len(all_names) > 1 else []
+        return selected or all_names
+    content = read_arrays(path, choose)
+    return {'features': next(iter(content.values()))} if len(names) < 2 and content else content
 
 def _read_stored(store, path):
     if path.stem not in store:
         raise FileNotFoundError(f"{path}: no such feature file; the store has no id {path.stem}")
     return store.read(path.stem)
+
+_UNREADABLE = (ValueError, OSError, EOFError, LookupError, TypeError, SyntaxError, ArithmeticError, RuntimeError,
+               NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 def read_np(
     path:str|Path,  # .npy or .npz
@@ -132,7 +136,7 @@ def read_np(
     if store is None and not path.is_file(): raise FileNotFoundError(f"{path}: no such feature file")
     try: arrays = _arrays(path, select) if store is None else _read_stored(store, path)
     except FileNotFoundError: raise
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+    except _UNREADABLE as e:
         raise ValueError(f"{path}: not a readable .npy or .npz file, or cut off ({type(e).__name__}: {e})") from None
     if not arrays: raise ValueError(f"{path}: holds no array")
     return {'features': next(iter(arrays.values()))} if store is not None and len(arrays) == 1 else arrays

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['OUTPUT_NAMES', 'BACKBONE_REGISTRY', 'CLIP_SIZES', 'main_output', 'as_rows', 'as_grid', 'GridFeatures', 'Patches',
-           'convolutional_body', 'check_weights', 'load_body', 'load_backbone', 'build_backbone',
+           'convolutional_body', 'check_weights', 'load_body', 'check_backbone', 'load_backbone', 'build_backbone',
            'load_backbone_weights', 'ConvGrid', 'PositionCode', 'ClipBottleneck', 'AttentionPool2d', 'ClipResNet',
            'CLIPGrid']
 
 # %% ../../nbs/07_modeling/05_backbone.ipynb #52d5c83a
+from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
@@ -185,15 +186,32 @@ def _torchvision_network(
         raise OSError(f"backbone {name!r}: its weights could not be downloaded ({e}). Without internet, fetch the "
                       "file elsewhere and name it, weights='FILE.pth'; weights=None: untrained") from None
 
+def check_backbone(
+    name:str,          # as for `load_backbone`
+    weights='DEFAULT', # likewise
+):
+    "Raise, before the work begins, where a named backbone cannot be had here; the error says what can."
+    if name == 'patches': return
+    if not name.startswith('torchvision/'):
+        raise ValueError(f"backbone {name!r} is not known; there are 'patches' and 'torchvision/NAME', "
+                         "or hand in an nn.Module")
+    try: import_optional('torchvision', 'vision')
+    except ImportError as e:
+        raise ImportError(f"backbone {name!r} cannot be used here: {e}. What works here is the backbone 'patches', "
+                          f"and any nn.Module that you hand in") from None
+    from torchvision import models
+    if name.split('/', 1)[1] not in models.list_models():
+        raise ValueError(f"backbone {name!r}: torchvision has no network of this name")
+    is_file = str(weights).endswith(('.pth', '.pt', '.safetensors'))
+    if is_file and not Path(weights).is_file(): raise FileNotFoundError(f"{weights}: no such file of weights")
+
 def load_backbone(
     name:str,          # 'patches', or 'torchvision/…' for a convolutional network
     weights='DEFAULT', # a name of torchvision's: downloaded once; a .pth or .safetensors file; None: not trained
 ) -> tuple:            # (nn.Module, dict with size, mean, std)
     "A backbone by name."
+    check_backbone(name, weights)
     if name == 'patches': return Patches(), dict(size=112, mean=(0., 0., 0.), std=(1., 1., 1.))
-    if not name.startswith('torchvision/'):
-        raise ValueError(f"backbone {name!r} is not known; there are 'patches' and 'torchvision/NAME', "
-                         "or hand in an nn.Module")
     is_file = str(weights).endswith(('.pth', '.pt', '.safetensors'))
     net = _torchvision_network(name, None if is_file else weights)
     body = convolutional_body(net, name)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_STEPS', 'MIN_SCORED', 'MANY', 'CaptionData', 'read_text', 'clean_text', 'split_name', 'samples_from_rows',
            'read_table', 'vocabulary_coverage', 'WrittenData', 'nested_keys', 'small_sizes', 'merge_sections',
-           'write_annotation_files', 'copy_features', 'feature_sizes']
+           'write_annotation_files', 'copy_features', 'feature_sizes', 'no_features']
 
 # %% ../../nbs/15_own/40_data.ipynb #7fda2001
 import csv
@@ -34,6 +34,7 @@ from ..datasets.layout import write_annotations, write_coco, write_vocabulary
 from ..evaluation.captions import list_cell
 from ..functional import as_id, decode_text, load_vocab, read_np
 from .check import CLIPS, FEATURES, IMAGES, SEGMENTS, SPLITS, CheckTable, Finding, Sample
+from ..modeling.backbone import check_backbone
 from .check import check_samples, file_kind, split_words
 from .extract import extract_features
 from .origin import FeatureFolder, FeatureItems, arrays_digest, digest, file_digest, keep_agreeing
@@ -318,9 +319,14 @@ def from_karpathy(cls:CaptionData,
 
 # %% ../../nbs/15_own/40_data.ipynb #5b1e70c3
 def _media_files(folder):
-    "Pictures, clips and feature files that are not hidden."
-    found = (p for p in folder.rglob('*') if p.suffix.lower() in IMAGES | CLIPS | FEATURES)
-    return sorted(p for p in found if not any(q.startswith('.') for q in p.relative_to(folder).parts))
+    "Pictures, clips and feature files: those that are read, and those that are not because they are hidden."
+    found = [p for p in sorted(folder.rglob('*')) if p.suffix.lower() in IMAGES | CLIPS | FEATURES and p.is_file()]
+    hidden = [p for p in found if any(q.startswith('.') for q in p.relative_to(folder).parts)]
+    return [p for p in found if p not in set(hidden)], hidden
+
+def _hidden_findings(hidden):
+    "Files whose names begin with a dot, such as the ._a.jpg that macOS leaves behind."
+    return [Finding('hidden file', 'warning', '', str(p), 'begins with a dot, so it is not read') for p in hidden]
 
 def _folder_split(folder, p):
     "The split that a folder above a file names, or ''."
@@ -348,8 +354,11 @@ def _find_files(data, folder, files):
         by_name[p.stem].append(p)
     for s in data.samples:
         short = Path(s.file).name if s.file else s.id
-        if not (s.file and Path(s.file).is_file()) and len(by_name.get(short, [])) == 1:
-            s.file = str(by_name[short][0])
+        alike = [] if s.file and Path(s.file).is_file() else by_name.get(short, [])
+        if len(alike) == 1: s.file = str(alike[0])
+        elif alike:
+            detail = f'several subfolders hold a file of this name: {alike[0]}, {alike[1]}'
+            data.findings.append(Finding('ambiguous file', 'error', s.id, s.file, detail))
         named.add(str(Path(s.file)))
         if not s.split and s.file and Path(s.file).is_relative_to(folder): s.split = _folder_split(folder, s.file)
     data.findings += [Finding('file without caption', 'warning', '', str(p)) for p in files if str(p) not in named]
@@ -366,7 +375,7 @@ def from_folder(cls:CaptionData,
     "A folder of pictures."
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f"{folder}: {why_missing(folder, 'folder')}")
-    files = _media_files(folder)
+    files, hidden = _media_files(folder)
     if not files: raise ValueError(f"{folder}: no pictures ({', '.join(sorted(IMAGES))}), clips or features in it")
     captions = captions or next((folder/n for n in _CAPTION_FILES if (folder/n).is_file()), None)
     if captions is None: out = cls(*_samples_from_texts(folder, files), folder.name)
@@ -375,7 +384,17 @@ def from_folder(cls:CaptionData,
         rows, findings = read_table(captions)
         out = cls(samples_from_rows(rows, folder, where=str(captions), findings=findings), findings, folder.name)
     _find_files(out, folder, files)
+    out.findings += _hidden_findings(hidden)
     return out
+
+@patch
+def find_files(self:CaptionData,
+    folder, # of pictures, clips or feature files
+):          # the data itself
+    "Where files are missing, look for their names in the subfolders of a folder, as `from_folder` does."
+    if all(not s.file or Path(s.file).exists() for s in self.samples) or not Path(folder).is_dir(): return self
+    _find_files(self, Path(folder), _media_files(Path(folder))[0])
+    return self
 
 # %% ../../nbs/15_own/40_data.ipynb #cf759807
 @patch(cls_method=True)
@@ -536,7 +555,12 @@ class WrittenData(Folder):
     def __repr__(self):
         r = self.report
         return (f"WrittenData({self.folder.name}: {r['counts']}, {r['vocab_size'] - 1} words, "
-                f"features {r['width']} wide, at most {r['rows']} rows)")
+                f"{_features_text(r)})")
+
+def _features_text(report):
+    "What a folder says about its features."
+    if not report['width']: return 'no features'
+    return f"features {report['width']} wide, at most {report['rows']} rows"
 
 def nested_keys(
     entries:dict, # dotted key → value
@@ -698,6 +722,14 @@ def _write_report(data, table, out, numbers, words, prefix, max_len):
     return WrittenData(out)
 
 # %% ../../nbs/15_own/40_data.ipynb #7d20c4ee
+def no_features(
+    out,   # folder that was written
+) -> str:
+    "The sentence about a folder without features."
+    return (f"{Path(out)/'features'}: no features were written, and nothing can be trained without them. Name a "
+            f"backbone (backbone='patches', or --backbone patches, works everywhere), or put a file for each id of "
+            f"files.json there")
+
 def _kinds(data):
     "The kinds of files that the samples have."
     return {file_kind(s.file) for s in data.samples if s.file}
@@ -744,6 +776,7 @@ def write(self:CaptionData,
     "Check, split, choose words, extract features, and write it all, with a config to train."
     if layout not in ('xmodaler', 'store'):
         raise ValueError(f"layout is {layout!r}, but must be 'xmodaler' or 'store'")
+    if isinstance(backbone, str): check_backbone(backbone, extract.get('weights', 'DEFAULT'))
     data, out = replace(self, segment=segment or self.segment), Path(out)
     table = data.check(max_len=max_len)
     digests, data = data.digests, _without_errors(data, table, drop)
@@ -755,5 +788,6 @@ def write(self:CaptionData,
     _write_features(data, numbers, out/'features', backbone, layout, prefix, dtype, extract)
     write_annotation_files(data, out, numbers, words, prefix, max_len)
     written = _write_report(data, table, out, numbers, words, prefix, max_len)
+    if not written.report['width']: logging.getLogger(__name__).warning("%s", no_features(out))
     written.write_config()
     return written

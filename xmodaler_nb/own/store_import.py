@@ -14,9 +14,11 @@ import importlib
 import io
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 import numpy as np
 from ..functional import read_np
+from ..utils.arrays import UNPACKED, check_shape, read_arrays
 from ..utils.safe_pickle import safe_loads
 from ..utils.store import FeatureStore, FeatureWriter
 from ..utils.env import import_optional
@@ -112,15 +114,37 @@ def _columns(cells, where):
 # %% ../../nbs/15_own/20_store_import.ipynb #bf2d8a7a
 _SUFFIXES = ('features', 'boxes', 'cls_prob', 'image_h', 'image_w', 'g_feature', 'global_feat')
 
-def _hdf5_index(f):
+def _hdf5_index(f, where):
     "id → {array name: key in the file}."
     out = {}
-    for key, node in f.items():
-        if hasattr(node, 'items'): out[key] = {name: f'{key}/{name}' for name in node}; continue
+    for key in f:
+        node = _hdf5_own(f, key, where)
+        if hasattr(node, 'items'):
+            out[key] = {name: f'{key}/{name}' for name in node if _hdf5_own(node, name, f'{where}, {key}') is not None}
+            continue
         suffix = next((s for s in _SUFFIXES if key.endswith('_' + s)), None)
         id, name = (key[:-len(suffix)-1], suffix) if suffix else (key, 'features')
         out.setdefault(id, {})[name] = key
     return out
+
+def _hdf5_own(group, key, where):
+    "The entry of a group, if it lies in this file: links and data of other files are refused."
+    kind = type(group.get(key, getlink=True)).__name__
+    if kind != 'HardLink': raise ValueError(f"{where}: {key} is a link ({kind}); only what is in the file is read")
+    node = group[key]
+    if getattr(node, 'external', None) or getattr(node, 'is_virtual', False):
+        raise ValueError(f"{where}: the numbers of {key} lie in another file; only what is in the file is read")
+    return node
+
+def _hdf5_array(f, key, where):
+    "A data set whose size is in proportion to the file's."
+    d, limit = f[key], UNPACKED[0] + UNPACKED[1]*Path(where).stat().st_size
+    if not hasattr(d, 'dtype') or d.dtype.kind not in 'fiub':
+        raise ValueError(f"{where}: {key} holds no numbers")
+    if d.size*d.dtype.itemsize > limit:
+        raise ValueError(f"{where}: {key} declares the shape {d.shape}, far more than the file holds")
+    check_shape(d.shape, d.size)
+    return d[()]
 
 def import_hdf5(
     path,    # of the file
@@ -132,8 +156,9 @@ def import_hdf5(
     try: f = import_optional('h5py', 'store').File(path, 'r')
     except OSError as e: raise ValueError(f"{path}: not a readable HDF5 file ({e})") from None
     with f:
-        return fill_store(((id, lambda keys=keys: {n: f[k][()] for n, k in keys.items()}) for id,
-                           keys in _hdf5_index(f).items()), out, **kwargs)
+        arrays = lambda keys: {n: _hdf5_array(f, k, path) for n, k in keys.items()}
+        index = _hdf5_index(f, path)
+        return fill_store(((id, lambda keys=keys: arrays(keys)) for id, keys in index.items()), out, **kwargs)
 
 # %% ../../nbs/15_own/20_store_import.ipynb #9a9bd9ae
 def decode_value(
@@ -153,10 +178,10 @@ def decode_value(
 
 def _load_numpy(data, where):
     "Arrays of a value in numpy's form."
-    try: content = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+    try: content = read_arrays(io.BytesIO(data))
+    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as e:
         raise ValueError(f"{where}: not a readable numpy value ({e})") from None
-    return {'features': content} if isinstance(content, np.ndarray) else {k: content[k] for k in content.files}
+    return {k or 'features': a for k, a in content.items()}
 
 def import_lmdb(
     path,    # folder or file of the database

@@ -23,12 +23,14 @@ ENV_MODULE = 'XMODALER_NB_ENV_MODULE'
 def seed_all_rng(
     seed:int|None=None,  # in [0, 2**32); None or negative draws one from the operating system
 ) -> int:                # the seed used, so that a drawn one can be logged and used again
-    "Seed Python's, numpy's and torch's generators (all devices)."
+    """Seed Python's, numpy's and torch's generators (all devices).
+    The number in XMODALER_SEED_SHIFT is added: do claims that were checked with one seed hold with others?"""
     if seed is None or seed < 0: seed = int.from_bytes(os.urandom(4), 'little')
     if seed >= 2**32: raise ValueError(f"seed must be below 2**32 (numpy takes no more), got {seed}")
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    shifted = (seed + int(os.environ.get('XMODALER_SEED_SHIFT') or 0)) % 2**32
+    random.seed(shifted)
+    np.random.seed(shifted)
+    torch.manual_seed(shifted)
     return seed
 
 # %% ../../nbs/02_utils/10_env.ipynb #615c9b06

@@ -8,6 +8,7 @@ __all__ = ['FORMAT', 'ALIGN', 'FULL_PRECISION_FIELDS', 'PREFETCH_BYTES', 'POPULA
 
 # %% ../../nbs/02_utils/78_store.ipynb #47c0518f
 import json
+import math
 import mmap
 import os
 import re
@@ -16,8 +17,9 @@ import zlib
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from .arrays import read_arrays
 
-# %% ../../nbs/02_utils/78_store.ipynb #23989921
+# %% ../../nbs/02_utils/78_store.ipynb #fff505fa
 FORMAT = 'xmodaler_nb.store/1'
 ALIGN = 64                       # every array begins at a multiple, in bytes
 
@@ -53,18 +55,47 @@ def write_index(
     os.replace(tmp, path)
     _sync(path.parent)
 
+
+# %% ../../nbs/02_utils/78_store.ipynb #23989921
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile,
+            zlib.error)
+
 def read_index(
     path, # of the .npz
 ) -> tuple: # head (dict), ids (list), starts, rows, crc
     "Read an index; if it is damaged, the error names the file."
     try:
-        with np.load(path, allow_pickle=False) as z:
-            head, ids, starts, rows, crc = (z[k] for k in ('head', 'ids', 'starts', 'rows', 'crc'))
+        z = read_arrays(path)
+        head, ids, starts, rows, crc = (z[k] for k in ('head', 'ids', 'starts', 'rows', 'crc'))
         head = json.loads(head.tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        if head.get('format') != FORMAT: raise ValueError(f"format is {head.get('format')!r}, expected {FORMAT!r}")
+        _check_index(head, ids, starts, rows, crc)
+    except _DAMAGED as e:
         raise StoreError(f"{path}: not a readable index of a store ({type(e).__name__}: {e})") from None
-    if head.get('format') != FORMAT: raise StoreError(f"{path}: format is {head.get('format')!r}, expected {FORMAT!r}")
     return head, ids.tolist(), starts, rows, crc
+
+
+# %% ../../nbs/02_utils/78_store.ipynb #6287f995
+def _check_index(head, ids, starts, rows, crc):
+    "Raise unless every item lies within the shard, so that no number of the index leads out of it."
+    fields, size, n = head['fields'], head['bytes'], len(ids)
+    types = [np.dtype(t) for _, t, _ in fields]
+    if not all(type(name) is str and t.kind in 'fiub' for (name, _, _), t in zip(fields, types)):
+        raise ValueError("a field that holds no numbers")
+    if any(type(v) is not int or v < 1 for _, _, tail in fields for v in tail):
+        raise ValueError("a field of no size")
+    if ids.dtype.kind != 'U' or starts.shape != (n,) or crc.shape != (n,) or rows.shape != (n, len(fields)):
+        raise ValueError("the columns of the index differ in length")
+    widths = [math.prod(tail)*t.itemsize for (_, _, tail), t in zip(fields, types)]
+    if type(size) is not int or max(widths, default=0) > max(size, 0): raise ValueError("rows longer than the shard")
+    used = np.zeros(n, np.int64)
+    for k, width in enumerate(widths):
+        counts = rows[:, k].astype(np.int64)
+        if (counts > size//width).any() or (counts < -1).any(): raise ValueError("more rows than the shard has")
+        used += _padded(np.maximum(counts, 0)*width)
+    begins = starts.astype(np.int64)
+    if (begins < 0).any() or (begins % ALIGN).any() or (begins + used > _padded(size)).any():
+        raise ValueError("an item that lies outside the shard")
 
 # %% ../../nbs/02_utils/78_store.ipynb #7522a0f9
 FULL_PRECISION_FIELDS = ('boxes', 'image_h', 'image_w')     # arrays that are never stored as float16
@@ -227,32 +258,49 @@ class _Shard:
         "The bytes, mapped at the first use."
         if self._map is None:
             with open(self.path, 'rb') as f: self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+            self.check_length()
         return self._map
 
-    @property
-    def views(self):
-        "(name, whole file as numbers of its type, sizes of a row, numbers in a row, bytes of a number) of each field."
-        if self._views is None:
-            self._views = [(name, np.frombuffer(self.data, dtype, self.size//dtype.itemsize), tail, width,
-                            dtype.itemsize) for name, dtype, tail, width in self.fields]
-        return self._views
+    def check_length(self):
+        "Raise if the mapped file was cut off in the meantime: reading beyond its end would end the process."
+        found = self._map.size()
+        if found >= self.size: return
+        self._map = self._views = None
+        raise StoreError(f"{self.path}: has {found} bytes and had {self.size}; it was cut off while it was in use. "
+                         "Replace a store by renaming, never in place")
 
-    def item_views(self, offset, rows):
-        "Arrays of the item at byte `offset`, as views that cannot be written to."
-        out = {}
-        for (name, whole, tail, width, nbytes), n in zip(self.views, rows):
-            if n < 0: continue
-            first, size = offset//nbytes, n*width
-            out[name] = whole[first:first + size].reshape(n, *tail)
-            offset += _padded(size*nbytes)
-        return out
 
-    def item(self, k): return self.item_views(int(self.starts[k]), self.rows[k].tolist())
-    def span(self, k):
-        "Where the bytes of an item begin and end."
-        fields = zip(self.fields, self.rows[k].tolist())
-        sizes = (n*width*dtype.itemsize for (_, dtype, _, width), n in fields if n > 0)
-        return int(self.starts[k]), int(self.starts[k]) + sum(map(_padded, sizes))
+# %% ../../nbs/02_utils/78_store.ipynb #4328b5db
+@patch(as_prop=True)
+def views(self:_Shard):
+    "(name, whole file as numbers of its type, sizes of a row, numbers in a row, bytes of a number) of each field."
+    if self._views is None:
+        self._views = [(name, np.frombuffer(self.data, dtype, self.size//dtype.itemsize), tail, width,
+                        dtype.itemsize) for name, dtype, tail, width in self.fields]
+    return self._views
+
+@patch
+def item_views(self:_Shard, offset, rows):
+    "Arrays of the item at byte `offset`, as views that cannot be written to."
+    out = {}
+    for (name, whole, tail, width, nbytes), n in zip(self.views, rows):
+        if n < 0: continue
+        first, size = offset//nbytes, n*width
+        out[name] = whole[first:first + size].reshape(n, *tail)
+        offset += _padded(size*nbytes)
+    return out
+
+@patch
+def item(self:_Shard, k):
+    views = self.views
+    if views: self.check_length()
+    return self.item_views(int(self.starts[k]), self.rows[k].tolist())
+@patch
+def span(self:_Shard, k):
+    "Where the bytes of an item begin and end."
+    fields = zip(self.fields, self.rows[k].tolist())
+    sizes = (n*width*dtype.itemsize for (_, dtype, _, width), n in fields if n > 0)
+    return int(self.starts[k]), int(self.starts[k]) + sum(map(_padded, sizes))
 
 # %% ../../nbs/02_utils/78_store.ipynb #d7ec9a79
 class FeatureStore:
@@ -320,6 +368,7 @@ def items(self:FeatureStore):
     for s in self.shards:
         for id, offset, rows in zip(s.ids, s.starts.tolist(), s.rows.tolist()):
             while offset >= s.populated and s.populated < s.size: s.populated = _prefetch(s, s.populated)
+            if s.data: s.check_length()
             yield id, s.item_views(offset, rows)
 
 def _prefetch(shard, offset):
@@ -350,6 +399,7 @@ def verify(self:FeatureStore) -> list: # of problems, each naming shard and id
     for s in self.shards:
         for k, id in enumerate(s.ids):
             a, b = s.span(k)
+            if s.data: s.check_length()
             if zlib.crc32(memoryview(s.data)[a:b]) != s.crc[k]:
                 bad.append(f"{s.path}: id {id} (bytes {a} to {b}) is not what was written")
     return bad

@@ -10,6 +10,7 @@ import os, random, subprocess, sys, tempfile, textwrap
 from pathlib import Path
 import numpy as np, torch
 from fastcore.test import expect_fail
+from .env import seed_all_rng
 
 # %% ../../nbs/02_utils/90_testing.ipynb #a5910e4c
 _all_ = ['expect_fail']
@@ -55,9 +56,7 @@ def set_seed(
     reproducible:bool=False,  # also choose algorithms that give the same numbers every time
 ):
     "Seed Python's, numpy's and torch's generators."
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    seed_all_rng(seed)
     if reproducible:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 

@@ -9,7 +9,8 @@ __all__ = ['BLOCK', 'Storage', 'build_tensor', 'TorchUnpickler', 'BlockSum', 're
 import collections, io, math, pickle, struct, zipfile, zlib
 import numpy as np
 import torch
-from .safe_pickle import EMPTY_ROWS, KNOWN, SafeUnpickler, UnsafePickleError
+from .arrays import EMPTY_ROWS
+from .safe_pickle import KNOWN, SafeUnpickler, UnsafePickleError
 
 # %% ../../nbs/02_utils/81_torch_files.ipynb #89fce1b2
 _STORAGES = {f'{name}Storage': getattr(torch, t) for name, t in dict(
