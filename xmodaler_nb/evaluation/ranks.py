@@ -6,12 +6,12 @@
 __all__ = ['BLOCK', 'KS', 'rank_of', 'best_rank_of', 'block_rows', 'text_to_image_ranks', 'image_to_text_ranks',
            'summarise_ranks', 'itm_recalls']
 
-# %% ../../nbs/09_evaluation/66_ranks.ipynb #be1221e5
+# %% ../../nbs/09_evaluation/66_ranks.ipynb #ec69a339
 import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../../nbs/09_evaluation/66_ranks.ipynb #c0da5782
+# %% ../../nbs/09_evaluation/66_ranks.ipynb #7211a037
 def rank_of(
     scores:Tensor,  # (q, c) scores of a block of queries
     targets:Tensor, # (q,) index of the right candidate
@@ -30,7 +30,7 @@ def best_rank_of(
     own = scores.masked_fill(~right, float('-inf'))
     return rank_of(scores, own.argmax(1))
 
-# %% ../../nbs/09_evaluation/66_ranks.ipynb #44c4efa6
+# %% ../../nbs/09_evaluation/66_ranks.ipynb #e3304779
 BLOCK = 1_000_000   # scores computed at once
 
 def block_rows(
@@ -64,7 +64,7 @@ def text_to_image_ranks(
     for o, t, i in zip(out.split(rows), texts.split(rows), image_of.split(rows)): o.copy_(rank_of(t @ images.T, i))
     return out.numpy()
 
-# %% ../../nbs/09_evaluation/66_ranks.ipynb #d17ec697
+# %% ../../nbs/09_evaluation/66_ranks.ipynb #9c3b228e
 def _check_every_image_has_text(image_of, n):
     without = sorted(set(range(n)) - set(image_of.tolist()))
     if without: raise ValueError(f"image {without[0]} has no text ({len(without)} of {n} images)")
@@ -85,7 +85,7 @@ def image_to_text_ranks(
         o.copy_(best_rank_of(v @ texts.T, image_of == n[:,None]))
     return out.numpy()
 
-# %% ../../nbs/09_evaluation/66_ranks.ipynb #3ec1eef8
+# %% ../../nbs/09_evaluation/66_ranks.ipynb #b32fae65
 KS = (1, 5, 10)
 
 def summarise_ranks(
@@ -98,7 +98,7 @@ def summarise_ranks(
     recall = {f'r{k}': 100*float((ranks <= k).mean()) for k in ks}
     return recall | dict(medr=float(np.floor(np.median(ranks))), meanr=float(ranks.mean()))
 
-# %% ../../nbs/09_evaluation/66_ranks.ipynb #76b6c720
+# %% ../../nbs/09_evaluation/66_ranks.ipynb #56a87b57
 def itm_recalls(
     scores,     # (t, i) score of every pair
     gt_indices, # (t,) index of each text's image
