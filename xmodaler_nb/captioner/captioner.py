@@ -135,14 +135,13 @@ def _from_arrays(self:Captioner, x):
     arrays, limit = x if isinstance(x, dict) else {'features': x}, self.cfg.DATALOADER.MAX_FEAT_NUM
     feats = torch.from_numpy(as_features(arrays['features']))
     fields = {kfg.ATT_FEATS: feats[:limit] if limit > 0 else feats}
-    for name, key in _MORE_FIELDS:
+    for name, key, dtype in _MORE_FIELDS:
         if name not in arrays or (name == 'g_feature' and not self._reads_grid()): continue
-        dtype = torch.long if name == 'relation' else torch.float32
         fields[key] = torch.as_tensor(np.asarray(arrays[name]), dtype=dtype)
     return fields, None, arrays.get('boxes')
 
-_MORE_FIELDS = (('global_feat', kfg.GLOBAL_FEATS), ('g_feature', kfg.GLOBAL_FEATS),
-                ('attribute', kfg.ATTRIBUTE), ('relation', kfg.RELATION))
+_MORE_FIELDS = (('global_feat', kfg.GLOBAL_FEATS, torch.float32), ('g_feature', kfg.GLOBAL_FEATS, torch.float32),
+                ('attribute', kfg.ATTRIBUTE, torch.float32), ('relation', kfg.RELATION, torch.long))
 
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #59da1ad8
@@ -215,18 +214,16 @@ def _decode(self:Captioner, items, strategy, sample, nbest, trace):
     if nbest > 1: batch[kfg.OUT_SIZE] = nbest
     out, = decode_batches(self.model, [batch], strategy, output_sents=False, trace=trace)
     ids, lps = out[kfg.G_SENTS_IDS], out[kfg.G_LOGP]
-    if ids.dim() == 2: ids, lps = ids[:,None], lps[:,None]                     # (b, 1, t)
-    batch_trace = out.get(kfg.TRACE) if trace else None
-    return [([(i.tolist(), p.tolist()) for i, p in zip(ids[n], lps[n])], batch_trace, n) for n in range(len(items))]
+    if ids.dim() == 2: ids, lps = ids[:,None], lps[:,None]  # (b, 1, t)
+    traces = out.get(kfg.TRACE) if trace else None
+    return [(list(zip(ids[n].tolist(), lps[n].tolist())), traces, n) for n in range(len(items))]
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #bf36920b
 @patch
 def _caption(self:Captioner, ids, lps, trace, n, rank, id, image, boxes):
     "Ids to a `Caption`, cut after the end mark."
     end = ids.index(0) if 0 in ids else len(ids)
-    if any(p != p or p > 0 for p in lps[:end+1]):
-        raise ValueError(f"picture {id}: the model's log-probabilities are not numbers; its weights, or the "
-                         f"features, are too large, infinite or NaN")
+    _check_log_probs(lps[:end+1], id)
     words = [self.vocab[i] for i in ids[:end]]
     out = Caption(' '.join(words), words, lps[:end+1], str(id), image, boxes)
     if trace is not None:
@@ -234,13 +231,23 @@ def _caption(self:Captioner, ids, lps, trace, n, rank, id, image, boxes):
         out.attention = None if att is None else att[:end].numpy()
     return out
 
+def _check_log_probs(lps, id):
+    "Refuse what no log-probability can be."
+    if any(p != p or p > 0 for p in lps):
+        raise ValueError(f"picture {id}: the model's log-probabilities are not numbers; its weights, or the "
+                         f"features, are too large, infinite or NaN")
+
+def _check_size(name, value):
+    "Refuse what is not a whole number of at least 1; `beam_size` may be left to the config."
+    whole = isinstance(value, Integral) and value >= 1
+    if not (whole or (name == 'beam_size' and value in (None, 0))):
+        raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
+
 def _check_call(n, names, strategy, beam_size, nbest, batch_size):
     "Refuse arguments of `describe` that contradict each other."
     if names != n: raise ValueError(f"{n} pictures, {names} names in ids")
     for name, value in (('batch_size', batch_size), ('nbest', nbest), ('beam_size', beam_size)):
-        whole = isinstance(value, Integral) and value >= 1
-        if not (whole or (name == 'beam_size' and value in (None, 0))):
-            raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
+        _check_size(name, value)
     if nbest > 1 and strategy in ('greedy', 'sample'):
         raise ValueError(f"nbest={nbest} needs strategy='beam', got {strategy!r}")
 

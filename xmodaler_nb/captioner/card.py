@@ -35,10 +35,14 @@ def facts(
     "What a captioner consists of and was trained on."
     cfg, m = captioner.cfg, captioner.cfg.MODEL
     size = sum(p.numel() for p in captioner.model.parameters())
-    return {'architecture': m.META_ARCHITECTURE, 'encoder': m.ENCODER or 'none', 'decoder': m.DECODER,
-            'parameters': f'{size:,}', 'words': len(captioner.vocab), 'captions': f'at most {m.MAX_SEQ_LEN} words',
+    return {**_parts(m), 'parameters': f'{size:,}', 'words': len(captioner.vocab),
+            'captions': f'at most {m.MAX_SEQ_LEN} words',
             'features': f'{m.VISUAL_EMBED.IN_DIM} wide, at most {cfg.DATALOADER.MAX_FEAT_NUM} per picture',
             'trained on': cfg.DATASETS.TRAIN or 'unknown', 'extractor': _extractor_text(captioner.extractor)}
+
+def _parts(m):
+    "The names of a model's parts."
+    return {'architecture': m.META_ARCHITECTURE, 'encoder': m.ENCODER or 'none', 'decoder': m.DECODER}
 
 def _extractor_text(extractor):
     "The options of an extractor in one line."

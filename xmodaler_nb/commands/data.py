@@ -153,6 +153,9 @@ def _add_write(p):
     p.add_argument('--layout', choices=('xmodaler', 'store'), default='xmodaler',
                    help='features as single files or as a store')
     _add_split(p)
+    _add_vocabulary(p)
+
+def _add_vocabulary(p):
     _add_words(p)
     p.add_argument('--min-count', type=int, default=None, help='how often a word must be seen '
                    '(default: chosen so that 97%% of the training words are covered)')

@@ -20,13 +20,15 @@ from ..modeling import load_cfg_file
 from ..utils.comm import is_main_process
 
 # %% ../../nbs/18_commands/10_train.ipynb #5eac043e
+_NO_CONFIG = ('no config: name one with --config-file FILE '
+              '(a path, or a published config such as image_caption/updown/updown.yaml)')
+
 def setup_cfg(
     args, # what `default_argument_parser` parsed
 ) -> CfgNode: # frozen
     "The two-stage build of the config, then the run's folder, log and seeds."
     if not args.config_file:
-        raise ValueError('no config: name one with --config-file FILE '
-                         '(a path, or a published config such as image_caption/updown/updown.yaml)')
+        raise ValueError(_NO_CONFIG)
     unused = {'DATASETS': {'TRAIN': ''}} if args.eval_only else {}      # its files are not opened
     cfg = load_cfg_file(args.config_file, args.opts, **unused)
     if args.eval_only: check_weights(cfg, args.resume)
@@ -34,12 +36,16 @@ def setup_cfg(
     default_setup(cfg, args)
     return cfg
 
+def _has_checkpoint(folder):
+    "Whether a run has left a checkpoint there."
+    return XmodalerCheckpointer(nn.Identity(), folder, save_to_disk=False).has_checkpoint()
+
 def check_weights(
     cfg:CfgNode,       # the run's config
     resume:bool=False, # whether the last checkpoint of OUTPUT_DIR is wanted
 ):
     "Refuse an evaluation without trained weights."
-    saved = XmodalerCheckpointer(nn.Identity(), cfg.OUTPUT_DIR, save_to_disk=False).has_checkpoint()
+    saved = _has_checkpoint(cfg.OUTPUT_DIR)
     if cfg.MODEL.WEIGHTS or any(cfg.MODEL.get('ENSEMBLE_WEIGHTS', [])) or (resume and saved): return
     hint = (f"{cfg.OUTPUT_DIR} holds a checkpoint: add --resume to evaluate it" if saved else
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint that --resume could evaluate")

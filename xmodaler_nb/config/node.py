@@ -303,8 +303,8 @@ def _overlay(over, under, lines, path=''):
     for k, v in over.items():
         if isinstance(v, dict) and k in under:
             if not isinstance(under[k], dict):
-                raise AssertionError(f"config key {path}{k}{lines.get(path+k,'')}: a group of keys cannot replace "
-                                     f"the base's value {under[k]!r}")
+                raise AssertionError(f"config key {path}{k}{lines.get(path+k,'')}: a group of keys cannot "
+                                     f"replace the base's value {under[k]!r}")
             _overlay(v, under[k], lines, f'{path}{k}.')
         else: under[k] = v
 

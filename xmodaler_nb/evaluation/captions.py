@@ -139,8 +139,9 @@ def _table_rows(path, sep):
     "The rows of a table as dicts."
     try: rows = list(csv.DictReader(StringIO(_file_text(path), newline=''), delimiter=sep, strict=True))
     except csv.Error as e: raise ValueError(f"{path}: not a table with quoted cells ({e})") from None
-    bad = next((n for n, row in enumerate(rows) if None in row or None in row.values()), None)
-    if bad is not None: raise ValueError(f"{path}, row {bad}: has another number of cells than the header")
+    for n, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise ValueError(f"{path}, row {n}: has another number of cells than the header")
     return [{k: list_cell(v) for k, v in row.items()} for row in rows]
 
 def list_cell(

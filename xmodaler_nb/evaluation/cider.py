@@ -21,6 +21,10 @@ def document_frequency(
     with_ref = ~layout.is_hyp[o.sent[last]]                 # references follow the hypothesis in a group
     return np.bincount(o.gram[o.group][with_ref], minlength=len(o.position))
 
+def _hyp_weight(o, weight, hyp):
+    "Of each n-gram, its weight in the hypothesis of the group, which comes first there; 0 if it is not in it."
+    return np.repeat(np.where(hyp[o.group], weight[o.group], 0), np.diff(o.group, append=len(o.gram)))
+
 def similarity(
     layout,              # `Layout`
     o,                # `Order` of one n-gram length
@@ -32,7 +36,7 @@ def similarity(
     weight = o.tf*idf[o.gram]
     norm = np.sqrt(np.bincount(o.sent, weight*weight, n_sent))
     hyp = layout.is_hyp[o.sent]
-    hyp_weight = np.repeat(np.where(hyp[o.group], weight[o.group], 0), np.diff(o.group, append=len(o.gram)))
+    hyp_weight = _hyp_weight(o, weight, hyp)
     shared = np.where(hyp, 0, np.minimum(hyp_weight, weight)*weight)
     dot = np.bincount(o.sent, shared, n_sent)
     both = norm*norm[layout.is_hyp][layout.image]

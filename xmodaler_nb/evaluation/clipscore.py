@@ -25,6 +25,15 @@ def _device(model):
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     return next((p.device for p in parameters), torch.device('cpu'))
 
+def _encode_texts(model, texts, tokenize):
+    "The model's own vectors of a few texts."
+    device = _device(model)
+    if hasattr(model, 'get_text_features'):
+        tokens = tokenize(text=texts, return_tensors='pt', padding=True, truncation=True)
+        return _vectors(model.get_text_features(**{k: v.to(device) for k, v in tokens.items()}))
+    tokens = tokenize(texts) if tokenize else texts
+    return model.encode_text(tokens.to(device) if isinstance(tokens, Tensor) else tokens)
+
 @torch.no_grad()
 def text_vectors(
     model,           # a CLIP model
@@ -33,16 +42,8 @@ def text_vectors(
     batch:int=256,   # texts per call
 ) -> Tensor:         # (texts, d) float64, rows of length 1
     "CLIP's vectors of texts."
-    out, device = [], _device(model)
-    for i in range(0, len(texts), batch):
-        part = texts[i:i+batch]
-        if hasattr(model, 'get_text_features'):
-            tokens = tokenize(text=part, return_tensors='pt', padding=True, truncation=True)
-            out.append(_unit(_vectors(model.get_text_features(**{k: v.to(device) for k, v in tokens.items()}))))
-        else:
-            tokens = tokenize(part) if tokenize else part
-            out.append(_unit(model.encode_text(tokens.to(device) if isinstance(tokens, Tensor) else tokens)))
-    return torch.cat(out)
+    parts = [texts[i:i+batch] for i in range(0, len(texts), batch)]
+    return torch.cat([_unit(_encode_texts(model, part, tokenize)) for part in parts])
 
 # %% ../../nbs/09_evaluation/58_clipscore.ipynb #164339d7
 @torch.no_grad()

@@ -173,10 +173,14 @@ def count_ngrams(
     number = layout.words.copy()                # number[p]: the (k-1)-gram that starts at position p
     return [_count_order(layout, number, k) for k in range(1, n+1)]
 
+def _longer(layout, number, pos, k):
+    "A key for each k-gram: the number of its first k-1 words, and its last word."
+    return number[pos] if k == 1 else number[pos]*layout.n_vocab+layout.words[pos+k-1]
+
 def _count_order(layout, number, k):
     "The `Order` of the k-grams; `number` becomes the number of the k-gram at each position."
     pos = np.flatnonzero(layout.left >= k)
-    key = number[pos] if k == 1 else number[pos]*layout.n_vocab+layout.words[pos+k-1]
+    key = _longer(layout, number, pos, k)
     key, pos = _sort(key, pos, len(layout.words))
     new_gram = _changes(key)
     number[pos] = np.cumsum(new_gram)-1

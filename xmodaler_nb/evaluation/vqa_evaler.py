@@ -64,8 +64,7 @@ class VQAEvaler:
         ids = [as_id(r[self.key_id]) for r in results]
         if not ids or any(i not in self.targets for i in ids): return {'accuracy': 0.0}
         self._check_complete(ids)
-        scores = [self.targets[i].get(l, 0.) for i, l in zip(ids, labels)]
-        return {'accuracy': sum(scores)/len(scores), **self._official_scores(ids, results)}
+        return {'accuracy': self._accuracy(ids, labels), **self._official_scores(ids, results)}
 
     def write(self, results, epoch):
         "One json per evaluation, in the form of the VQA server."
@@ -83,9 +82,14 @@ def _label(self:VQAEvaler, result):
         raise ValueError(f"a result needs the keys {self.key_id!r} and {self.value!r}, got {sorted(map(str, result))}")
     label = int(result[self.value])
     if 0 <= label < len(self.answers): return label
-    raise ValueError(f"question {result[self.key_id]}: the model answered with label {label}, but "
+    raise ValueError(f"question {result[self.key_id]}: label {label}, but "
                      f"trainval_label2ans.pkl has {len(self.answers)} answers "
                      f"(MODEL.MM_PREDICTOR.LABELS_NUM must be that number)")
+
+@patch
+def _accuracy(self:VQAEvaler, ids, labels):
+    "The mean score of the labels."
+    return sum(self.targets[i].get(l, 0.) for i, l in zip(ids, labels))/len(ids)
 
 @patch
 def _check_complete(self:VQAEvaler, ids):

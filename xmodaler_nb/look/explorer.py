@@ -128,14 +128,17 @@ def _on_change(self:CaptionExplorer, _=None):
     self.word.value, self.word.max = 0, max(0, len(self.current.words) - 1)
     self._update_view()
 
+def _reference_list(references):
+    "References as a list in HTML; nothing without any."
+    items = ''.join(f'<li>{escape(r)}</li>' for r in references)
+    return f'<ul style="max-width:240px">{items}</ul>' if items else ''
+
 @patch
 def _update_view(self:CaptionExplorer, _=None):
     "Show the current picture and word."
     c, i = self.current, self.picture.value
-    reference_items = ''.join(f'<li>{escape(r)}</li>' for r in self.references[i]) if self.references else ''
     boxes, att = getattr(c, 'boxes', None), getattr(c, 'attention', None)
     n = None if att is None or not len(att) else len(att[0])
-    self.picture_view.value = render_regions(getattr(c, 'image', None), boxes,
-                                             n) + (f'<ul style="max-width:240px">{reference_items}</ul>'
-                                                   if reference_items else '')
+    references = _reference_list(self.references[i] if self.references else ())
+    self.picture_view.value = render_regions(getattr(c, 'image', None), boxes, n) + references
     self.out.value = explorer_html(c, self.word.value)

@@ -125,8 +125,8 @@ def _row_keys(row, given, where):
     if keys['caption'] is None or (keys['file'] is None and keys['id'] is None):
         raise ValueError(f"{where}: has columns {', '.join(map(str, row))}; needs one for the caption "
                          f"(such as 'caption') and one for the picture (such as 'image')")
-    missing = next((k for k in (keys['caption'], keys['file']) if k is not None and k not in row), None)
-    if missing: raise ValueError(f"{where}: has no column {missing!r}")
+    for k in (keys['caption'], keys['file']):
+        if k is not None and k not in row: raise ValueError(f"{where}: has no column {k!r}")
     return keys
 
 def _cell(row, key):
@@ -198,7 +198,11 @@ def read_table(
     sep, has_header = _table_form(first, path)
     cells = [c for c in _table_cells(text, sep, has_header, path) if any(x.strip() for x in c)]
     if has_header: return [_table_row(cells[0], c, sep, n, path) for n, c in enumerate(cells[1:])], findings
-    return [dict(file=re.sub(r'#\d+$', '', c[0].strip()), caption=sep.join(c[1:])) for c in cells], findings
+    return [dict(file=_file_name(c), caption=sep.join(c[1:])) for c in cells], findings
+
+def _file_name(cells):
+    "The file that a line begins with, without Flickr's number of the caption."
+    return re.sub(r'#\d+$', '', cells[0].strip())
 
 def _table_form(first, path):
     "The separator of a table, and whether its first line is a header."
@@ -207,7 +211,7 @@ def _table_form(first, path):
         head = {c.strip().lower(): c for c in cells}
         if _column(head, 'caption') and (_column(head, 'file') or _column(head, 'id')): return s, True
     for s, cells in lines.items():
-        names_file = file_kind(re.sub(r'#\d+$', '', cells[0].strip()))
+        names_file = file_kind(_file_name(cells))
         if len(cells) > 1 and (names_file or s == '\t'): return s, False
     raise ValueError(f"{path}: begins with {first[:60]!r}; expected a header that names a caption column and a file "
                      "or id column, or lines of file and caption, separated by a tab or one of , ; |")
@@ -262,11 +266,15 @@ def _need_keys(rows, keys, where):
         missing = next((k for k in keys if not isinstance(row, dict) or k not in row), None)
         if missing: raise ValueError(f"{where}, entry {n}: has no {missing!r}")
 
+def _picture_sample(p, folder, split):
+    "The sample of an entry of `images`, without captions."
+    return Sample(str(as_id(p['id'])), str(Path(folder)/p['file_name']) if 'file_name' in p else '', [], split)
+
 def _coco_samples(pictures, annotations, folder, split, path, findings):
     "Pictures with their captions. Two pictures with one id both stay; the table then names the id as an error."
     by_id, more, detail = {}, [], "an annotation's image is not in 'images'"
     for p in pictures:
-        s = Sample(str(as_id(p['id'])), str(Path(folder)/p['file_name']) if 'file_name' in p else '', [], split)
+        s = _picture_sample(p, folder, split)
         first = by_id.setdefault(s.id, s)
         if first.file != s.file: more.append(s)
     for a in annotations:
@@ -448,11 +456,14 @@ def save(self:CaptionData,
     path, rows = Path(path), self.to_rows()
     if path.suffix not in ('.json', '.jsonl', '.csv', '.tsv'):
         raise ValueError(f"{path}: the name must end in .json, .jsonl, .csv or .tsv")
-    if path.suffix == '.json': text = json.dumps(rows, ensure_ascii=False, indent=1)
-    elif path.suffix == '.jsonl': text = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
-    else: text = _table_text(rows, '\t' if path.suffix == '.tsv' else ',')
-    write_text(path, text)
+    write_text(path, _rows_text(rows, path.suffix))
     return path
+
+def _rows_text(rows, suffix):
+    "Rows as the text of a file with that suffix."
+    if suffix == '.json': return json.dumps(rows, ensure_ascii=False, indent=1)
+    if suffix == '.jsonl': return ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
+    return _table_text(rows, '\t' if suffix == '.tsv' else ',')
 
 def _table_text(rows, sep):
     "Rows as a table; captions are one cell, a list."
@@ -638,11 +649,13 @@ def _new_ids(samples):
     if all(s.id.isdigit() and isinstance(as_id(s.id), int) for s in samples): return {s.id: s.id for s in samples}
     return {s.id: str(n) for n, s in enumerate(sorted(samples, key=lambda s: s.id), 1)}
 
+def _error_lines(findings):
+    "One line per finding: its kind and what is known of the place."
+    return [f"{f.kind}: {' '.join(str(x) for x in (f.id, f.where, f.detail) if x)}" for f in findings]
+
 def _without_errors(data, table, drop):
     "The samples without errors, with their non-empty captions; DatasetError where errors may not be dropped."
-    if table.errors and not drop:
-        errors = [(f.kind, ' '.join(str(x) for x in (f.id, f.where, f.detail) if x)) for f in table.errors]
-        raise DatasetError(data.name, [f'{kind}: {text}' for kind, text in errors])
+    if table.errors and not drop: raise DatasetError(data.name, _error_lines(table.errors))
     bad = {f.id for f in table.errors}
     kept = [s for s in data.samples if s.id not in bad]
     out = [Sample(s.id, s.file, [c for c in s.captions if split_words(c)], s.split) for s in kept]
@@ -676,6 +689,11 @@ def _write_split(samples, split, out, numbers, ids, prefix, max_len, segment):
     write_annotations(out, split, entries, prefix)
     write_coco(out/f'captions_{split}.json', {numbers[s.id]: texts(s) for s in samples}, names)
 
+def _feature_writer(out, layout, prefix, dtype):
+    "Where features are written: a store, or a folder of files."
+    if layout == 'store': return FeatureItems(out, dtype)
+    return FeatureFolder(out, '.npz' if prefix == 'mscoco' else '.npy')
+
 def copy_features(
     files:dict,      # id → .npz or .npy
     out,             # folder, or store if `layout` says so
@@ -685,8 +703,7 @@ def copy_features(
     on_change=None,  # called before features that exist are removed or renamed
 ):
     "Features that exist already, under the ids of the new folder; what agrees with them is left."
-    ending = '.npz' if prefix == 'mscoco' else '.npy'
-    copies = FeatureItems(out, dtype) if layout == 'store' else FeatureFolder(out, ending)
+    copies = _feature_writer(out, layout, prefix, dtype)
     maker = digest('copied', dtype if layout == 'store' else '')
     wanted = {id: origin(file_digest(f) or arrays_digest(read_np(f)), maker) for id, f in files.items()}
     there = keep_agreeing(copies, wanted, maker=maker, replace=True, prune=True, on_change=on_change)

@@ -34,7 +34,7 @@ def ngram_keys(
     w = words.astype(np.uint64)+np.uint64(1)
     keys, rows, key = [w], [sent], w
     for k in range(1, n):
-        key = key[:-1]*factor+w[k:]  # starts whose n-gram would cross a sentence end drop out below
+        key = key[:-1]*factor+w[k:]  # n-grams across a sentence end drop out below
         ok = left[:len(key)] > k
         keys.append(key[ok])
         rows.append(sent[:len(key)][ok])

@@ -38,6 +38,7 @@ def task_pool(
     for task in tasks: check_task(task)
     return [task for task, n in zip(tasks, mix_ratio) for _ in range(int(n))]
 
+# %% ../../../nbs/07_modeling/60_meta_arch/44_uniter.ipynb #8abb58f9
 @META_ARCH_REGISTRY.register()
 class UniterPretrain(TransformerEncoderDecoder):
     "One stream with a head for each of four tasks; a forward pass draws one of them."

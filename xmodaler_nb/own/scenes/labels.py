@@ -126,15 +126,16 @@ def _exists_question(scene, rng):
             if (c, k) not in present: break
         answer = 'no'
     return f"is there {'an' if c[0] in 'aeiou' else 'a'} {c} {k}", answer
+
+_SIDES = dict(left='to the left of', right='to the right of', above='above', below='below')
 def _where_question(scene, rng):
     ts = _unique(scene)
-    sides = dict(left='to the left of', right='to the right of', above='above', below='below')
-    pairs = [(a, b) for a in ts for b in ts if a is not b and relation(a, b) in sides]
+    pairs = [(a, b) for a in ts for b in ts if a is not b and relation(a, b) in _SIDES]
     if not pairs: return None
     a, b = random_choice(rng, pairs)
     true = relation(a, b)
     claimed = true if rng.random() < .5 else dict(left='right', right='left', above='below', below='above')[true]
-    return f'is the {a.category} {sides[claimed]} the {b.category}', 'yes' if claimed == true else 'no'
+    return f'is the {a.category} {_SIDES[claimed]} the {b.category}', 'yes' if claimed == true else 'no'
 
 QUESTION_KINDS = dict(count=_count_question, colour=_colour_question, exists=_exists_question, where=_where_question)
 def answer_words() -> tuple: # of answers
