@@ -164,4 +164,4 @@ def test_validate_of_a_trainer(tmp_path):
     last = [e for e in events(tmp_path) if 'val/acc' in e][-1]
     assert t.learn.validate()['val/acc'] == last['val/acc']
     assert 'net' in t.learn.summary() and t.learn.to_bf16() is t.learn and t.amp.mode == 'bf16'
-    with pytest.raises(NotImplementedError, match='decode'): t.learn.get_preds()
+    with pytest.raises(TypeError, match='decode'): t.learn.get_preds()

@@ -89,7 +89,7 @@ INSTEAD = dict(
 def _refuse(name):
     "A method that says what to use instead."
     def f(self, *args, **kwargs):
-        raise NotImplementedError(f"CaptionLearner.{name} does not apply to captions; use {INSTEAD[name]}")
+        raise TypeError(f"CaptionLearner.{name} does not apply to captions; use {INSTEAD[name]}")
     f.__name__, f.__doc__ = name, f"Not for captions: use {INSTEAD[name]}."
     return f
 

@@ -124,7 +124,7 @@ def _read_stored(store, path):
     return store.read(path.stem)
 
 _UNREADABLE = (ValueError, OSError, EOFError, LookupError, TypeError, SyntaxError, ArithmeticError, RuntimeError,
-               NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error)
+               MemoryError, zipfile.BadZipFile, zlib.error)
 
 def read_np(
     path:str|Path,  # .npy or .npz

@@ -60,7 +60,7 @@ def read_arrays(
     if start == npy.MAGIC_PREFIX: return {'': read_npy(file, size)}
     try:
         with zipfile.ZipFile(file) as z: return _read_members(z, size, select)
-    except (NotImplementedError, RuntimeError, struct.error, OverflowError, MemoryError) as e:
+    except (RuntimeError, struct.error, OverflowError, MemoryError) as e:
         raise ValueError(f"{type(e).__name__}: {e}") from None
 
 def _read_members(z, size, select):

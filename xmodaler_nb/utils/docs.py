@@ -134,7 +134,7 @@ def _page_cell(cell):
     "A cell without its directives, None if readers do not see it."
     source = ''.join(cell['source'])
     if cell['cell_type'] != 'code': return cell
-    if re.match(r'\s*#\s*\|\s*(hide|default_exp)', source) or 'nbdev_export()' in source: return None
+    if re.match(r'\s*#\s*\|\s*(hide|default_exp)', source): return None
     return {**cell, 'source': _without_directives(source)}
 
 # %% ../../nbs/02_utils/95_docs.ipynb #98e366ff

@@ -230,7 +230,7 @@ def _read_sequence(data, name):
 
 # %% ../../nbs/02_utils/81_torch_files.ipynb #3a0e2e18
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, KeyError, RuntimeError, TypeError,
-           NotImplementedError, AttributeError, IndexError, OSError, MemoryError)
+           AttributeError, IndexError, OSError, MemoryError)
 
 def read_torch_file(
     file,             # binary file object
