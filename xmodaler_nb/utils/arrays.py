@@ -53,15 +53,20 @@ def read_arrays(
     "Read a file of arrays; ValueError, OSError, EOFError, zlib.error or BadZipFile if that is not what it holds."
     if isinstance(file, (str, os.PathLike)):
         with open(file, 'rb') as f: return read_arrays(f, select)
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    start = file.read(len(npy.MAGIC_PREFIX))
-    file.seek(0)
+    size, start = _size_and_start(file)
     if start == npy.MAGIC_PREFIX: return {'': read_npy(file, size)}
     try:
         with zipfile.ZipFile(file) as z: return _read_members(z, size, select)
     except (RuntimeError, struct.error, OverflowError, MemoryError) as e:
         raise ValueError(f"{type(e).__name__}: {e}") from None
+
+def _size_and_start(file):
+    "(bytes of a file, its first few); the file is back at its start."
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(len(npy.MAGIC_PREFIX))
+    file.seek(0)
+    return size, start
 
 def _read_members(z, size, select):
     "The arrays of an archive of so many bytes."

@@ -78,9 +78,10 @@ def tokenize_all(self:Flickr30kDataset) -> list: # of {image_id, captions}
     "The entries of this stage, from the texts."
     ids = lambda t, i: sentence_ids(t, self.tokenizer, self.max_seq_len, f'{self.anno_file}: caption of image {i}')
     rows = {i: [ids(t, i) for t in texts] for i, texts in read_captions(self.anno_file).items()}
-    check_known([r for rs in rows.values() for r in rs], self.tokenizer, self.anno_file)
-    if self.stage != 'train': return [dict(image_id=i, captions=rs) for i, rs in rows.items()]
-    return [dict(image_id=i, captions=r) for i, rs in rows.items() for r in rs]
+    single = [dict(image_id=i, captions=r) for i, rs in rows.items() for r in rs]
+    check_known([e['captions'] for e in single], self.tokenizer, self.anno_file)
+    if self.stage == 'train': return single
+    return [dict(image_id=i, captions=rs) for i, rs in rows.items()]
 
 @patch
 def load_data(self:Flickr30kDataset,

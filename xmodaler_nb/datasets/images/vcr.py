@@ -233,8 +233,11 @@ def __call__(self:VCRDataset,
 ) -> dict:             # the item
     "A question beside each of its choices, with the picture, perhaps in a mirror."
     feats, locs = self.regions(dataset_dict, rng.random() > .5 and self.mirror)
-    rows = lambda name: [torch.as_tensor(r, dtype=torch.int64) for r in dataset_dict[name]]
     return {kfg.IDS: str(dataset_dict['anno_id']), kfg.SEQ_PER_SAMPLE: torch.tensor(self.seq_per_img),
             kfg.ATT_FEATS: as_float(feats), kfg.ATT_FEATS_LOC: as_float(locs),
-            kfg.U_TOKENS_IDS: rows('tokens'), kfg.U_TOKENS_TYPE: rows('types'),
+            kfg.U_TOKENS_IDS: _as_ids(dataset_dict['tokens']), kfg.U_TOKENS_TYPE: _as_ids(dataset_dict['types']),
             kfg.U_TARGET_IDS: torch.tensor([int(dataset_dict['target'])])}
+
+def _as_ids(rows):
+    "Rows of ids as tensors."
+    return [torch.as_tensor(r, dtype=torch.int64) for r in rows]

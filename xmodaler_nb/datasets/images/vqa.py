@@ -136,14 +136,18 @@ def read_pairs(self:VQADataset) -> list: # of (question, target or None)
     if self.stage == 'val': files[0] = files[0][-HELD_OUT:]
     return [p for f in files for p in f]
 
+def _answer(target):
+    "The target as fields of an entry; nothing for a test question."
+    if target is None: return {}
+    return dict(answer=dict(labels=list(target['labels']), scores=list(map(float, target['scores']))))
+
 @patch
 def tokenize_all(self:VQADataset) -> list: # of {question_id, image_id, question, answer}
     "The entries of this stage, from the texts."
     out = []
     for q, t in self.read_pairs():
         ids = sentence_ids(q['question'], self.tokenizer, self.max_seq_len, f"question {q['question_id']}")
-        answer = {} if t is None else dict(answer=dict(labels=list(t['labels']), scores=list(map(float, t['scores']))))
-        out.append(dict(question_id=str(q['question_id']), image_id=str(q['image_id']), question=ids, **answer))
+        out.append(dict(question_id=str(q['question_id']), image_id=str(q['image_id']), question=ids, **_answer(t)))
     if not out: raise ValueError(f"{self._sources()[0][0]}: there is not one question for stage {self.stage}")
     check_known([e['question'] for e in out], self.tokenizer, f'VQA {self.stage}')
     return out

@@ -108,12 +108,12 @@ def reorder(self:DictState,
     take=None,       # for strategies that move states themselves
 ):                   # DictState with the new rows
     "New row j is old row `idx[j]`, for everything the model remembers."
-    flat, whole = idx.reshape(-1), whole and idx.dim() == 2
-    new, b = copy.copy(self), self.batch
+    flat, whole, b = idx.reshape(-1), whole and idx.dim() == 2, self.batch
+    new = copy.copy(self)
     updates = {k: take(b[k]) if take else select_rows(b[k], flat) for k in self.sentence_keys()}
     updates |= {k: select_rows(b[k], flat) for k in ATTENTION_KEYS if k in b and k not in updates}
     updates[kfg.PARENTS] = None if take else self._parents_of(flat)
-    new.rows, new.groups = flat.numel(), idx.size(0)
+    new.rows, new.groups = len(flat), len(idx)
     if not whole: new.images = new.groups
     if not (whole and (self.shares_images or new.rows == self.rows)):
         updates |= {k: self._reorder_memory(b[k], idx, whole) for k in self.memory_keys
