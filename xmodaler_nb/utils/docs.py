@@ -165,8 +165,8 @@ def shrink_index(
     index = json.loads(path.read_text(encoding='utf-8'))
     entries = [e for e in index['docs'] if '#' not in e['location']]
     for e in entries:
-        notebook = Path(pages)/Path(e['location'] or 'index.html').with_suffix('.ipynb')
-        e['text'] = page_text(notebook) if notebook.is_file() else e['text'][:20000]
+        page = Path(pages)/Path(e['location'] or 'index.html').with_suffix('.ipynb')
+        e['text'] = page_text(page) if page.is_file() else e['text'][:20000]
     index['docs'] = entries
     path.write_text(json.dumps(index, ensure_ascii=False), encoding='utf-8')
     return path.stat().st_size
@@ -182,7 +182,8 @@ def build_site(
     copy_visible(Path(root)/'nbs', work/'pages')
     (work/'pages'/'site.css').write_text(SITE_CSS, encoding='utf-8')
     (work/'mkdocs.yml').write_text(SITE_CONFIG, encoding='utf-8')
-    code = subprocess.call([sys.executable, '-m', 'mkdocs', 'build', '-q', '-f', str(work/'mkdocs.yml')])
+    mkdocs = [sys.executable, '-m', 'mkdocs', 'build', '-q', '-f']
+    code = subprocess.call([*mkdocs, work/'mkdocs.yml'])
     if code == 0: shrink_index(Path(root)/'_docs', work/'pages')
     return code
 

@@ -59,6 +59,7 @@ def write_index(
 # %% ../../nbs/02_utils/78_store.ipynb #23989921
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile,
             zlib.error)
+_INDEX = ('head', 'ids', 'starts', 'rows', 'crc')
 
 def read_index(
     path, # of the .npz
@@ -66,7 +67,7 @@ def read_index(
     "Read an index; if it is damaged, the error names the file."
     try:
         z = read_arrays(path)
-        head, ids, starts, rows, crc = (z[k] for k in ('head', 'ids', 'starts', 'rows', 'crc'))
+        head, ids, starts, rows, crc = (z[k] for k in _INDEX)
         head = json.loads(head.tobytes())
         if head.get('format') != FORMAT: raise ValueError(f"format is {head.get('format')!r}, expected {FORMAT!r}")
         _check_index(head, ids, starts, rows, crc)
