@@ -132,7 +132,7 @@ def test_a_zip_bomb(tmp_path):
     packed(tmp_path/'a.npz', [npy((2**28,)), *(b'\0'*2**24 for _ in range(64))])
     assert (tmp_path/'a.npz').stat().st_size < 2**21
     start = time.time()
-    with pytest.raises(ValueError, match='a.npz: not a readable.*declares 1,073,74'): read_np(tmp_path/'a.npz')
+    with pytest.raises(ValueError, match='a.npz: not a readable.*would unpack to more than'): read_np(tmp_path/'a.npz')
     assert time.time() - start < 1
     np.savez_compressed(tmp_path/'b.npz', features=np.zeros((1000, 2048), np.float32), boxes=np.zeros((1000, 4)))
     assert read_np(tmp_path/'b.npz')['features'].shape == (1000, 2048)

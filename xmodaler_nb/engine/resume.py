@@ -49,7 +49,9 @@ def check_changes(
     changes:dict,  # from `config_changes`
 ):
     "Refuse what a resume cannot change; log what it changes."
-    fixed = [f'{k} was {a!r}, is now {b!r}' for k, (a, b) in changes.items() if _is_fixed(k, b)]
+    only_eval = changes.get('DATASETS.TRAIN', ('', None))[1] == ''        # then only the model has to be the same
+    fixed = [f'{k} was {a!r}, is now {b!r}' for k, (a, b) in changes.items()
+             if _is_fixed(k, b) and (k.startswith('MODEL.') or not only_eval)]
     if fixed:
         raise ValueError(f"--resume cannot change this: {'; '.join(fixed)}. Resume with the old values, or begin a"
                          " new run: another OUTPUT_DIR, and MODEL.WEIGHTS for the weights of this one."
