@@ -6,7 +6,6 @@
 __all__ = ['TDENCaptioner', 'TDENBiTransformer', 'TDENRetrieval', 'TDENPretrain']
 
 # %% ../../../nbs/07_modeling/60_meta_arch/40_tden.ipynb #bba7629d
-from ...config import configurable
 from .build import META_ARCH_REGISTRY
 from .transformer_enc_dec import TransformerEncoderDecoder
 from .tden_pretrain import TDENPretrain
@@ -17,26 +16,6 @@ _all_ = ['TDENBiTransformer', 'TDENRetrieval', 'TDENPretrain']    # X-modaler ha
 @META_ARCH_REGISTRY.register()
 class TDENCaptioner(TransformerEncoderDecoder):
     "A Transformer captioner whose text stream is encoded before it meets the regions."
-    @configurable
-    def __init__(self, *,
-        vocab_size,       # word pieces
-        max_seq_len,      # longest caption while decoding
-        token_embed,      # module
-        visual_embed,     # module
-        encoder,          # `TwoStreamBertEncoder`
-        decoder,          # `DecoupleBertDecoder`
-        predictor,        # `BertPredictionHead`
-        greedy_decoder,   # decode strategy
-        beam_searcher,    # decode strategy
-        v_predictor=None, # not used in captioning
-        expand='late',    # when images are repeated for their captions
-        backbone=None,    # module or None: pictures → features
-    ):
-        super().__init__(
-            vocab_size=vocab_size, max_seq_len=max_seq_len, token_embed=token_embed, visual_embed=visual_embed,
-            encoder=encoder, decoder=decoder, predictor=predictor, greedy_decoder=greedy_decoder,
-            beam_searcher=beam_searcher, v_predictor=v_predictor, expand=expand, backbone=backbone)
-
     @classmethod
     def from_config(cls, cfg):
         "As the Transformer captioner, without a predictor for regions."

@@ -19,24 +19,10 @@ class TDENPretrain(TransformerEncoderDecoder):
     "Both streams, both stacks, and a head for each task."
     @configurable
     def __init__(self, *,
-        vocab_size,             # word pieces
-        max_seq_len,            # longest text
-        token_embed,            # module
-        visual_embed,           # module
-        encoder,                # `TwoStreamBertEncoder`
-        decoder,                # `DecoupleBertDecoder` with both stacks
-        predictor,              # `BertPredictionHead`, for words
-        greedy_decoder,         # decode strategy
-        beam_searcher,          # decode strategy
-        v_predictor,            # `BertVisualPredictionHead`, or None: no region task
-        similarity_predictor,   # `MultiModalSimilarity`
-        expand='late',          # when images are repeated for their texts
-        backbone=None,          # module or None: pictures → features
+        similarity_predictor, # `MultiModalSimilarity`
+        **parts,              # as for `TransformerEncoderDecoder`; `v_predictor` may be None: no region task
     ):
-        super().__init__(
-            vocab_size=vocab_size, max_seq_len=max_seq_len, token_embed=token_embed, visual_embed=visual_embed,
-            encoder=encoder, decoder=decoder, predictor=predictor, greedy_decoder=greedy_decoder,
-            beam_searcher=beam_searcher, v_predictor=v_predictor, expand=expand, backbone=backbone)
+        super().__init__(**parts)
         self.similarity_predictor = similarity_predictor
 
     @classmethod

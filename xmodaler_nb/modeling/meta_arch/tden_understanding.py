@@ -14,26 +14,6 @@ from .transformer_enc_dec import TransformerEncoderDecoder
 @META_ARCH_REGISTRY.register()
 class TDENBiTransformer(TransformerEncoderDecoder):
     "A Transformer encoder-decoder whose decoder sees the whole text."
-    @configurable
-    def __init__(self, *,
-        vocab_size,       # word pieces
-        max_seq_len,      # longest text
-        token_embed,      # module
-        visual_embed,     # module
-        encoder,          # `TwoStreamBertEncoder`
-        decoder,          # `DecoupleBertDecoder`, or None
-        predictor,        # `MultiModalPredictor`
-        greedy_decoder,   # decode strategy
-        beam_searcher,    # decode strategy
-        v_predictor=None, # not used in understanding
-        expand='late',    # when images are repeated for their texts
-        backbone=None,    # module or None: pictures → features
-    ):
-        super().__init__(
-            vocab_size=vocab_size, max_seq_len=max_seq_len, token_embed=token_embed, visual_embed=visual_embed,
-            encoder=encoder, decoder=decoder, predictor=predictor, greedy_decoder=greedy_decoder,
-            beam_searcher=beam_searcher, v_predictor=v_predictor, expand=expand, backbone=backbone)
-
     @classmethod
     def from_config(cls, cfg):
         "As the Transformer captioner, without a predictor for regions."
