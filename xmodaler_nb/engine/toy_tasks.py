@@ -99,7 +99,8 @@ def toy_task_cfg(
     size = dict(VOCAB_SIZE=len(open(pieces).readlines()), MAX_SEQ_LEN=20, PRETRAINING=dict(MODEL_NAME=pieces))
     cfg = toy_cfg(name, width, WEIGHTS='', BERT=bert, **size, **more).clone()
     cfg.defrost()
-    cfg.merge_from_list(_flat(_toy_entries(folder, task, output) | {k.replace('__', '.'): v for k, v in entries.items()}))
+    more = {k.replace('__', '.'): v for k, v in entries.items()}
+    cfg.merge_from_list(_flat(_toy_entries(folder, task, output) | more))
     cfg.freeze()
     return cfg
 
