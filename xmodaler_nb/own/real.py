@@ -11,9 +11,9 @@ import re
 import shutil
 from pathlib import Path
 import numpy as np
-from ..datasets.layout import (SPLITS, Folder, annotation, claim_folder, encode_words, folder_paths, write_annotations,
-                                         write_coco, write_features,
-                                         write_json, write_pickle, write_vocabulary)
+from ..datasets.layout import (SPLITS, Folder, annotation, claim_folder, encode_words, folder_paths,
+                                         write_annotations, write_coco, write_features, write_json, write_pickle,
+                                         write_vocabulary)
 from ..functional import read_lines, read_np
 
 # %% ../../nbs/15_own/50_real.ipynb #3b0ddbd5
