@@ -191,8 +191,8 @@ def claim_folder(
     claim = folder/'.written'
     there = [p.name for name, p in paths.items() if name != 'features' and p.exists()]
     if there and not claim.is_file() and not paths['report'].is_file():
-        raise FileExistsError(f"{folder}: holds {', '.join(sorted(there)[:3])}, and nothing says that this library wrote "
-                              "them (there is no report.json); name another folder")
+        raise FileExistsError(f"{folder}: holds {', '.join(sorted(there)[:3])}, and no report.json says that this "
+                              "library wrote them; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     claim.touch()
     return folder
