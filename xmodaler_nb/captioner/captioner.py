@@ -31,6 +31,7 @@ from ..modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
 from ..own.extract import BackboneExtractor
 from ..own.scenes.features import extractor_from_dict
 from ..utils.checkpoint_files import check_place, listed_names, write_checkpoint, write_text
+from ..utils.file_io import to_json
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #d6191f0f
 @dataclass
@@ -374,8 +375,8 @@ def _small_files(self:Captioner):
     "Name → text of what is saved beside the weights."
     files = {'config.yaml': self.cfg.dump(), 'vocabulary.txt': '\n'.join(self.vocab[1:]) + '\n'}
     if hasattr(self.extractor, 'to_dict'): files['extractor.json'] = json.dumps(self.extractor.to_dict(), indent=1)
-    if self.metrics: files['metrics.json'] = json.dumps(self.metrics, indent=1)
-    if self.familiar is not None: files['familiar.json'] = json.dumps(self.familiar.to_dict())
+    if self.metrics: files['metrics.json'] = to_json(self.metrics, indent=1)
+    if self.familiar is not None: files['familiar.json'] = to_json(self.familiar.to_dict())
     return files
 
 
