@@ -31,7 +31,7 @@ from ..modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
 from ..own.extract import BackboneExtractor
 from ..own.scenes.features import extractor_from_dict
 from ..utils.checkpoint_files import check_place, listed_names, write_checkpoint, write_text
-from ..utils.file_io import to_json
+from ..utils.file_io import read_json, to_json
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #d6191f0f
 @dataclass
@@ -331,7 +331,7 @@ def _check_replaceable(folder, names):
     "Refuse a folder where a file would be lost that no captioner wrote, or that was changed since."
     listed = listed_names(folder)
     foreign = sorted(n for n in names - listed if os.path.lexists(folder/n))
-    meta = json.loads((folder/'meta.json').read_text(encoding='utf8')) if listed else {}
+    meta = read_json(folder/'meta.json') if listed else {}
     problem = ''
     if foreign: problem = f"{folder} holds {', '.join(foreign)}, which no captioner wrote"
     elif listed and meta.get('kind') != 'captioner':
@@ -350,7 +350,7 @@ def _others_card(folder):
     path = folder/'README.md'
     if not path.is_file(): return ''
     content, listed = path.read_bytes(), listed_names(folder)
-    meta = json.loads((folder/'meta.json').read_text(encoding='utf8')) if listed else {}
+    meta = read_json(folder/'meta.json') if listed else {}
     return '' if meta.get('card') == _digest(content) else content
 
 def _digest(text):
@@ -433,8 +433,8 @@ def from_pretrained(cls:Captioner,
     _check_finite(model, path)
     saved = _resolve_file(path, 'extractor.json', None)
     scores = _resolve_file(path, 'metrics.json', None) or _resolve_file(run, 'metrics.json', None)
-    if extractor is None and saved is not None: extractor = load_extractor(json.loads(saved.read_text()))
+    if extractor is None and saved is not None: extractor = load_extractor(read_json(saved))
     known = _resolve_file(path, 'familiar.json', None)
     return cls(model, cfg, load_vocab(words), extractor,
-               json.loads(scores.read_text()) if scores else read_run_scores(run),
-               Familiar(**json.loads(known.read_text())) if known else None)
+               read_json(scores) if scores else read_run_scores(run),
+               Familiar(**read_json(known)) if known else None)
