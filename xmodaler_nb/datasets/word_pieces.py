@@ -71,7 +71,8 @@ def read_json_lines(
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
     with open(path, encoding='utf-8') as f:
         for n, line in enumerate(f, 1):
-            if line.strip(): out.append(_with_fields(parse_json(line, f'{path}, line {n}'), fields, f'{path}, line {n}'))
+            where = f'{path}, line {n}'
+            if line.strip(): out.append(_with_fields(parse_json(line, where), fields, where))
     if not out: raise ValueError(f"{path}: the file is empty; a data set needs at least one entry")
     return out
 
