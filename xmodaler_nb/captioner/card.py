@@ -8,6 +8,7 @@ __all__ = ['model_facts', 'facts', 'card_text', 'model_card', 'read_run_scores']
 # %% ../../nbs/17_captioner/05_card.ipynb #c7f13bb2
 import json
 from pathlib import Path
+from ..utils.file_io import markdown_cell
 
 # %% ../../nbs/17_captioner/05_card.ipynb #7867009c
 def _numbers(scores):
@@ -25,7 +26,7 @@ def _metric_rows(metrics):
              and k in ('greedy', 'beam', 'val', 'test')}
     if not parts: parts = {'value': _numbers(metrics)}
     names = dict.fromkeys(k for p in parts.values() for k in p)
-    body = [' | '.join([n, *(_format_score(p.get(n)) for p in parts.values())]) for n in names]
+    body = [' | '.join([markdown_cell(n), *(_format_score(p.get(n)) for p in parts.values())]) for n in names]
     return [f"| metric | {' | '.join(parts)} |", '|---'*(len(parts) + 1) + '|', *(f'| {row} |' for row in body)]
 
 # %% ../../nbs/17_captioner/05_card.ipynb #17164956
@@ -93,7 +94,7 @@ def card_text(
 ) -> str:       # Markdown
     "The README of a saved model: what it is, what it was trained on, how well it does, how to use it."
     scores = '\n'.join(_metric_rows(model.metrics)) if model.metrics else 'No scores were recorded.'
-    table = '\n'.join(f'| {k} | {v} |' for k, v in facts.items())
+    table = '\n'.join(f'| {markdown_cell(k)} | {markdown_cell(v)} |' for k, v in facts.items())
     title = f"A{'n'*(model.kind[0] in 'aeiou')} {model.kind}"
     return _CARD.format(title=title, cls=type(model).__name__, what=what, facts=table, use=use, scores=scores,
                         limits=limits)

@@ -24,6 +24,7 @@ from ..modeling import build_model, load_cfg_file
 from ..own.extract import BackboneExtractor
 from ..own.scenes.features import extractor_from_dict
 from ..utils.checkpoint_files import check_place, listed_names, write_checkpoint
+from ..utils.file_io import to_json
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #fc0e8c27
 def is_path(x): return isinstance(x, (str, Path))
@@ -222,8 +223,8 @@ def _small_files(self:PictureModel):
     "Name → text of what is saved beside the weights."
     files = {'config.yaml': self.cfg.dump(), **self.texts()}
     if hasattr(self.extractor, 'to_dict'): files['extractor.json'] = json.dumps(self.extractor.to_dict(), indent=1)
-    if self.metrics: files['metrics.json'] = json.dumps(self.metrics, indent=1)
-    if self.familiar is not None: files['familiar.json'] = json.dumps(self.familiar.to_dict())
+    if self.metrics: files['metrics.json'] = to_json(self.metrics, indent=1)
+    if self.familiar is not None: files['familiar.json'] = to_json(self.familiar.to_dict())
     return files
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #3a1a5fbe

@@ -502,7 +502,8 @@ def resume_or_load(self:DefaultTrainer,
         self.checkpointer.load(last, strict=True)
         self.start_iter = self.iter + 1
         return
-    self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=False)
+    fit = False if self.main_loader else 'complete'                # an evaluation needs all weights
+    self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[], strict=fit)
     if self.ema is not None: self.ema.set(self.model)
     lines = Path(self.cfg.OUTPUT_DIR)/'events.jsonl'
     if resume and comm.is_main_process(): truncate_jsonl(lines, -1)     # of a run that saved nothing

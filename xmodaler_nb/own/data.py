@@ -29,7 +29,7 @@ from fastcore.basics import patch
 from ..datasets.annotations import load_annotations
 from ..datasets.check import DatasetError
 from ..datasets.layout import PREFIXES, Folder, annotation, encode_words, folder_paths, make_vocabulary
-from ..datasets.layout import row_length
+from ..datasets.layout import claim_folder, row_length
 from ..datasets.layout import write_annotations, write_coco, write_vocabulary
 from ..evaluation.captions import list_cell
 from ..functional import as_id, decode_text, load_vocab, read_np
@@ -802,6 +802,7 @@ def write(self:CaptionData,
     if not data._words('train'): raise DatasetError(self.name, ['no sample is left for training'])
     prefix = prefix or _prefix_for(data)
     numbers, words = _new_ids(data.samples), data.vocabulary(min_count)
+    claim_folder(out, prefix)
     _write_features(data, numbers, out/'features', backbone, layout, prefix, dtype, extract)
     write_annotation_files(data, out, numbers, words, prefix, max_len)
     written = _write_report(data, table, out, numbers, words, prefix, max_len)
