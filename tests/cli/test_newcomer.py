@@ -27,6 +27,11 @@ def test_evaluation_needs_weights(data, tmp_path, capsys, trained):
     assert capsys.readouterr().out.splitlines()[-2:] == with_resume
 
 
+def test_evaluation_needs_weights_that_fit(data, tmp_path, capsys, trained):
+    refused(capsys, run(data, tmp_path/'out', 'MODEL.WEIGHTS', trained/'model_final', 'MODEL.DECODER_DIM', 40, flags=['--eval-only']),
+            'model_final does not fit the model', 'has shape')
+
+
 def test_flags_may_come_after_pairs(capsys):
     parse = default_argument_parser().parse_args
     a = parse('A 1 --resume --opts B 2 C 3 --num-gpus 2 D 4'.split())

@@ -255,7 +255,7 @@ def _log_incompatible_keys(self:XmodalerCheckpointer,
 def load(self:XmodalerCheckpointer,
     path:str,                  # '' = nothing to load
     checkpointables=None,      # names to restore besides the model; default: all that are tracked
-    strict:bool=False,         # is a misfit of names or shapes an error?
+    strict=False,              # True: any misfit of names or shapes is an error; 'complete': a missing weight is
 ) -> dict:                     # what the file holds besides the model and the tracked objects
     "Restore model and checkpointables from a file or directory."
     if not path:
@@ -268,13 +268,18 @@ def load(self:XmodalerCheckpointer,
 def _restore(self:XmodalerCheckpointer, path, checkpoint, checkpointables=None, strict=False):
     "Give the model and the tracked objects what was read; returns the rest."
     misfit = self._load_model(checkpoint)
-    if strict and any(misfit): raise CheckpointError(f"{path} does not fit the model: {_misfit_text(misfit)}")
+    _check_fit(path, misfit, strict)
     self._log_incompatible_keys(misfit)
     del checkpoint['model']
     for k in (self.checkpointables if checkpointables is None else checkpointables):
         if k in checkpoint: self.checkpointables[k].load_state_dict(checkpoint.pop(k))
     self.logger.info("loaded checkpoint %s", path)
     return checkpoint
+
+def _check_fit(path, misfit, strict):
+    "Raise for a misfit, or for one that leaves weights as they were drawn ('complete')."
+    wrong = IncompatibleKeys(misfit.missing_keys, [], misfit.incorrect_shapes) if strict == 'complete' else misfit
+    if strict and any(wrong): raise CheckpointError(f"{path} does not fit the model: {_misfit_text(wrong)}")
 
 def _misfit_text(misfit):
     parts = [f'{k} has shape {a} there and {b} here' for k, a, b in misfit.incorrect_shapes]

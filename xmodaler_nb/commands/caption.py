@@ -8,7 +8,6 @@ __all__ = ['LIMIT', 'captions_page', 'find_inputs', 'fetch', 'caption_parser', '
 
 # %% ../../nbs/18_commands/40_caption.ipynb #a10f4923
 import argparse
-import json
 import sys
 import tempfile
 from glob import glob
@@ -23,6 +22,7 @@ from ..look import render_caption_card
 from ..look.report import report_html
 from ..datasets.pictures import CLIPS, IMAGES, load_picture
 from ..utils.checkpoint_files import write_text
+from ..utils.file_io import to_json
 
 # %% ../../nbs/18_commands/40_caption.ipynb #c1c7e12e
 def captions_page(
@@ -105,7 +105,7 @@ def print_captions(
     "Print captions; a warning goes to standard error if some are empty."
     for c in captions:
         row = dict(picture=c.id, caption=c.text, log_prob=round(c.score, 4) if isfinite(c.score) else None)
-        print(json.dumps(row, allow_nan=False) if as_json else f'{c.id}: {c.text}')
+        print(to_json(row) if as_json else f'{c.id}: {c.text}')
     empty = sum(not c.text for c in captions)
     if empty:
         print(f'warning: {empty} of {len(captions)} captions are empty; '

@@ -23,6 +23,7 @@ from ..utils.checkpoint_files import set_aside, write_text
 from .command import command
 from .experiment import run_training
 from ..evaluation.split import decode, read_references, score_split
+from ..utils.file_io import to_json
 
 # %% ../../nbs/18_commands/50_models.ipynb #e3a16484
 COMMON = dict(
@@ -194,7 +195,7 @@ def train_one(
                CIDEr=scores['CIDEr'], CIDEr_D=scores['CIDEr_D'], BLEU_4=scores['Bleu_4'],
                distinct=scores['distinct_captions'],
                baseline=score_split(dict.fromkeys(refs, most_frequent(data)), refs)[0]['CIDEr'])
-    write_text(run/'row.json', json.dumps(row, indent=1))
+    write_text(run/'row.json', to_json(row, indent=1))
     return row
 
 def read_rows(

@@ -21,6 +21,7 @@ from ..engine.build import build_engine
 from ..evaluation.split import decode, read_references, score_split
 from ..look import render_caption_card, report as r
 from ..utils.checkpoint_files import write_text
+from ..utils.file_io import to_json
 
 # %% ../../nbs/18_commands/08_run_report.ipynb #b867331c
 @dataclass
@@ -118,8 +119,8 @@ def evaluate_and_report(
     summary = metrics_summary({k: v[0] for k, v in scored.items()}, numbers,
                               {k: round(v, 1) for k, v in timing.items()})
     summary['compare_table'] = rows
-    write_text(out/'metrics.json', json.dumps(summary, indent=1))
-    write_text(out/'captions.json', json.dumps(captions, indent=1))
+    write_text(out/'metrics.json', to_json(summary, indent=1))
+    write_text(out/'captions.json', to_json(captions, indent=1))
     write_text(out/'report.html', _report(experiment, out, summary, captions, refs, scored['beam'][1]))
     return summary
 

@@ -7,7 +7,6 @@ __all__ = ['score_main']
 
 # %% ../../nbs/18_commands/60_score.ipynb #0efa2396
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..evaluation.diversity import diversity
 from ..evaluation.metrics import available
 from ..functional import as_id
 from ..tokenization.ptb import ptb_tokenize
+from ..utils.file_io import to_json
 
 # %% ../../nbs/18_commands/60_score.ipynb #1b39500d
 def _parser():
@@ -63,7 +63,7 @@ def _find_id(result, image_id):
 def _write_per_image(result, path):
     "Scores of every picture."
     if path.suffix == '.csv': result.table().to_csv(path)
-    else: path.write_text(json.dumps({str(k): v for k, v in result.per_image.items()}))
+    else: path.write_text(to_json({str(k): v for k, v in result.per_image.items()}))
 
 # %% ../../nbs/18_commands/60_score.ipynb #0d47bb75
 def _corpus_lines(result, bounds):
@@ -142,5 +142,5 @@ def score_main(
     except (KeyError, ValueError, OSError, TypeError) as e:
         print(f"error: {e.args[0] if isinstance(e, KeyError) and e.args else e}", file=sys.stderr)
         return 1
-    print(json.dumps(numbers) if args.json else '\n'.join(lines))
+    print(to_json(numbers) if args.json else '\n'.join(lines))
     return 0

@@ -7,7 +7,6 @@ __all__ = ['setup_cfg', 'check_weights', 'evaluate_only', 'train', 'write_report
 
 # %% ../../nbs/18_commands/10_train.ipynb #3289ee86
 import argparse
-import json
 from torch import nn
 from .command import command
 from .run_report import build_checked_engine, check_reportable, evaluate_and_report
@@ -18,6 +17,7 @@ from ..engine.setup import default_argument_parser, default_setup
 from ..engine.launch import launch
 from ..modeling import load_cfg_file
 from ..utils.comm import is_main_process
+from ..utils.file_io import to_json
 
 # %% ../../nbs/18_commands/10_train.ipynb #5eac043e
 _NO_CONFIG = ('no config: name one with --config-file FILE '
@@ -64,7 +64,7 @@ def evaluate_only(
         if loader is None: continue
         scores = trainer.test(trainer.cfg, trainer.model, loader, getattr(trainer, f'{stage}_evaluator'), epoch=-1)
         results[stage] = scores
-        print(stage, json.dumps(scores) if isinstance(scores, dict) else scores)
+        print(stage, to_json(scores) if isinstance(scores, dict) else scores)
     if not results: raise ValueError('nothing to evaluate: the config names neither DATASETS.VAL nor DATASETS.TEST')
     return results
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREFIXES', 'SPLITS', 'caption_rows', 'make_vocabulary', 'encode_words', 'write_vocabulary', 'write_pickle',
            'write_json', 'write_features', 'write_frames', 'annotation', 'write_coco', 'reference_tables', 'row_length',
-           'folder_paths', 'write_annotations', 'Folder', 'write_tiny']
+           'folder_paths', 'write_annotations', 'claim_folder', 'Folder', 'write_tiny']
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #cacac40e
 import collections
@@ -16,6 +16,7 @@ import pickle
 from pathlib import Path
 import numpy as np
 from ..functional import as_id, load_vocab
+from ..utils.file_io import read_json
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #ff15a225
 def caption_rows(
@@ -181,6 +182,22 @@ def write_annotations(
     write_pickle(paths['references'], references)
     write_pickle(paths['ngrams'], ngrams)
 
+# %% ../../nbs/06_datasets/15_layout.ipynb #097f7ab0
+def claim_folder(
+    folder,              # where a data set will be written; made if needed
+    prefix:str='mscoco', # a name in `PREFIXES`
+) -> Path:               # the folder
+    "Make a folder, or find it empty of foreign files with the names of a data set; FileExistsError where it is not."
+    folder, paths = Path(folder), folder_paths(folder, prefix)
+    claim = folder/'.written'
+    there = [p.name for name, p in paths.items() if name != 'features' and p.exists()]
+    if there and not claim.is_file() and not paths['report'].is_file():
+        raise FileExistsError(f"{folder}: holds {', '.join(sorted(there)[:3])}, and no report.json says that this "
+                              "library wrote them; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    claim.touch()
+    return folder
+
 # %% ../../nbs/06_datasets/15_layout.ipynb #2ae61973
 class Folder:
     "A written data set: where its files are, what is in them, and the config entries for a model that uses it."
@@ -193,7 +210,7 @@ class Folder:
         path = self.folder/'report.json'
         if report is None and not path.is_file():
             raise FileNotFoundError(f"{self.folder}: no report.json; write the folder anew")
-        self.report = json.loads(path.read_text(encoding='utf-8')) if report is None else dict(report)
+        self.report = read_json(path) if report is None else dict(report)
         self.paths = folder_paths(self.folder, self.report['prefix'])
         self.paths['features'] = self.folder/(self.report.get('features') or 'features')
 

@@ -9,6 +9,7 @@ __all__ = ['CONTRACTIONS', 'NUMBER_WORDS', 'ARTICLES', 'strip_punctuation', 'nor
 # %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #61ddd1fe
 import re
 from collections import Counter, defaultdict
+from ..utils.file_io import markdown_cell
 
 # %% ../../nbs/09_evaluation/64_vqa_accuracy.ipynb #df348fe0
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
@@ -108,4 +109,5 @@ def vqa_table(
     "The accuracies as a table."
     rows = [('overall', '', result['overall'])]
     rows += [(kind, name, a) for kind in ('answer_type', 'question_type') for name, a in result[kind].items()]
-    return '\n'.join(['| | type | accuracy |', '|---|---|---|', *(f'| {k} | {n} | {100*a:.2f} |' for k, n, a in rows)])
+    body = [f'| {k} | {markdown_cell(n)} | {100*a:.2f} |' for k, n, a in rows]
+    return '\n'.join(['| | type | accuracy |', '|---|---|---|', *body])

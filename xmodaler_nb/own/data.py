@@ -29,7 +29,7 @@ from fastcore.basics import patch
 from ..datasets.annotations import load_annotations
 from ..datasets.check import DatasetError
 from ..datasets.layout import PREFIXES, Folder, annotation, encode_words, folder_paths, make_vocabulary
-from ..datasets.layout import row_length
+from ..datasets.layout import claim_folder, row_length
 from ..datasets.layout import write_annotations, write_coco, write_vocabulary
 from ..evaluation.captions import list_cell
 from ..functional import as_id, decode_text, load_vocab, read_np
@@ -40,7 +40,7 @@ from .extract import extract_features
 from .origin import FeatureFolder, FeatureItems, arrays_digest, digest, file_digest, keep_agreeing
 from .origin import origin, verify_features
 from ..utils.checkpoint_files import write_text
-from ..utils.file_io import why_missing
+from ..utils.file_io import read_json, why_missing
 from ..utils.store import feature_files, open_store
 
 # %% ../../nbs/15_own/40_data.ipynb #5100c739
@@ -432,7 +432,7 @@ def from_xmodaler(cls:CaptionData,
 def _coco_captions(path):
     if not path.is_file(): return {}
     out = defaultdict(list)
-    for a in json.loads(path.read_text(encoding='utf-8'))['annotations']: out[str(a['image_id'])].append(a['caption'])
+    for a in read_json(path)['annotations']: out[str(a['image_id'])].append(a['caption'])
     return out
 
 # %% ../../nbs/15_own/40_data.ipynb #fa0bc310
@@ -556,7 +556,7 @@ class WrittenData(Folder):
         super().__init__(folder)
         name, counts = _DATASETS[self.report['prefix']], self.report['counts']
         self.more = {f'DATASETS.{s.upper()}': name if counts.get(s) else '' for s in SPLITS}
-        self.files = json.loads((self.folder/'files.json').read_text(encoding='utf-8'))
+        self.files = read_json(self.folder/'files.json')
 
     def verify(self) -> list: # of problems, each names an id or a file
         "Whether the features are what was written, from the pictures that are there now."
@@ -802,6 +802,7 @@ def write(self:CaptionData,
     if not data._words('train'): raise DatasetError(self.name, ['no sample is left for training'])
     prefix = prefix or _prefix_for(data)
     numbers, words = _new_ids(data.samples), data.vocabulary(min_count)
+    claim_folder(out, prefix)
     _write_features(data, numbers, out/'features', backbone, layout, prefix, dtype, extract)
     write_annotation_files(data, out, numbers, words, prefix, max_len)
     written = _write_report(data, table, out, numbers, words, prefix, max_len)

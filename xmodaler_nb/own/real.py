@@ -11,9 +11,9 @@ import re
 import shutil
 from pathlib import Path
 import numpy as np
-from ..datasets.layout import (SPLITS, Folder, annotation, encode_words, folder_paths, write_annotations,
-                                         write_coco, write_features,
-                                         write_json, write_pickle, write_vocabulary)
+from ..datasets.layout import (SPLITS, Folder, annotation, claim_folder, encode_words, folder_paths,
+                                         write_annotations, write_coco, write_features, write_json, write_pickle,
+                                         write_vocabulary)
 from ..functional import read_lines, read_np
 
 # %% ../../nbs/15_own/50_real.ipynb #3b0ddbd5
@@ -118,7 +118,7 @@ def write_real_dataset(
     max_len:int=20,   # words kept per caption in the training rows
 ) -> Folder:          # with images per split, width, rows and vocabulary size in its report
     "Write a data set in X-modaler's layout; files of an earlier call are replaced."
-    folder, out = Path(folder), Path(out)
+    folder, out = Path(folder), claim_folder(out)
     paths, words = folder_paths(out), [w for w in read_lines(folder/'vocabulary.txt') if w]
     write_vocabulary(paths['vocabulary'], words)
     ids, counts, global_features = {w: i for i, w in enumerate(words, 1)}, {}, {}

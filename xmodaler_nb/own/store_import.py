@@ -32,16 +32,30 @@ def fill_store(
     part:str='all',      # see `FeatureWriter`
     progress=None,       # called with (done, id) after each item
 ) -> int:                # items added
-    "Write what is not in the store yet."
+    "Write what is not in the store yet; an item that is there must be the source's."
     added = 0
     with FeatureWriter(out, dtype, part) as w:
         stored = FeatureStore(out)
         for id, arrays in items:
-            if str(id) in stored: continue
+            if str(id) in stored:
+                _check_same(stored.read(str(id)), arrays(), f"{out}: id {id}")
+                continue
             w.add(id, **arrays())
             added += 1
             if progress is not None: progress(added, id)
     return added
+
+def _check_same(stored, arrays, where):
+    "An error if stored arrays are not those of the source, in the store's precision."
+    names = [k for k in {**stored, **arrays} if k not in arrays or not _same_numbers(stored.get(k), arrays[k])]
+    if names:
+        raise ValueError(f"{where} is stored already with other numbers ({', '.join(names)}) than the source has; "
+                         "name another folder")
+
+def _same_numbers(stored, a):
+    "Whether a stored array is this one."
+    if stored is None: return False
+    return np.array_equal(np.asarray(a).astype(stored.dtype), stored, equal_nan=stored.dtype.kind == 'f')
 
 def import_npz(
     folder,  # with {id}.npz or {id}.npy

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
+from ...utils.file_io import to_json
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/15_trace.ipynb #f4c5c4b0
 @dataclass
@@ -202,4 +203,4 @@ def to_json(self:DecodeTrace,
 ) -> str:
     "The search as JSON text."
     what = [self.to_dict(i) for i in range(self.n)] if image is None else self.to_dict(image)
-    return json.dumps(what, default=str, ensure_ascii=False, **kwargs)
+    return to_json(what, default=str, ensure_ascii=False, **kwargs)
