@@ -15,6 +15,7 @@ from .card import card_text, model_facts
 from .picture_model import note_unlike
 from .text_and_picture import PIECES_FILE, PictureTextModel, mean_attention, open_tokenizer
 from ..config import kfg
+from ..utils.file_io import read_json
 
 # %% ../../nbs/17_captioner/20_answerer.ipynb #2b71716f
 @dataclass
@@ -141,7 +142,7 @@ def opened(cls:Answerer,
     **companions, # extractor, metrics, familiar
 ) -> Answerer:
     "An answerer of the opened parts."
-    answers = json.loads(Path(texts['answers']).read_text(encoding='utf8'))
+    answers = read_json(texts['answers'])
     if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
         raise ValueError(f"{texts['answers']}: expected a list of texts, the answers in the order of the labels")
     return cls(model, cfg, open_tokenizer(cfg, texts['pieces']), answers, **companions)

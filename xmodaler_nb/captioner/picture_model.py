@@ -8,7 +8,6 @@ __all__ = ['is_path', 'is_features', 'is_clip', 'is_feature_file', 'picture_name
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #74053240
 import hashlib
-import json
 import logging
 import os
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..modeling import build_model, load_cfg_file
 from ..own.extract import BackboneExtractor
 from ..own.scenes.features import extractor_from_dict
 from ..utils.checkpoint_files import check_place, listed_names, write_checkpoint
-from ..utils.file_io import to_json
+from ..utils.file_io import read_json, to_json
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #fc0e8c27
 def is_path(x): return isinstance(x, (str, Path))
@@ -174,7 +173,7 @@ def check_replaceable(
 
 def _other_kind(folder, kind):
     "Why a checkpoint may not be replaced; '' if it may."
-    meta = json.loads((folder/'meta.json').read_text(encoding='utf8'))
+    meta = read_json(folder/'meta.json')
     saved, changed = meta.get('kind'), _changed_texts(folder, meta.get('files', {}))
     if not saved: return f"{folder} holds the checkpoint of a training, whose state would be lost"
     if saved != kind: return f"{folder} holds a saved {saved}"
@@ -190,7 +189,7 @@ def _others_card(folder):
     path = folder/'README.md'
     if not path.is_file(): return ''
     content, listed = path.read_bytes(), listed_names(folder)
-    meta = json.loads((folder/'meta.json').read_text(encoding='utf8')) if listed else {}
+    meta = read_json(folder/'meta.json') if listed else {}
     return '' if meta.get('card') == _digest(content) else content
 
 def _digest(text):
@@ -224,7 +223,7 @@ def card(self:PictureModel) -> str: # Markdown
 def _small_files(self:PictureModel):
     "Name → text of what is saved beside the weights."
     files = {'config.yaml': self.cfg.dump(), **self.texts()}
-    if hasattr(self.extractor, 'to_dict'): files['extractor.json'] = json.dumps(self.extractor.to_dict(), indent=1)
+    if hasattr(self.extractor, 'to_dict'): files['extractor.json'] = to_json(self.extractor.to_dict(), indent=1)
     if self.metrics: files['metrics.json'] = to_json(self.metrics, indent=1)
     if self.familiar is not None: files['familiar.json'] = to_json(self.familiar.to_dict())
     return files
@@ -275,7 +274,7 @@ def _check_finite(model, path):
 def _json_of(path, name):
     "The content of a file beside the weights; None if it is not there."
     found = _resolve_file(path, name, None)
-    return json.loads(found.read_text(encoding='utf8')) if found else None
+    return read_json(found) if found else None
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #b0478d24
 @patch(cls_method=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from ..tokenization import BertTokenizer
 from ..utils import comm
+from ..utils.file_io import parse_json
 from ..utils.safe_pickle import safe_load
 
 # %% ../../nbs/06_datasets/46_word_pieces.ipynb #2e08a603
@@ -66,9 +67,7 @@ def read_json(
     "Read a JSON object."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
-    try: content = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f"{path}: not JSON, or cut off ({e})") from None
-    return _with_fields(content, keys, path)
+    return _with_fields(parse_json(path.read_bytes(), path), keys, path)
 
 def read_json_lines(
     path,    # of a .jsonl
@@ -79,13 +78,10 @@ def read_json_lines(
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
     with open(path, encoding='utf-8') as f:
         for n, line in enumerate(f, 1):
-            if line.strip(): out.append(_with_fields(_parsed(line, path, n), fields, f'{path}, line {n}'))
+            where = f'{path}, line {n}'
+            if line.strip(): out.append(_with_fields(parse_json(line, where), fields, where))
     if not out: raise ValueError(f"{path}: the file is empty; a data set needs at least one entry")
     return out
-
-def _parsed(line, path, n):
-    try: return json.loads(line)
-    except ValueError as e: raise ValueError(f"{path}, line {n}: not JSON, or cut off ({e})") from None
 
 def _with_fields(content, fields, where):
     "The object, if it has these fields."
@@ -149,8 +145,8 @@ def read_cache(
     "The entries of a cache that fits."
     if not Path(path).is_file(): return None
     with open(path, encoding='utf-8') as f:
-        if not _same_origin(_parsed(f.readline() or 'null', path, 1), origin): return None
-        return [as_arrays(_parsed(line, path, n)) for n, line in enumerate(f, 2)]
+        if not _same_origin(parse_json(f.readline() or 'null', f'{path}, line 1'), origin): return None
+        return [as_arrays(parse_json(line, f'{path}, line {n}')) for n, line in enumerate(f, 2)]
 
 def _same_origin(found, origin):
     "Equal in everything; of the files, those that are there now."

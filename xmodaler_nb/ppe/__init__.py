@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['as_ndarray', 'as_numpy_dtype', 'from_ndarray', 'from_numpy_dtype', 'get_xp', 'install_alias', 'requires', 'config',
-           'config_types']
+           'config_types', 'cuda', 'dataset', 'distributed', 'nn', 'utils']
 
-# %% ../../nbs/40_ppe/99_ppe.ipynb #cfbe68de
+# %% ../../nbs/40_ppe/99_ppe.ipynb #d00107ef
 from .. import __version__
-from . import config, config_types
+from . import config, config_types, cuda, dataset, distributed, nn, utils
 from .alias import install_alias, requires
 from .arrays import as_ndarray, as_numpy_dtype, from_ndarray, from_numpy_dtype, get_xp
 
-# %% ../../nbs/40_ppe/99_ppe.ipynb #93f26df0
+# %% ../../nbs/40_ppe/99_ppe.ipynb #86e6f557
 _all_ = ['as_ndarray', 'as_numpy_dtype', 'from_ndarray', 'from_numpy_dtype', 'get_xp', 'install_alias', 'requires',
-         'config', 'config_types']
+         'config', 'config_types', 'cuda', 'dataset', 'distributed', 'nn', 'utils']
