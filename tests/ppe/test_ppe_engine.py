@@ -288,6 +288,9 @@ def test_record():
     with record('x', metric='y'): pass
     with record('z', enable=False) as n: n.complete()
     assert set(get_time_summary().get_statistics(clear=True)) == {'y', 'y.std', 'y.min', 'y.max'}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with record('marked for torch'): torch.ones(1)
+    assert 'marked for torch' in {e.key for e in profile.key_averages()}
 
 
 def test_cuda_sections(monkeypatch):
