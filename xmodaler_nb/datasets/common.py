@@ -89,6 +89,11 @@ class MapDataset:
         map_func, # the mapper: entry (, rng) → item, or None to be replaced by another entry
     ): self._dataset, self._map_func, self._takes_rng = dataset, map_func, takes_rng(map_func)
 
+    @property
+    def mapper(self):
+        "What makes items of entries."
+        return self._map_func
+
     def __len__(self): return len(self._dataset)
 
     def __getitem__(self,
