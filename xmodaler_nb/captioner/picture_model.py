@@ -46,7 +46,9 @@ def picture_names(
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #f07d2020
 class PictureModel:
     "A model, its config, and the extractor that makes features of pictures."
-    kind, own_files = 'model', {}   # what messages call it; its text files: name → (what is in it, argument)
+    kind = 'model'     # what messages call it
+    own_files = {}     # its text files: name → (what is in it, argument of `from_pretrained`)
+    more_files = {}    # the same for files that it can do without
     def __init__(self,
         model,           # a meta-architecture
         cfg,             # the `CfgNode` it was built from
@@ -294,11 +296,13 @@ def from_pretrained(cls:PictureModel,
 
 @patch(cls_method=True)
 def _own_files(cls:PictureModel, path, given):
-    "Argument → path of the kind's own files."
-    files = {arg: (name, what) for name, (what, arg) in cls.own_files.items()}
+    "Argument → path of the kind's own files; None for one that it can do without, and that is not there."
+    files = {arg: (name, what) for name, (what, arg) in {**cls.own_files, **cls.more_files}.items()}
     for arg in given:
         if arg not in files: raise TypeError(f"from_pretrained got an unexpected argument {arg!r}")
-    return {arg: _needed_file(path, *names, arg, given.get(arg)) for arg, names in files.items()}
+    found = lambda arg, name: name in cls.own_files or arg in given or _resolve_file(path, name, None)
+    return {arg: _needed_file(path, *names, arg, given.get(arg)) if found(arg, names[0]) else None
+            for arg, names in files.items()}
 
 @patch(cls_method=True)
 def _companions(cls:PictureModel, path, run, extractor):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PIECES_FILE', 'Text', 'read_text', 'unknown_words', 'PictureTextModel', 'open_tokenizer', 'mean_attention']
 
-# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #5efd9357
+# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #1bc1e942
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ..datasets.mirror import box_fields, box_fields_of
 from ..datasets.word_pieces import pieces_text, sentence_ids
 from ..tokenization import BertTokenizer
 
-# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #58b29438
+# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #c39d26a8
 @dataclass
 class Text:
     "A typed text as a model reads it."
@@ -54,7 +54,7 @@ def unknown_words(
     known = lambda w: tokenizer.unk_token not in tokenizer.wordpiece_tokenizer.tokenize(w)
     return list(dict.fromkeys(w for w in tokenizer.basic_tokenizer.tokenize(text) if not known(w)))
 
-# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #6751f591
+# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #823c2c62
 class PictureTextModel(PictureModel):
     "A model that reads a text beside a picture."
     def __init__(self,
@@ -91,9 +91,9 @@ def open_tokenizer(
     "The tokenizer that lies beside a model."
     return BertTokenizer(path, do_lower_case=cfg.MODEL.PRETRAINING.DO_LOWER_CASE)
 
-# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #84ad3a31
+# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #e8014828
 @patch
-def _box_options(self:PictureTextModel):
+def box_options(self:PictureTextModel) -> tuple: # (int, bool)
     "How many regions are kept, and whether the mean region stands in front."
     return self.cfg.DATALOADER.MAX_FEAT_NUM, self.cfg.DATALOADER.USE_GLOBAL_V
 
@@ -102,7 +102,7 @@ def from_file(self:PictureTextModel,
     x, # path of a feature file
 ) -> tuple: # (fields, None, None)
     "Fields of a feature file; neither picture nor boxes."
-    return box_fields(x, *self._box_options()), None, None
+    return box_fields(x, *self.box_options()), None, None
 
 @patch
 def from_arrays(self:PictureTextModel,
@@ -112,7 +112,7 @@ def from_arrays(self:PictureTextModel,
     if not isinstance(x, dict):
         raise ValueError("features alone do not say where the regions are; give a dict with features (n, d), "
                          "boxes (n, 4), image_h and image_w")
-    fields = box_fields_of({**x, 'features': as_features(x.get('features', ()))}, *self._box_options())
+    fields = box_fields_of({**x, 'features': as_features(x.get('features', ()))}, *self.box_options())
     boxes = _with_whole(x) if self.cfg.DATALOADER.USE_GLOBAL_V else np.asarray(x['boxes'])
     return fields, None, boxes[:len(fields[kfg.ATT_FEATS])]
 
@@ -121,7 +121,7 @@ def _with_whole(x):
     h, w = (float(np.ravel(x[k])[0]) for k in ('image_h', 'image_w'))
     return np.concatenate([[[0., 0., w, h]], x['boxes']])
 
-# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #ce230b9e
+# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #a3acb527
 @patch
 def read_once(self:PictureTextModel,
     xs:list,               # pictures or features
@@ -136,7 +136,7 @@ def read_once(self:PictureTextModel,
         if id(x) not in read: read[id(x)] = self.named_item(x, name, errors)
     return [read[id(x)] for x in xs]
 
-# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #eb4d04ad
+# %% ../../nbs/17_captioner/15_text_and_picture.ipynb #f40fe81f
 @patch
 @torch.no_grad()
 def run_pairs(self:PictureTextModel,

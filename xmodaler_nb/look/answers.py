@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['render_chances', 'render_word_lights', 'render_answer_card', 'render_match_card', 'render_matches']
 
-# %% ../../nbs/16_look/15_answers.ipynb #9ea0055d
+# %% ../../nbs/16_look/15_answers.ipynb #27dbc6b4
 from html import escape
+from pathlib import PurePath
 import numpy as np
 from .render import FUNCTION_WORDS, render_attention, render_regions
 
-# %% ../../nbs/16_look/15_answers.ipynb #e12977b4
+# %% ../../nbs/16_look/15_answers.ipynb #ccca1a13
 def render_chances(
     best:list,     # (answer, probability in [0,1]), likeliest first
     width:int=160, # of a bar of probability 1, in pixels
@@ -27,7 +28,7 @@ def _bar(answer, p, width, first):
     bar = _span('', f'display:inline-block;height:10px;width:{long}px;background:{colour}')
     return f'<div>{name}{bar} {_span(f"{p:.0%}", "color:#777;font-size:12px")}</div>'
 
-# %% ../../nbs/16_look/15_answers.ipynb #660be361
+# %% ../../nbs/16_look/15_answers.ipynb #4a5aa8b3
 _UNLIT = frozenset('how many what which where who do does did can you i ? . , [UNK]'.split()) | FUNCTION_WORDS
 
 def render_word_lights(
@@ -42,7 +43,7 @@ def render_word_lights(
     kept = [i for i, w in enumerate(words[:len(weights)]) if w not in _UNLIT] or list(range(len(weights)))
     return render_attention(image, boxes, [words[i] for i in kept], weights[kept], unlit=())
 
-# %% ../../nbs/16_look/15_answers.ipynb #5473fc0e
+# %% ../../nbs/16_look/15_answers.ipynb #120e4db5
 _CARD = 'display:flex;gap:16px;font:14px/1.4 system-ui,sans-serif;border-top:1px solid #ddd;padding:10px 0'
 
 def _line(text, style='color:#777'): return f'<div style="{style}">{escape(str(text))}</div>'
@@ -65,7 +66,7 @@ def render_answer_card(
     if right: lines.append(_line(f'right: {right}', 'color:#777'))
     return _card(answer, lines, width)
 
-# %% ../../nbs/16_look/15_answers.ipynb #9cc5573f
+# %% ../../nbs/16_look/15_answers.ipynb #65a56c1f
 def render_match_card(
     match,         # with `text`, `score`, `words`; if known `id`, `image`, `boxes`, `attention`, `unknown`: a `Match`
     right=None,    # is it the right one? None: unknown
@@ -74,7 +75,9 @@ def render_match_card(
     "A picture, a sentence, their score, and the regions that its words attend to."
     mark = {None: '', True: ' ✓', False: ' ✗'}[right]
     lines = [_line(f'{match.text}{mark}', 'font-weight:700'), _line(f'score {match.score:.3f}')]
-    return _card(match, [*lines, _line(getattr(match, 'id', ''))], width)
+    return _card(match, [*lines, _line(_file_name(match))], width)
+
+def _file_name(match): return PurePath(str(getattr(match, 'id', ''))).name
 
 def render_matches(
     matches:list,  # best first
@@ -85,6 +88,6 @@ def render_matches(
 
 def _small(m, width):
     "A found picture above its score and name."
-    text = f'<figcaption style="font:12px system-ui,sans-serif">{m.score:.3f}<br>{escape(str(m.id))}</figcaption>'
+    text = f'<figcaption style="font:12px system-ui,sans-serif">{m.score:.3f}<br>{escape(_file_name(m))}</figcaption>'
     picture = render_regions(m.image, None, width=width)
     return f'<figure style="margin:4px;display:inline-block;text-align:center">{picture}{text}</figure>'
