@@ -26,7 +26,8 @@ def calculate_landmark_length_stats(
 ) -> dict:              # sign → dict(min, max, mean, std, med)
     "Lengths of the clips of each sign."
     lengths = {sign: rows[column].to_numpy() for sign, rows in _table().groupby('sign')}
-    return {sign: dict(min=n.min(), max=n.max(), mean=n.mean(), std=n.std(), med=np.median(n)) for sign, n in lengths.items()}
+    count = dict(min=np.min, max=np.max, mean=np.mean, std=np.std, med=np.median)
+    return {sign: {k: f(n) for k, f in count.items()} for sign, n in lengths.items()}
 
 # %% ../../../nbs/42_asl/20_data/20_clean.ipynb #01a27a6f
 def _reasons(table, stats, column):
@@ -58,7 +59,7 @@ def _remove(listed, table, step, file):
     listed.to_csv(folder/REMOVED, mode='a', index=False, header=not (folder/REMOVED).is_file())
     table.drop(listed.index).to_csv(part := folder/f'.{file}.{os.getpid()}', index=False)
     os.replace(part, folder/file)
-    for person, number in zip(listed.participant_id, listed.sequence_id): processed_path(person, number).unlink(missing_ok=True)
+    for key in zip(listed.participant_id, listed.sequence_id): processed_path(*key).unlink(missing_ok=True)
     (folder/settings.CLEANED_FILE).write_text(json.dumps(sorted({*_done(step), step})))
 
 def remove_outlier_or_missing_data(
@@ -91,7 +92,7 @@ def remove_unusable_data(
 def _mean_position(clips, part):
     "Mean (x, y) over frames, landmarks and clips; NaN if the part is never there."
     points = clips[:,:,PARTS[part]]
-    there = seen(np.concatenate([points, np.zeros((*points.shape[:2], 96 - points.shape[2], 2))], 2))[...,:points.shape[2]]
+    there = seen(points)
     return tuple(float(v) for v in points[there].mean(0)) if there.any() else (np.nan, np.nan)
 
 def calculate_avg_landmark_positions(
@@ -101,5 +102,6 @@ def calculate_avg_landmark_positions(
     signs, out = np.asarray(dataset.metadata['sign']), {}
     for sign in sorted(set(signs.tolist())):
         clips = np.stack([dataset.read(i) for i in np.flatnonzero(signs == sign)])
-        out[sign] = {name: _mean_position(clips, part) for name, part in (('left_hand', 'left_hand'), ('right_hand', 'right_hand'), ('face', 'lips'))}
+        left, right, lips = (_mean_position(clips, part) for part in ('left_hand', 'right_hand', 'lips'))
+        out[sign] = dict(left_hand=left, right_hand=right, face=lips)
     return out

@@ -19,4 +19,5 @@ from ..parquet import load_relevant_data_subset
 # %% ../../../nbs/42_asl/20_data/60_data_utils.ipynb #588442f7
 _all_ = ['calculate_avg_landmark_positions', 'calculate_landmark_length_stats', 'create_data_loaders',
          'interpolate_missing_values', 'load_relevant_data_subset', 'preprocess_data', 'preprocess_data_item',
-         'preprocess_data_to_same_size', 'preprocess_raw_data', 'remove_outlier_or_missing_data', 'remove_unusable_data']
+         'preprocess_data_to_same_size', 'preprocess_raw_data', 'remove_outlier_or_missing_data',
+         'remove_unusable_data']

@@ -33,7 +33,8 @@ RAW_COLUMNS = ['path', 'participant_id', 'sequence_id', 'sign']
 def _first(table, bad, what):
     "An error about the first of the bad rows."
     for i in np.flatnonzero(bad)[:1]:
-        raise ValueError(f"{settings.TRAIN_CSV_FILE}: {what.format(**table.iloc[i])} in row {i + 1} ({int(bad.sum())} such rows)")
+        said = what.format(**table.iloc[i])
+        raise ValueError(f'{settings.TRAIN_CSV_FILE}: {said} in row {i + 1} ({int(bad.sum())} such rows)')
 
 def _read_csv(path):
     "A table with the columns of the competition."
@@ -47,12 +48,14 @@ def raw_table(
     sample:int=100000,  # rows at most, chosen at random
 ):                      # DataFrame: path, participant_id, sequence_id, sign, target
     "The table of the recordings, with every row checked."
-    table, names = _read_csv(settings.path('RAW_DATA_DIR', settings.TRAIN_CSV_FILE)), sign_names(settings.path('RAW_DATA_DIR', settings.MAP_JSON_FILE))
-    if len(table) > sample: table = table.sample(sample, random_state=settings.SEED).sort_index().reset_index(drop=True)
+    raw = settings.path('RAW_DATA_DIR')
+    table, names = _read_csv(raw/settings.TRAIN_CSV_FILE), sign_names(raw/settings.MAP_JSON_FILE)
+    if len(table) > sample: table = table.sample(sample, random_state=settings.SEED).sort_index(ignore_index=True)
     _first(table, ~table.sign.isin(names), f'the sign {{sign!r}} is not in {settings.MAP_JSON_FILE}')
-    _first(table, table.duplicated(['participant_id', 'sequence_id']), 'participant {participant_id}, sequence {sequence_id} comes twice,')
-    _first(table, ~table.path.map(lambda p: settings.path('RAW_DATA_DIR', p).is_file()), 'the file {path} does not exist,')
-    return table.assign(target=table.sign.map({n: i for i, n in enumerate(names)}))
+    twice = table.duplicated(RAW_COLUMNS[1:3])
+    _first(table, twice, 'participant {participant_id}, sequence {sequence_id} comes twice,')
+    _first(table, ~table.path.map(lambda p: (raw/p).is_file()), 'the file {path} does not exist,')
+    return table.assign(target=table.sign.map(names.index))
 
 # %% ../../../nbs/42_asl/20_data/10_prepare.ipynb #9448b602
 JOURNAL, PROBLEMS = 'preprocess.jsonl', 'unreadable.csv'
@@ -78,14 +81,15 @@ def _read_journal(path):
     for line in path.read_text().splitlines() if path.is_file() else ():
         try: r = json.loads(line)
         except ValueError: continue                                    # cut off in the middle
-        if 'problem' in r or r['size'] == settings.INPUT_SIZE and processed_path(*(r[k] for k in KEY)).is_file(): done[tuple(r[k] for k in KEY)] = r
+        key = tuple(r[k] for k in KEY)
+        if r.get('size') == settings.INPUT_SIZE and processed_path(*key).is_file(): done[key] = r
     return done
 
 def _prepare_row(row):
     "Prepare one clip and write its array; what is to be noted."
     note = {k: int(row[k]) for k in KEY}
     try: item = preprocess_data_item(row['path'], int(row['target']))
-    except ValueError as e: return dict(note, problem=str(e))
+    except (ValueError, OSError) as e: return dict(note, problem=str(e))
     _write_array(processed_path(*note.values()), item.pop('landmarks'))
     return note | item
 
@@ -132,7 +136,8 @@ def _leave_out(table, notes, folder):
     bad = problem != ''
     if not bad.any(): return table
     table[bad].assign(problem=problem[bad]).to_csv(folder/PROBLEMS, index=False)
-    warnings.warn(f'{bad.sum()} of {len(table)} clips could not be read and are left out; {PROBLEMS} lists them. The first: {problem[bad][0]}')
+    warnings.warn(f'{bad.sum()} of {len(table)} clips could not be read and are left out; {PROBLEMS} lists them. '
+                  f'The first: {problem[bad][0]}')
     return table[~bad].reset_index(drop=True)
 
 def preprocess_raw_data(
