@@ -27,6 +27,7 @@ from .lr_scheduler import LRScheduler
 # %% ../../../../nbs/40_ppe/35_extensions/99_extensions.ipynb #b604eaf8
 _all_ = ['Extension', 'ExtensionEntry', 'make_extension', 'PRIORITY_EDITOR', 'PRIORITY_READER', 'PRIORITY_SNAPSHOT',
          'PRIORITY_WRITER', 'BestValue', 'FailOnNonNumber', 'MaxValue', 'MicroAverage', 'MinValue', 'observe_lr',
-         'observe_value', 'StopTraining', 'Evaluator', 'IgniteEvaluator', 'LogReport', 'PrintReport', 'PrintReportNotebook',
+         'observe_value', 'StopTraining', 'Evaluator', 'IgniteEvaluator', 'LogReport', 'PrintReport',
+         'PrintReportNotebook',
          'ProgressBar', 'ProgressBarNotebook', 'PlotReport', 'ParameterStatistics', 'VariableStatisticsPlot',
          'snapshot', 'snapshot_object', 'Slack', 'SlackWebhook', 'LRScheduler']

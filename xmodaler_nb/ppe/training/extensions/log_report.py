@@ -21,7 +21,9 @@ class LogBuffer:
 
     def append(self,
         entry:dict,   # name → value
-    ): self.entries.append(entry)
+    ):
+        "Add an entry."
+        self.entries.append(entry)
 
     def follow(self,
         reader,   # any object that stands for the reader
@@ -46,9 +48,26 @@ class LogBuffer:
 
 # %% ../../../../nbs/40_ppe/35_extensions/20_log_report.ipynb #bfd62d74
 def _plain(entry): return {k: v.item() if hasattr(v, 'item') else v for k, v in entry.items()}
-def save_json(target, f): f.write(to_json(target, indent=4).encode())
-def save_json_lines(target, f): f.writelines((to_json(entry) + '\n').encode() for entry in target)
-def save_yaml(target, f): f.write(yaml.safe_dump(target, sort_keys=False).encode())
+def save_json(
+    target:list,   # entries
+    f,             # binary file
+):
+    "One list."
+    f.write(to_json(target, indent=4).encode())
+
+def save_json_lines(
+    target:list,   # entries
+    f,             # binary file
+):
+    "One object per line."
+    f.writelines((to_json(entry) + '\n').encode() for entry in target)
+
+def save_yaml(
+    target:list,   # entries
+    f,             # binary file
+):
+    "A list of mappings."
+    f.write(yaml.safe_dump(target, sort_keys=False).encode())
 
 FORMATS = {'json': save_json, 'json-lines': save_json_lines, 'yaml': save_yaml}
 _SUFFIXES = {'.jsonl': 'json-lines', '.yaml': 'yaml', '.yml': 'yaml'}
@@ -129,7 +148,8 @@ def finalize(self:LogReport, manager):
 @patch
 def state_dict(self:LogReport):
     "The trigger, the sums, and the log as JSON text."
-    return {'_trigger': self._trigger.state_dict(), '_summary': self._summary.state_dict(), '_log': json.dumps(self.log)}
+    return {'_trigger': self._trigger.state_dict(), '_summary': self._summary.state_dict(),
+            '_log': json.dumps(self.log)}
 
 @patch
 def load_state_dict(self:LogReport,

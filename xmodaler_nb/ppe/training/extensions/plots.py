@@ -19,7 +19,12 @@ def matplotlib_available() -> bool:
     warnings.warn("matplotlib is not installed; nothing is plotted (pip install matplotlib)")
     return False
 
-def save_figure(target, f): target.savefig(f, format=target.file_format, bbox_inches='tight')
+def save_figure(
+    target,   # matplotlib Figure with a `file_format`
+    f,        # binary file
+):
+    "Write a figure."
+    target.savefig(f, format=target.file_format, bbox_inches='tight')
 
 def curves_figure(
     curves:dict,   # name → list of (x, y)

@@ -28,8 +28,18 @@ def width(
     "The width of a column."
     return max(10, len(name))
 
-def header_line(names): return '  '.join(f'{n:{width(n)}}' for n in names)
-def entry_line(entry, names): return '  '.join(_cell(entry.get(n), width(n)) for n in names)
+def header_line(
+    names:list,   # of the columns
+) -> str:
+    "The names, each as wide as its column."
+    return '  '.join(f'{n:{width(n)}}' for n in names)
+
+def entry_line(
+    entry:dict,   # name → value
+    names:list,   # of the columns
+) -> str:
+    "One entry."
+    return '  '.join(_cell(entry.get(n), width(n)) for n in names)
 
 def _cell(value, w):
     "A value, left-aligned; nothing for None."

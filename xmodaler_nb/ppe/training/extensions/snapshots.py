@@ -22,7 +22,7 @@ def fixed_parts(
     if '{' not in name: return folder, name, None                # this very name
     begin, end = name[:name.index('{')], name[name.rindex('}') + 1:]
     if begin or end: return folder, begin, end
-    raise ValueError(f"the file name {pattern!r} has no fixed part: every file in the folder would count as a snapshot")
+    raise ValueError(f"the file name {pattern!r} has no fixed part: every file of the folder would be a snapshot")
 
 def find_snapshots(
     pattern:str,   # of a file name

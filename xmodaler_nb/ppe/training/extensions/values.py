@@ -42,8 +42,8 @@ class MicroAverage(Extension):
         result_key:str,         # name of the quotient
         trigger=(1, 'epoch'),   # when it is reported; the sums then begin anew
     ):
-        self._keys, self._result_key, self._trigger = (numerator_key, denominator_key), result_key, get_trigger(trigger)
-        self._sums = [0., 0.]
+        self._keys, self._result_key = (numerator_key, denominator_key), result_key
+        self._trigger, self._sums = get_trigger(trigger), [0., 0.]
 
     def __call__(self, manager):
         values = [manager.observation.get(k) for k in self._keys]
@@ -129,8 +129,8 @@ class FailOnNonNumber(Extension):
     def __call__(self, manager):
         for name, model in manager.raw_models.items():
             bad = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
-            if bad: raise RuntimeError(f"iteration {manager.iteration}: {name}.{bad[0]} holds a value that is no number"
-                                       f" ({len(bad)} such parameters)")
+            where = f'iteration {manager.iteration}: {name}'
+            if bad: raise RuntimeError(f"{where}.{bad[0]} holds a value that is no number, {len(bad)} parameters do")
 
 # %% ../../../../nbs/40_ppe/35_extensions/00_values.ipynb #43f49fc8
 class StopTraining(Extension):
