@@ -44,6 +44,6 @@ _all_ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiLoa
          'EvalHook', 'IterationTimer', 'LRScheduler', 'ModelWeightsManipulating', 'PeriodicCheckpoint',
          'PeriodicCheckpointer', 'PeriodicWriter', 'PreciseBN', 'ScheduledSampling', 'EarlyStopping', 'KeepBest',
          'ProgressBar', 'ModelEma', 'AMP', 'DefaultTrainer', 'default_argument_parser', 'default_setup',
-         'default_writers', 'SelfCritical', 'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer', 'Ensembler', 'RetrievalTrainer',
-         'SingleStreamRetrievalTrainer', 'HardNegatives', 'SingleStreamRetrievalTrainerHardNegatives', 'VCRTrainer',
-         'TDENPretrainer']
+         'default_writers', 'SelfCritical', 'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer', 'Ensembler',
+         'RetrievalTrainer', 'SingleStreamRetrievalTrainer', 'HardNegatives',
+         'SingleStreamRetrievalTrainerHardNegatives', 'VCRTrainer', 'TDENPretrainer']
