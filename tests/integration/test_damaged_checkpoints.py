@@ -94,11 +94,11 @@ def test_older_checkpoints_have_no_sums(run):
 
 @pytest.mark.parametrize('place', ['../away', '{tmp}/away', '../run/../away', 'x/../../away', './', '..', '.hidden'])
 def test_a_tag_that_leads_elsewhere(run, tmp_path, place):
-    from xmodaler_nb.captioner.captioner import _find_checkpoint
+    from xmodaler_nb.captioner.picture_model import find_checkpoint
     shutil.copytree(newest(run, 0), tmp_path/'away')
     shutil.copytree(newest(run, 0), run/'.hidden')
     (run/'last_checkpoint').write_text(place.format(tmp=tmp_path))
-    assert resume(run) == 2 and _find_checkpoint(run) == newest(run)
+    assert resume(run) == 2 and find_checkpoint(run) == newest(run)
 
 def test_sums_see_what_sizes_do_not(tmp_path):
     a = np.random.default_rng(0).integers(0, 256, 3_000_001, dtype=np.uint8)

@@ -24,7 +24,7 @@ def test_stored_with_the_checkpoint_and_the_captioner(data, tmp_path):
     again = Captioner.from_pretrained(cap.save_pretrained(tmp_path/'c'))
     for c in (cap, again):
         assert np.mean([x.unlike <= 1 for x in c.describe(files)]) > .9
-        log = logging.getLogger('xmodaler_nb.captioner.captioner')
+        log = logging.getLogger('xmodaler_nb.captioner.picture_model')
         seen, handler = [], logging.Handler()
         handler.emit = lambda record: seen.append(record.getMessage())
         log.addHandler(handler)

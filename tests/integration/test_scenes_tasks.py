@@ -24,11 +24,16 @@ def world(tmp_path_factory):
     return data, write_tasks(folder/'tasks', data)
 
 
-def config(path, world, **more):
+def options(path, world, **more):
+    "Key → value: a model of width 16 on this world."
     small = {'MODEL.TOKEN_EMBED.DIM': 16, 'MODEL.VISUAL_EMBED.OUT_DIM': 16, 'MODEL.TOKEN_EMBED.POSITION_MAX_LEN': 96, 'DATALOADER.NUM_WORKERS': 0, 'DATALOADER.TRAIN_BATCH_SIZE': 8,
              'DATALOADER.INF_BATCH_SIZE': 3, 'MODEL.DEVICE': 'cpu', 'MODEL.WEIGHTS': '', 'SEED': 0, **{f'MODEL.BERT.{k}': v for k, v in BERT.items()}, **(TDEN if '/tden/' in path else {}), **more}
+    return {**small, **world[1][CONFIGS[path]].entries}
+
+
+def config(path, world, **more):
     torch.manual_seed(0)
-    return load_cfg_file(path, [x for kv in {**small, **world[1][CONFIGS[path]].entries}.items() for x in kv])
+    return load_cfg_file(path, [x for kv in options(path, world, **more).items() for x in kv])
 
 
 def forward(model, batch, path):

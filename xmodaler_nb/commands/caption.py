@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMIT', 'captions_page', 'find_inputs', 'fetch', 'caption_parser', 'print_captions', 'check_page_name',
-           'caption_main']
+           'caption_main', 'read_inputs']
 
 # %% ../../nbs/18_commands/40_caption.ipynb #a10f4923
 import argparse
@@ -130,7 +130,7 @@ def caption_main(argv):
         raise FileNotFoundError(f"{args.model} does not exist; name the folder of a captioner or of a run with "
                                 "--model (xm-demo trains runs/demo)")
     files, failed = find_inputs(args.pictures), {}
-    inputs = [(f, x) for f in files if (x := _fetched(f, failed)) is not None]
+    inputs = read_inputs(files, failed)
     described = Captioner.from_pretrained(args.model).describe(
         [x for _, x in inputs], strategy='beam' if args.beam > 1 else 'greedy', beam_size=args.beam, nbest=args.nbest,
         trace=bool(args.html), ids=[f for f, _ in inputs], errors=failed)
@@ -138,6 +138,13 @@ def caption_main(argv):
     print_captions([c for cs in lists for c in cs], args.json)
     if args.html and lists: write_text(args.html, captions_page([cs[0] for cs in lists]))
     return report_failures(failed, len(files))
+
+def read_inputs(
+    names:list,  # files and web addresses
+    failed:dict, # filled with name → why, for what the web does not have
+) -> list:       # of (name, picture from the web or name of a file)
+    "Pictures from the web as pixels; files as they are called."
+    return [(name, x) for name in names if (x := _fetched(name, failed)) is not None]
 
 def _fetched(name, failed):
     "A picture from the web, or the name of a file; None, and an entry in `failed`, where the web has none."

@@ -19,6 +19,7 @@ from ..own.data import CaptionData, WrittenData, no_features, read_table, sample
 from ..own.extract import KINDS, extract_features
 from ..own.origin import verify_features
 from ..own.store_import import import_features
+from ..utils.file_io import read_json
 from ..utils.store import FeatureStore
 
 # %% ../../nbs/18_commands/70_data.ipynb #e723f1ed
@@ -96,7 +97,7 @@ def extract_command(
 ):        # 1 if files failed
     "Extract features of pictures or clips."
     check_backbone(args.backbone, args.weights or 'DEFAULT')
-    boxes = json.loads(Path(args.boxes).read_text(encoding='utf-8')) if args.boxes else None
+    boxes = read_json(args.boxes) if args.boxes else None
     options = {k: v for k in ('size', 'cells', 'device', 'crop', 'weights') if (v := getattr(args, k))}
     folder = len(args.files) == 1 and Path(args.files[0]).is_dir()
     result = extract_features(args.backbone, args.files[0] if folder else args.files, args.store, args.kind, boxes,

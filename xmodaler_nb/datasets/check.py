@@ -8,7 +8,6 @@ __all__ = ['DatasetError', 'missing_features', 'entry_id', 'token_problems', 'vo
            'check_datasets']
 
 # %% ../../nbs/06_datasets/70_check.ipynb #e2597dec
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from ..functional import decodes_word_pieces, read_lines
 from ..utils import comm
 from ..utils.store import feature_files
 from .pictures import evenly_spaced
-from ..utils.file_io import why_missing
+from ..utils.file_io import read_json, why_missing
 
 # %% ../../nbs/06_datasets/70_check.ipynb #1403f5c0
 class DatasetError(ValueError):
@@ -175,7 +174,7 @@ def reference_problems(
     "Images that will be captioned but cannot be scored."
     path, ids = Path(path), [str(entry_id(e)) for e in entries]
     if not path.is_file(): return [f"{path}: {why_missing(path)} (of references)"]
-    try: known = {str(a['image_id']) for a in json.loads(path.read_text(encoding='utf-8'))['annotations']}
+    try: known = {str(a['image_id']) for a in read_json(path)['annotations']}
     except (ValueError, KeyError, TypeError) as e:
         return [f"{path}: not a file of references in COCO's form ({type(e).__name__}: {e})"]
     return _id_problems(path, ids, known)

@@ -60,13 +60,17 @@ def item_rng(
 def global_rng(
     rng:random.Random, # where the seeds come from
 ):
-    "Seed Python's, numpy's and torch's global generators from `rng`; restore them after the `with`."
+    "Seed Python's, numpy's and torch's global CPU generators from `rng`; restore them after the `with`."
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = rng.getrandbits(32)
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)      # `torch.manual_seed` would also reseed the devices of the training
     try: yield
     finally:
-        random.setstate(states[0]); np.random.set_state(states[1]); torch.set_rng_state(states[2])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 def takes_rng(
     f,        # a mapper
@@ -84,6 +88,11 @@ class MapDataset:
         dataset,  # has a length and entries
         map_func, # the mapper: entry (, rng) → item, or None to be replaced by another entry
     ): self._dataset, self._map_func, self._takes_rng = dataset, map_func, takes_rng(map_func)
+
+    @property
+    def mapper(self):
+        "What makes items of entries."
+        return self._map_func
 
     def __len__(self): return len(self._dataset)
 

@@ -16,6 +16,7 @@ import pickle
 from pathlib import Path
 import numpy as np
 from ..functional import as_id, load_vocab
+from ..utils.file_io import read_json
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #ff15a225
 def caption_rows(
@@ -209,7 +210,7 @@ class Folder:
         path = self.folder/'report.json'
         if report is None and not path.is_file():
             raise FileNotFoundError(f"{self.folder}: no report.json; write the folder anew")
-        self.report = json.loads(path.read_text(encoding='utf-8')) if report is None else dict(report)
+        self.report = read_json(path) if report is None else dict(report)
         self.paths = folder_paths(self.folder, self.report['prefix'])
         self.paths['features'] = self.folder/(self.report.get('features') or 'features')
 

@@ -8,7 +8,9 @@ __all__ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiL
            'IterationTimer', 'LRScheduler', 'ModelWeightsManipulating', 'PeriodicCheckpoint', 'PeriodicCheckpointer',
            'PeriodicWriter', 'PreciseBN', 'ScheduledSampling', 'EarlyStopping', 'KeepBest', 'ProgressBar', 'ModelEma',
            'AMP', 'DefaultTrainer', 'default_argument_parser', 'default_setup', 'default_writers', 'SelfCritical',
-           'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer', 'Ensembler']
+           'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer', 'Ensembler', 'RetrievalTrainer',
+           'SingleStreamRetrievalTrainer', 'HardNegatives', 'SingleStreamRetrievalTrainerHardNegatives', 'VCRTrainer',
+           'TDENPretrainer']
 
 # %% ../../nbs/14_engine/99_engine.ipynb #3951bc78
 from .launch import launch
@@ -31,6 +33,11 @@ from .rl_trainer import RLTrainer
 from .rl_mean_trainer import RLMeanTrainer
 from .rl_beam_trainer import RLBeamTrainer
 from .ensembler import Ensembler
+from .retrieval_trainer import RetrievalTrainer
+from .single_stream_retrieval_trainer import SingleStreamRetrievalTrainer
+from .hard_negatives import HardNegatives, SingleStreamRetrievalTrainerHardNegatives
+from .vcr_trainer import VCRTrainer
+from .tden_pretrainer import TDENPretrainer
 
 # %% ../../nbs/14_engine/99_engine.ipynb #06ff9b27
 _all_ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiLoader', 'TeacherForcing',
@@ -38,4 +45,6 @@ _all_ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiLoa
          'EvalHook', 'IterationTimer', 'LRScheduler', 'ModelWeightsManipulating', 'PeriodicCheckpoint',
          'PeriodicCheckpointer', 'PeriodicWriter', 'PreciseBN', 'ScheduledSampling', 'EarlyStopping', 'KeepBest',
          'ProgressBar', 'ModelEma', 'AMP', 'DefaultTrainer', 'default_argument_parser', 'default_setup',
-         'default_writers', 'SelfCritical', 'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer', 'Ensembler']
+         'default_writers', 'SelfCritical', 'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer', 'Ensembler',
+         'RetrievalTrainer', 'SingleStreamRetrievalTrainer', 'HardNegatives',
+         'SingleStreamRetrievalTrainerHardNegatives', 'VCRTrainer', 'TDENPretrainer']

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from .build import EVALUATION_REGISTRY
 from .split import as_id
 from .vqa_accuracy import vqa_accuracy
+from ..utils.file_io import read_json
 from ..utils.safe_pickle import safe_load
 
 # %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #14cd7de9
@@ -102,7 +103,7 @@ def _check_complete(self:VQAEvaler, ids):
 def _official(annfile, targets):
     "The official annotations of exactly these questions, if such a file lies beside the targets; else []."
     for path in sorted(Path(annfile).parent.glob('v2_mscoco_*_annotations.json')) if annfile else []:
-        found = json.loads(path.read_text(encoding='utf-8'))['annotations']
+        found = read_json(path)['annotations']
         found = [a for a in found if as_id(a['question_id']) in targets]
         if len(found) == len(targets): return found
     return []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'text_encoding', 'decode_text', 'read_lines', 'read_lines_set', 'load_vocab', 'check_words',
-           'decodes_word_pieces', 'read_np', 'read_np_bbox']
+           'decodes_word_pieces', 'read_np', 'bbox_arrays', 'read_np_bbox']
 
 # %% ../../nbs/04_functional/20_func_io.ipynb #00bc4dd1
 import re
@@ -161,17 +161,26 @@ def _raise_no_region(path, there, max_feat_num):
     if not there: raise ValueError(f"{path}: the picture has no region; its features have sizes (0, width)")
     raise ValueError(f"{path}: MAX_FEAT_NUM {max_feat_num} keeps none of {there} regions")
 
-def read_np_bbox(
-    path:str|Path,           # .npz with features (n, d), boxes (n, 4) in pixels, image_h (1,), image_w (1,)
+def bbox_arrays(
+    content:dict,            # features (n, d), boxes (n, 4) in pixels, image_h, image_w
+    path,                    # what error messages call the source
     max_feat_num:int,        # at most max_feat_num - 1 regions are kept, global or not
     use_global_v:bool=True,  # put the mean region in front
 ) -> tuple:                  # features (m, d); locations (m, 5), float64 with the global region, float32 without
-    "Read region features and the geometry of their boxes."
-    content = read_np(path)
+    "Region features and the geometry of their boxes."
     _check_arrays(content, path, 'features', 'boxes', 'image_h', 'image_w')
     feats, boxes = content['features'], content['boxes']
     if len(feats) != len(boxes): raise ValueError(f"{path}: {len(feats)} features but {len(boxes)} boxes")
     feats, boxes = feats[:max_feat_num-1], boxes[:max_feat_num-1]
     if not len(feats): _raise_no_region(path, len(content['features']), max_feat_num)
-    locs = boxes_to_locfeats(boxes, content['image_w'].ravel()[0], content['image_h'].ravel()[0])
+    w, h = (np.ravel(content[k])[0] for k in ('image_w', 'image_h'))
+    locs = boxes_to_locfeats(boxes, w, h)
     return _add_global_region(feats, locs) if use_global_v else (feats, locs)
+
+def read_np_bbox(
+    path:str|Path,           # .npz with features (n, d), boxes (n, 4) in pixels, image_h (1,), image_w (1,)
+    max_feat_num:int,        # at most max_feat_num - 1 regions are kept, global or not
+    use_global_v:bool=True,  # put the mean region in front
+) -> tuple:                  # as `bbox_arrays`
+    "Read region features and the geometry of their boxes."
+    return bbox_arrays(read_np(path), path, max_feat_num, use_global_v)

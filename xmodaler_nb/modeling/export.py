@@ -18,6 +18,7 @@ from ..config import Batch, kfg
 from ..datasets.collate import collate
 from .decode_strategy.state import DictState
 from ..utils.env import import_optional
+from ..utils.file_io import read_json
 
 # %% ../../nbs/07_modeling/92_export.ipynb #09617099
 INPUT_KEYS = (kfg.ATT_FEATS, kfg.ATT_MASKS, kfg.ATT_FEATS_LOC, kfg.GLOBAL_FEATS, kfg.RELATION, kfg.ATTRIBUTE,
@@ -217,7 +218,7 @@ class ExportedModel:
         if not (folder/'export.json').is_file():
             raise FileNotFoundError(f"{folder}: no export.json; write the folder with export_model")
         if runtime not in ('torch', 'onnx'): raise ValueError(f"runtime is {runtime!r}, but must be 'torch' or 'onnx'")
-        self.meta = json.loads((folder/'export.json').read_text(encoding='utf-8'))
+        self.meta = read_json(folder/'export.json')
         self.decoder = SimpleNamespace(state_keys=tuple(self.meta['state_keys']),
                                        memory_keys=tuple(self.meta['memory_keys']), shares_images=False)
         if runtime == 'torch': self.encoder, self.stepper = _load_torch(folder/'encoder'), _load_torch(folder/'step')

@@ -40,7 +40,7 @@ from .extract import extract_features
 from .origin import FeatureFolder, FeatureItems, arrays_digest, digest, file_digest, keep_agreeing
 from .origin import origin, verify_features
 from ..utils.checkpoint_files import write_text
-from ..utils.file_io import why_missing
+from ..utils.file_io import read_json, why_missing
 from ..utils.store import feature_files, open_store
 
 # %% ../../nbs/15_own/40_data.ipynb #5100c739
@@ -432,7 +432,7 @@ def from_xmodaler(cls:CaptionData,
 def _coco_captions(path):
     if not path.is_file(): return {}
     out = defaultdict(list)
-    for a in json.loads(path.read_text(encoding='utf-8'))['annotations']: out[str(a['image_id'])].append(a['caption'])
+    for a in read_json(path)['annotations']: out[str(a['image_id'])].append(a['caption'])
     return out
 
 # %% ../../nbs/15_own/40_data.ipynb #fa0bc310
@@ -556,7 +556,7 @@ class WrittenData(Folder):
         super().__init__(folder)
         name, counts = _DATASETS[self.report['prefix']], self.report['counts']
         self.more = {f'DATASETS.{s.upper()}': name if counts.get(s) else '' for s in SPLITS}
-        self.files = json.loads((self.folder/'files.json').read_text(encoding='utf-8'))
+        self.files = read_json(self.folder/'files.json')
 
     def verify(self) -> list: # of problems, each names an id or a file
         "Whether the features are what was written, from the pictures that are there now."

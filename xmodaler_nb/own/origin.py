@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from ..datasets.pictures import IMAGES
+from ..utils.file_io import read_json
 from ..utils.store import FeatureStore, FeatureWriter, remove_items
 
 # %% ../../nbs/15_own/25_origin.ipynb #c227acb7
@@ -315,7 +316,7 @@ def _maker_problems(path, origins):
     one = {m: i for i, ms in makers.items() if len(ms) == 1 for m in ms}
     if len(one) > 1: return [f"{path}: ids {', '.join(one.values())} were made by different extractors"]
     if not (path/'.maker.json').is_file() or not makers: return []
-    maker, text = json.loads((path/'.maker.json').read_text(encoding='utf-8'))
+    maker, text = read_json(path/'.maker.json')
     description = path/'extractor.json'
     same = description.is_file() and digest(description.read_text(encoding='utf-8')) == text
     if same and all(maker in ms for ms in makers.values()): return []

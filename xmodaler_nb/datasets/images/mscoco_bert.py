@@ -6,7 +6,6 @@
 __all__ = ['piece_rows', 'MSCoCoBertDataset']
 
 # %% ../../../nbs/06_datasets/53_mscoco_bert.ipynb #1a95dc60
-import json
 import os
 import pickle
 import random
@@ -19,6 +18,7 @@ from ..annotations import caption_fields, decode_fields, load_annotations, stage
 from ..build import DATASETS_REGISTRY
 from ...functional import read_lines_set, read_np_bbox
 from ...tokenization import BertTokenizer
+from ...utils.file_io import read_json
 
 # %% ../../../nbs/06_datasets/53_mscoco_bert.ipynb #5cc4a5ea
 def piece_rows(
@@ -119,7 +119,7 @@ def read_texts(self:MSCoCoBertDataset,
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file, and {self.anno_file} with ready rows is not there either")
     wanted = read_lines_set(self.images_ids_file) - {''}
-    images = json.loads(Path(path).read_text(encoding='utf-8'))['images']
+    images = read_json(path)['images']
     texts = {str(o['cocoid']): [s['raw'] for s in o['sentences']] for o in images if str(o['cocoid']) in wanted}
     if missing := sorted(wanted - texts.keys()):
         raise ValueError(f"{self.images_ids_file}: id {missing[0]} is not in {path} ({len(missing)} such ids)")

@@ -6,6 +6,7 @@
 __all__ = ['HELD_OUT', 'read_questions', 'read_answers', 'pair_up', 'VQADataset']
 
 # %% ../../../nbs/06_datasets/56_vqa.ipynb #9b6f607f
+import json
 import logging
 import os
 import random
@@ -15,8 +16,8 @@ from fastcore.basics import patch
 from ...config import configurable, kfg
 from ..build import DATASETS_REGISTRY
 from ..mirror import box_fields, can_mirror, exchange, left_and_right, with_suffix
-from ..word_pieces import (build_tokenizer, cache_origin, cached_entries, check_known, read_json,
-                                              sentence_ids)
+from ..word_pieces import (build_tokenizer, cache_origin, cached_entries, check_known, pieces_text,
+                                              read_json, sentence_ids)
 from ...utils.safe_pickle import safe_load
 
 # %% ../../../nbs/06_datasets/56_vqa.ipynb #83b90110
@@ -186,6 +187,11 @@ def target(self:VQADataset,
     sides = [self.ans2label.get(w) for w in ('left', 'right')]
     if mirrored and None not in sides: out[sides] = out[sides[::-1]]
     return out
+
+@patch
+def checkpoint_files(self:VQADataset) -> dict: # name → text
+    "What travels in the checkpoints of a model that is trained on these questions."
+    return {'wordpieces.txt': pieces_text(self.tokenizer), 'answers.json': json.dumps(self.label2ans)}
 
 @patch
 def __call__(self:VQADataset,

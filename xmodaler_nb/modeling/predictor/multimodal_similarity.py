@@ -80,6 +80,24 @@ def forward(self:MultiModalSimilarity,
     u = self.text_vectors(b[kfg.U_TOKEN_EMBED], b[kfg.EXT_U_TOKENS_MASKS])
     return {kfg.OUTPUT: u @ v.t() if self.training else [v, u]}
 
+# %% ../../../nbs/07_modeling/40_predictor/40_multimodal_similarity.ipynb #e7dbafd7
+def _shares(pool, x, mask):
+    "Vectors (b, n, o), one per position; their sum is what the pooler returns (in evaluation)."
+    y = pool.embed(x)
+    if pool.bn is not None: y = pool.bn(y.flatten(0, 1)).view_as(y)
+    return pool.weights(x, mask)[...,None]*y
+
+@patch
+def contributions(self:MultiModalSimilarity,
+    batched_inputs:dict, # the batch as the encoder left it, as many texts as pictures; in evaluation
+) -> Tensor:             # (b, t, n): sums to the score of text i with picture i
+    "The scores of pairs as sums over words and regions."
+    b = batched_inputs
+    v = sum(_shares(pool, x, b[kfg.EXT_ATT_MASKS]) for pool, x in zip(self.v_pooler, b[kfg.ATT_FEATS], strict=True))
+    u = _shares(self.t_pooler, last_state(b[kfg.U_TOKEN_EMBED]), b[kfg.EXT_U_TOKENS_MASKS])
+    u, v = (x/x.sum(1, keepdim=True).norm(dim=-1, keepdim=True) for x in (u, v))
+    return u @ v.transpose(1, 2)
+
 # %% ../../../nbs/07_modeling/40_predictor/40_multimodal_similarity.ipynb #f2172a0e
 @PREDICTOR_REGISTRY.register()
 class SingleStreamMultiModalSimilarity(SingleStreamMultiModalPredictor):

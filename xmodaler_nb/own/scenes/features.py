@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORK', 'ROW', 'EXTRACTORS', 'as_rgb', 'shrink', 'background', 'components', 'find_regions', 'mask_box', 'box_numbers',
            'neighbour_numbers', 'colour_numbers', 'shape_numbers', 'texture_numbers', 'describe', 'grid_boxes',
-           'SceneFeatures', 'ClipFeatures', 'extractor_from_dict']
+           'SceneFeatures', 'FoundRegions', 'ClipFeatures', 'extractor_from_dict']
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #4e8303c8
 from functools import lru_cache
@@ -275,6 +275,17 @@ def __call__(self:SceneFeatures,
     return dict(features=feats, boxes=_full_boxes(rows, h, w, H, W), image_h=H, image_w=W,
                 n_regions=min(n, len(rows)) if self.kind != 'grid' else 0)
 
+# %% ../../../nbs/15_own/00_scenes/30_features.ipynb #627862fc
+class FoundRegions(SceneFeatures):
+    "Picture -> the found regions; the whole picture where none is found."
+    def __call__(self,
+        image, # any picture, see `as_rgb`
+    ) -> dict: # as `SceneFeatures`, without the first row
+        "Describe the regions."
+        r = super().__call__(image)
+        k = int(len(r['features']) > 1)
+        return {**r, 'features': r['features'][k:], 'boxes': r['boxes'][k:]}
+
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #6ed56a80
 class ClipFeatures:
     "Clip -> one vector per frame, from the pixels alone."
@@ -317,7 +328,7 @@ def _motion(a, b, h, w):
     return np.round(np.concatenate([d, abs(d)]), 4)
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #a09bcdaf
-EXTRACTORS = dict(SceneFeatures=SceneFeatures, ClipFeatures=ClipFeatures)
+EXTRACTORS = dict(SceneFeatures=SceneFeatures, FoundRegions=FoundRegions, ClipFeatures=ClipFeatures)
 
 def extractor_from_dict(
     d:dict, # what an extractor's `to_dict` returned
