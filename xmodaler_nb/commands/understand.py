@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'TASKS', 'CARDS', 'World', 'make_world', 'Task', 'train_task
            'vqa_cards', 'retrieval_cards', 'vcr_cards', 'task_section', 'run_task', 'understand_parser',
            'understand_main']
 
-# %% ../../nbs/18_commands/37_understand.ipynb #5010d8a0
+# %% ../../nbs/18_commands/37_understand.ipynb #7547bac0
 import argparse
 import json
 import shutil
@@ -31,7 +31,7 @@ from ..utils.checkpoint_files import write_text
 from ..utils.file_io import to_json
 from ..utils.safe_pickle import safe_load
 
-# %% ../../nbs/18_commands/37_understand.ipynb #b53abbf0
+# %% ../../nbs/18_commands/37_understand.ipynb #0e045892
 SIZES = dict(tiny=dict(train=24, val=8, test=12), demo=dict(train=2500, val=200, test=300))
 
 @dataclass
@@ -55,7 +55,7 @@ def make_world(
     for i in data.ids('test'): shutil.copyfile(data.folder/'images'/f'{i}.png', pictures/f'{i}.png')
     return World(data, tasks, pictures, time.perf_counter() - start)
 
-# %% ../../nbs/18_commands/37_understand.ipynb #d4e3b2bc
+# %% ../../nbs/18_commands/37_understand.ipynb #36c0e872
 @dataclass
 class Task:
     "One task of `xm-understand`."
@@ -69,7 +69,7 @@ TASKS = dict(
     vqa=Task('understand/vqa.yaml', 'vqa', 'UNITER', 'accuracy', 'Questions'),
     vcr=Task('understand/vcr.yaml', 'vcr', 'UNITER', 'Q -> A', 'Choices and reasons'),
     pretrain=Task('understand/pretrain.yaml', 'conceptual_captions', 'TDEN', '', 'Pre-training'),
-    retrieval=Task('understand/retrieval.yaml', 'flickr30k', 'TDEN', 'r1', 'Finding pictures'))
+    retrieval=Task('scenes/retrieval_tden.yaml', 'flickr30k', 'TDEN', 'r1', 'Finding pictures'))
 
 def train_task(
     name:str,        # in `TASKS`
@@ -87,7 +87,7 @@ def train_task(
                                       *opts])
     return run_training(cfg, resume, task.config)
 
-# %% ../../nbs/18_commands/37_understand.ipynb #f0e70477
+# %% ../../nbs/18_commands/37_understand.ipynb #9054f958
 def score_task(
     name:str, # in `TASKS`
     trainer,  # after training
@@ -119,7 +119,7 @@ def baseline(
     scenes = [world.data.scene(i) for i in world.data.ids('test')]
     return {'chance': 100/len(scenes), 'bound': 100*retrieval_bound(scenes)}
 
-# %% ../../nbs/18_commands/37_understand.ipynb #7745ffa0
+# %% ../../nbs/18_commands/37_understand.ipynb #d52595ec
 def vqa_cards(world, run, trainer, n):
     "Test questions with answers and what the words attend to."
     folder = world.tasks['vqa'].folder/'vqa'
@@ -141,7 +141,7 @@ def retrieval_cards(world, run, trainer, n):
     pairs = [(found.find(line['sentences'][0], k=1)[0], Path(line['img_path']).stem) for line in some]
     return [render_match_card(m, Path(m.id).stem == i) for m, i in pairs]
 
-# %% ../../nbs/18_commands/37_understand.ipynb #ba2be33f
+# %% ../../nbs/18_commands/37_understand.ipynb #2dfd5e14
 @torch.no_grad()
 def vcr_cards(world, run, trainer, n):
     "Questions and reasons with their four choices."
@@ -165,7 +165,7 @@ def _choice_card(entry, chances, tokenizer, image):
 
 CARDS = dict(vqa=vqa_cards, vcr=vcr_cards, retrieval=retrieval_cards, pretrain=lambda *_: [])
 
-# %% ../../nbs/18_commands/37_understand.ipynb #debac129
+# %% ../../nbs/18_commands/37_understand.ipynb #274778eb
 def task_section(
     name:str,    # in `TASKS`
     run,         # folder of the run
@@ -190,7 +190,7 @@ def run_task(name, world, args):
     write_text(run/'metrics.json', to_json(dict(scores, baseline=base, seconds=row['seconds']), indent=1))
     return row, task_section(name, run, scores, base, CARDS[name](world, run, trainer, args.cards))
 
-# %% ../../nbs/18_commands/37_understand.ipynb #24991af9
+# %% ../../nbs/18_commands/37_understand.ipynb #26812057
 _INTRO = ('Drawn scenes, texts from a known grammar, regions from the pixels alone. Each model is trained from '
           'nothing. Below each picture: what was asked, what is said, and which regions the words attended to.')
 
