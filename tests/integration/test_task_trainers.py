@@ -94,6 +94,7 @@ def test_the_command_trains_and_evaluates(world, tmp_path, capsys):
     assert train_main(args) == 0
     log = events(tmp_path)
     assert train_main(['--eval-only', '--resume', *args]) == 0
+    assert events(tmp_path) == log                           # the log of the training stays whole
     scores = json.loads(capsys.readouterr().out.strip().splitlines()[-1].removeprefix('val '))
     assert set(scores) == {'Q -> A', 'QA -> R', 'Q -> AR'}
     assert all(scores[k] == pytest.approx(log[-1][f'val/{k}']) for k in scores)

@@ -60,6 +60,8 @@ from pytorch_pfn_extras.config import Config
 import xmodaler_nb.ppe.config as ours
 assert Config is ours.Config and ppe is xmodaler_nb.ppe and pytorch_pfn_extras.config is ours
 assert ours.__name__ == ours.__spec__.name == 'xmodaler_nb.ppe.config'
+import pytorch_pfn_extras.training.triggers as triggers, xmodaler_nb.ppe.training.triggers
+assert triggers is xmodaler_nb.ppe.training.triggers and ppe.training.ExtensionsManager
 try: import pytorch_pfn_extras.nothing
 except ModuleNotFoundError: print('done')
 '''

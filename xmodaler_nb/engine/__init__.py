@@ -22,6 +22,7 @@ from .train_loop import HookBase, TrainerBase
 from .hooks import (AutogradProfiler, CallbackHook, EvalHook, IterationTimer, LRScheduler,
     ModelWeightsManipulating, PeriodicCheckpoint, PeriodicCheckpointer, PeriodicWriter, PreciseBN, ScheduledSampling)
 from .watch import EarlyStopping, KeepBest, ProgressBar
+from . import extend             # trainer.extend()
 from .ema import ModelEma
 from .amp import AMP
 from . import first_calls        # validate() and others, for CaptionLearner
@@ -44,6 +45,6 @@ _all_ = ['launch', 'ENGINE_REGISTRY', 'build_engine', 'EndlessLoader', 'MultiLoa
          'EvalHook', 'IterationTimer', 'LRScheduler', 'ModelWeightsManipulating', 'PeriodicCheckpoint',
          'PeriodicCheckpointer', 'PeriodicWriter', 'PreciseBN', 'ScheduledSampling', 'EarlyStopping', 'KeepBest',
          'ProgressBar', 'ModelEma', 'AMP', 'DefaultTrainer', 'default_argument_parser', 'default_setup',
-         'default_writers', 'SelfCritical', 'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer', 'Ensembler', 'RetrievalTrainer',
-         'SingleStreamRetrievalTrainer', 'HardNegatives', 'SingleStreamRetrievalTrainerHardNegatives', 'VCRTrainer',
-         'TDENPretrainer']
+         'default_writers', 'SelfCritical', 'RLTrainer', 'RLMeanTrainer', 'RLBeamTrainer', 'Ensembler',
+         'RetrievalTrainer', 'SingleStreamRetrievalTrainer', 'HardNegatives',
+         'SingleStreamRetrievalTrainerHardNegatives', 'VCRTrainer', 'TDENPretrainer']

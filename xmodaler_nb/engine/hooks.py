@@ -102,9 +102,15 @@ class PeriodicWriter(HookBase):
     def __init__(self,
         writers,        # `EventWriter`s
         period:int=20,  # steps between two writes
-    ): self._writers, self._period, self._last_iter = list(writers), period, None
+    ):
+        self._writers, self._period, self._last_iter = list(writers), period, None
+        self._saved = []        # states of the writers of a resumed run, until it goes on
 
-    def before_train(self): self._last_iter = None
+    def before_train(self):
+        "A resumed run's writers go back to where it was saved. An evaluation alone leaves their files as they are."
+        self._last_iter, saved, self._saved = None, self._saved, []
+        for w, s in zip(self._writers, saved):
+            if s and hasattr(w, 'load_state_dict'): w.load_state_dict(s)
 
     def after_step(self):
         self._last_iter = self.trainer.iter
@@ -122,14 +128,12 @@ class PeriodicWriter(HookBase):
         for w in self._writers: w.write()
 
     def state_dict(self):
-        states = [w.state_dict() if hasattr(w, 'state_dict') else {} for w in self._writers]
+        states = self._saved or [w.state_dict() if hasattr(w, 'state_dict') else {} for w in self._writers]
         return {'writers': states} if any(states) else {}
 
     def load_state_dict(self,
         state,   # from `state_dict`
-    ):
-        for w, s in zip(self._writers, state['writers']):
-            if s and hasattr(w, 'load_state_dict'): w.load_state_dict(s)
+    ): self._saved = state['writers']
 
 # %% ../../nbs/14_engine/30_hooks.ipynb #d0051e86
 class PeriodicCheckpointer(PeriodicEpochCheckpointer, HookBase):
