@@ -443,3 +443,19 @@ def test_lr_scheduler_by_value(run):
     opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
     run(losses(1, 2, 2, 2), LRScheduler(torch.optim.lr_scheduler.ReduceLROnPlateau(opt, factor=.1, patience=1), stepper=step_by_value('loss'), trigger=(1, 'iteration')))
     assert opt.param_groups[0]['lr'] == pytest.approx(.1)
+
+
+def test_profile_report(run):
+    from xmodaler_nb.ppe.profiler import get_time_summary, record
+    get_time_summary().get_statistics(clear=True)
+    m = ExtensionsManager({}, {}, 1, iters_per_epoch=2, out_dir=run([]).out, enable_profile=True,
+                          extensions=[extensions.ProfileReport(['load', 'run_iteration'], ['load'], filename='t.jsonl')])
+    get_time_summary().get_statistics(clear=True)
+    while not m.stop_trigger:
+        with m.run_iteration():
+            with record('load'): pass
+            with record('other'): pass
+    entry = json.loads(file(m, 't.jsonl'))
+    assert list(entry) == sorted(entry)
+    assert {'load', 'load.std', 'run_iteration', 'epoch', 'iteration', 'elapsed_time'} <= set(entry) and 'other' not in entry and m.observation['time.load'] == entry['load']
+    get_time_summary().get_statistics(clear=True)

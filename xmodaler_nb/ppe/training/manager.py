@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['logger', 'VERSION', 'by_name', 'BaseExtensionsManager', 'ExtensionsManager']
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #39c21a6f
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #49eb4bf6
 import contextlib, copy, logging, time, warnings
 from collections.abc import Mapping
 from fastcore.basics import patch
 from torch import nn
+from ..profiler import record
 from ..reporting import Reporter, observed, publish
 from .extension import ExtensionEntry, PRIORITY_SNAPSHOT
 from .trigger import CallableTrigger, get_trigger
@@ -218,7 +219,7 @@ def updater(self:BaseExtensionsManager):
     warnings.warn("manager.updater is the manager; use manager itself", DeprecationWarning, stacklevel=2)
     return self
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #5e6cddbb
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #b3dd9ee5
 @patch
 def needs_model_state(self:BaseExtensionsManager,
     iteration:int=None,   # completed iterations; None: after the next one
@@ -241,13 +242,18 @@ def run_extensions(self:BaseExtensionsManager):
     try:
         for _, entry in self.extensions:
             if not entry.trigger(self): continue
-            if entry.priority <= PRIORITY_SNAPSHOT: late.append(entry.extension)
-            else: entry.extension(self)
+            if entry.priority <= PRIORITY_SNAPSHOT: late.append(entry)
+            else: self._call(entry)
         self._ask_for_the_end()
-        for extension in late: extension(self)
+        for entry in late: self._call(entry)
     finally: self._models_locked = False
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #70c79353
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #078495bb
+@patch
+def _call(self:BaseExtensionsManager, entry):
+    if not self._profile: return entry.extension(self)
+    with record(f'extension.{entry.name}'): entry.extension(self)
+
 @patch
 def _ask_for_the_end(self:BaseExtensionsManager):
     "Ask the manager's own copy of the stop trigger, and keep the answer."
@@ -287,8 +293,12 @@ def _failed_with(self:BaseExtensionsManager, exc):
         try: entry.extension.on_error(self, exc, exc.__traceback__)
         except Exception: logger.exception("%s.on_error failed, after an error", name)
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #37879beb
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #8f4b96b4
+_UNTIMED = contextlib.nullcontext()
 _UNREAD = 50        # iterations whose GPU numbers may wait
+
+@patch
+def _timed(self:BaseExtensionsManager, tag): return record(tag) if self._profile else _UNTIMED
 
 @patch
 def _begin(self:BaseExtensionsManager):
@@ -323,7 +333,7 @@ def storage(self:BaseExtensionsManager) -> EventStorage:
     self._read_all()
     return self._storage
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #60816291
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #450e3be9
 @patch
 @contextlib.contextmanager
 def _iterate(self:BaseExtensionsManager, step_optimizers=None):
@@ -331,7 +341,7 @@ def _iterate(self:BaseExtensionsManager, step_optimizers=None):
     self._begin()
     named = [self._optimizers[n] for n in step_optimizers or ()]
     try:
-        with self._storage, self.reporter.scope(self.observation):
+        with self._storage, self.reporter.scope(self.observation), self._timed('run_iteration'):
             for o in named: o.zero_grad()
             yield
             for o in named: o.step()

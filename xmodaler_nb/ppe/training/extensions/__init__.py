@@ -7,9 +7,10 @@ __all__ = ['Extension', 'ExtensionEntry', 'make_extension', 'PRIORITY_EDITOR', '
            'PRIORITY_WRITER', 'BestValue', 'FailOnNonNumber', 'MaxValue', 'MicroAverage', 'MinValue', 'observe_lr',
            'observe_value', 'StopTraining', 'Evaluator', 'IgniteEvaluator', 'LogReport', 'PrintReport',
            'PrintReportNotebook', 'ProgressBar', 'ProgressBarNotebook', 'PlotReport', 'ParameterStatistics',
-           'VariableStatisticsPlot', 'snapshot', 'snapshot_object', 'Slack', 'SlackWebhook', 'LRScheduler']
+           'VariableStatisticsPlot', 'snapshot', 'snapshot_object', 'Slack', 'SlackWebhook', 'LRScheduler',
+           'ProfileReport']
 
-# %% ../../../../nbs/40_ppe/35_extensions/99_extensions.ipynb #1f0ed2fd
+# %% ../../../../nbs/40_ppe/35_extensions/99_extensions.ipynb #63fa43a0
 from ..extension import (Extension, ExtensionEntry, make_extension, PRIORITY_EDITOR,
     PRIORITY_READER, PRIORITY_SNAPSHOT, PRIORITY_WRITER)
 from xmodaler_nb.ppe.training.extensions.values import (BestValue, FailOnNonNumber, MaxValue, MicroAverage, MinValue,
@@ -23,11 +24,12 @@ from .statistics import ParameterStatistics, VariableStatisticsPlot
 from .snapshots import snapshot, snapshot_object
 from .slack import Slack, SlackWebhook
 from .lr_scheduler import LRScheduler
+from .profile_report import ProfileReport
 
-# %% ../../../../nbs/40_ppe/35_extensions/99_extensions.ipynb #b604eaf8
+# %% ../../../../nbs/40_ppe/35_extensions/99_extensions.ipynb #b600cef4
 _all_ = ['Extension', 'ExtensionEntry', 'make_extension', 'PRIORITY_EDITOR', 'PRIORITY_READER', 'PRIORITY_SNAPSHOT',
          'PRIORITY_WRITER', 'BestValue', 'FailOnNonNumber', 'MaxValue', 'MicroAverage', 'MinValue', 'observe_lr',
          'observe_value', 'StopTraining', 'Evaluator', 'IgniteEvaluator', 'LogReport', 'PrintReport',
          'PrintReportNotebook',
          'ProgressBar', 'ProgressBarNotebook', 'PlotReport', 'ParameterStatistics', 'VariableStatisticsPlot',
-         'snapshot', 'snapshot_object', 'Slack', 'SlackWebhook', 'LRScheduler']
+         'snapshot', 'snapshot_object', 'Slack', 'SlackWebhook', 'LRScheduler', 'ProfileReport']
