@@ -9,7 +9,7 @@ WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc)
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
-.PHONY: help setup demo real test test-export test-nbs test-py test-portable nbs docs readme contents bench models export clean
+.PHONY: help setup demo understand real test test-export test-nbs test-py test-portable nbs docs readme contents bench models export clean
 help:        ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
 
@@ -26,6 +26,8 @@ endif
 
 demo: setup  ## train on embedded data and write runs/demo/report.html
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/xm-demo --output-dir runs/demo $(ARGS)
+understand: setup  ## train models that answer, choose and find on embedded data and write runs/understand/report.html
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/xm-understand --output-dir runs/understand $(ARGS)
 real: setup  ## train on a real data set: make real DATA=../shared/data/ucm_captions
 	@test -n "$(DATA)" || { echo 'usage: make real DATA=path/to/ucm_captions'; exit 2; }
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/xm-real --data $(DATA) $(ARGS)

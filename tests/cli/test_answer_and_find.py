@@ -7,6 +7,7 @@ from PIL import Image
 from xmodaler_nb.captioner import Answerer, Retriever
 from xmodaler_nb.commands.answer import answer_main
 from xmodaler_nb.commands.find import find_main
+from xmodaler_nb.commands.understand import understand_main
 from xmodaler_nb.datasets.task_layout import write_pieces
 from xmodaler_nb.modeling import build_model, load_cfg_file
 from xmodaler_nb.own.scenes.features import FoundRegions
@@ -87,6 +88,7 @@ def test_finds_and_describes(call):
     (answer_main, ['my pictures/0.png', 'how many balls?', '--model', 'retrieval'], 'no answers.json beside the weights'),
     (answer_main, ['my pictures/0.png', 'how many balls?', '--model', 'vqa', '--top', '0'], 'k is 0'),
     (answer_main, ['my pictures/0.png', 'how many balls?', '--model', 'vqa', '--html', 'x.png'], 'must end in .html'),
+    (understand_main, ['vqa', 'vqaa'], "no task 'vqaa'; there are pretrain, retrieval, vqa"),
     (find_main, ['my pictures', '--model', 'retrieval'], 'no sentence to find'),
     (find_main, ['gone', 'a ball', '--model', 'retrieval'], 'gone: no such folder'),
     (find_main, ['vqa', 'a ball', '--model', 'retrieval'], 'vqa: holds no pictures'),

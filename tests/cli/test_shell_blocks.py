@@ -90,10 +90,11 @@ def test_blocks_run_as_printed(page, desk):
 
 def parser_of(name):
     "The parser of a command, and of options at the end of its line."
-    from xmodaler_nb.commands import answer, caption, data, demo, find, real
+    from xmodaler_nb.commands import answer, caption, data, demo, find, real, understand
     from xmodaler_nb.commands.train import default_argument_parser
     return {'xm-train': default_argument_parser, 'xm-caption': caption.caption_parser, 'xm-data': data.data_parser,
-            'xm-demo': demo.demo_parser, 'xm-real': real.real_parser, 'xm-answer': answer.answer_parser, 'xm-find': find.find_parser}[name]()
+            'xm-demo': demo.demo_parser, 'xm-real': real.real_parser, 'xm-answer': answer.answer_parser, 'xm-find': find.find_parser,
+            'xm-understand': understand.understand_parser}[name]()
 
 
 def commands(block) -> list:

@@ -1,5 +1,5 @@
 "Reporters, summaries and the toolkit's logger."
-import logging, os, subprocess, sys, threading
+import importlib, logging, threading
 import numpy as np
 import pytest
 import torch
@@ -144,10 +144,14 @@ def test_names_of_the_module(): assert {'report', 'report_scope', 'Reporter', 'S
 
 
 @pytest.mark.parametrize('level, said', [('ERROR', False), ('INFO', True), ('nonsense', True)])
-def test_log_level(level, said, tmp_path):
-    code = "from xmodaler_nb.ppe.logging import get_logger\nget_logger('mine').info('hello')"
-    env = {**os.environ, 'PPE_LOG_LEVEL': level, 'PPE_LOG_FILENAME': str(tmp_path/'log')}
-    subprocess.run([sys.executable, '-c', code], check=True, env=env)
+def test_log_level(level, said, tmp_path, monkeypatch):
+    from xmodaler_nb.ppe import logging as module
+    with monkeypatch.context() as m:
+        m.setenv('PPE_LOG_LEVEL', level)
+        m.setenv('PPE_LOG_FILENAME', str(tmp_path/'log'))
+        importlib.reload(module)                          # the environment is read at import
+        module.get_logger('mine').info('hello')
+    importlib.reload(module)
     text = (tmp_path/'log').read_text()
     assert ('[ppe.mine]' in text and '(INFO) hello' in text) == said
     assert ('nonsense' in text) == (level == 'nonsense')

@@ -45,6 +45,7 @@ _C.ENGINE = CN(dict(
     KEEP_LAST=0,                                 # periodic checkpoints to keep; 0 = all
     KEEP_BEST='',                                # metric whose best checkpoint is kept, e.g. 'val/CIDEr'
     EARLY_STOP='', EARLY_STOP_PATIENCE=3,        # metric to watch, evaluations without improvement
+    EXTENSIONS=[],                               # of pytorch-pfn-extras, run by a hook: see nbs/14_engine/36_extend
     GLOBAL_TOKENS=False,                         # several processes: weigh by the number of target words
     SHARD_EVAL=True,                             # several processes: each decodes a part of the images
     WAIT_WARNING=600,                            # several processes: seconds at one place that are said; 0 = never

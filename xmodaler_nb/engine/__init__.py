@@ -22,6 +22,7 @@ from .train_loop import HookBase, TrainerBase
 from .hooks import (AutogradProfiler, CallbackHook, EvalHook, IterationTimer, LRScheduler,
     ModelWeightsManipulating, PeriodicCheckpoint, PeriodicCheckpointer, PeriodicWriter, PreciseBN, ScheduledSampling)
 from .watch import EarlyStopping, KeepBest, ProgressBar
+from . import extend             # trainer.extend()
 from .ema import ModelEma
 from .amp import AMP
 from . import first_calls        # validate() and others, for CaptionLearner

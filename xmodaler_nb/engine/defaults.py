@@ -26,6 +26,7 @@ from . import hooks
 from .amp import AMP
 from .build import ENGINE_REGISTRY
 from .ema import ModelEma
+from .extend import extend_by_config
 from . import first_calls        # validate() and others, for the learner
 from .launch import GlobalTokens
 from .learner import CaptionLearner
@@ -79,6 +80,7 @@ class DefaultTrainer(TrainerBase):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.EPOCH*self.iters_per_epoch
         self.method = self.build_method(cfg)
         self.register_hooks(self.build_hooks())
+        extend_by_config(self, cfg)
         self.learn = self.build_learner().add_cbs(self._hooks)
         self.learn.evaluations = {h.stage: h.evaluate for h in self._hooks if isinstance(h, hooks.EvalHook)}
 

@@ -6,14 +6,14 @@
 __all__ = ['get_current_reporter', 'Reporter', 'report_scope', 'report', 'Summary', 'is_scalar', 'DictSummary', 'observed',
            'publish']
 
-# %% ../../nbs/40_ppe/10_reporting.ipynb #ec17544b
-import contextlib, math, numbers, threading
+# %% ../../nbs/40_ppe/10_reporting.ipynb #a11639cc
+import math, numbers, threading
 import numpy as np
 import torch
 from fastcore.basics import patch
 from ..utils.events import EventStorage
 
-# %% ../../nbs/40_ppe/10_reporting.ipynb #f108bb8d
+# %% ../../nbs/40_ppe/10_reporting.ipynb #8f7975e5
 _LOCAL = threading.local()
 
 def _stack() -> list:
@@ -35,25 +35,31 @@ class Reporter:
 
     def __exit__(self, *exc): _stack().pop()
 
-    @contextlib.contextmanager
     def scope(self,
         observation:dict,  # filled while the block runs
     ):
         "Be the active reporter, and fill this dictionary; both end with the block, also after an error."
-        with self, _exchanged(self, observation): yield
+        return _Scope(self, observation, push=True)
 
-@contextlib.contextmanager
-def _exchanged(reporter, observation):
+class _Scope:
     "Another observation for the length of a block."
-    old, reporter.observation = reporter.observation, observation
-    try: yield
-    finally: reporter.observation = old
+    def __init__(self, reporter, observation, push=False):
+        self._reporter, self._observation, self._push = reporter, observation, push
+
+    def __enter__(self):
+        r = self._reporter
+        if self._push: _stack().append(r)
+        self._old, r.observation = r.observation, self._observation
+
+    def __exit__(self, *exc):
+        self._reporter.observation = self._old
+        if self._push: _stack().pop()
 
 def report_scope(
     observation:dict,  # filled while the block runs
 ):
     "Let the active reporter fill another dictionary for the length of a block; IndexError if none is active."
-    return _exchanged(get_current_reporter(), observation)
+    return _Scope(get_current_reporter(), observation)
 
 # %% ../../nbs/40_ppe/10_reporting.ipynb #136ce3d0
 @patch
@@ -96,7 +102,7 @@ def report(
     "Send values to the active reporter; without one nothing happens."
     if _stack(): _stack()[-1].report(values, observer)
 
-# %% ../../nbs/40_ppe/10_reporting.ipynb #8784cecc
+# %% ../../nbs/40_ppe/10_reporting.ipynb #4ea7d907
 def _number(x):
     "A value in which sums can be kept: a Python number, or a tensor on another device."
     if isinstance(x, torch.Tensor):
@@ -113,9 +119,14 @@ class Summary:
         weight=1,   # its weight
     ):
         "Count one value."
+        if type(value) is float and type(weight) is int: return self._sum(value, weight)    # nearly always
         if callable(value) or callable(weight): return self._waiting.append((value, weight))
-        x, w = _number(value), _number(weight)
-        self._x, self._x2, self._n = self._x + w*x, self._x2 + w*x*x, self._n + w
+        self._sum(_number(value), _number(weight))
+
+    def _sum(self, x, w):
+        self._x += w*x
+        self._x2 += w*x*x
+        self._n += w
 
     def _settle(self):
         "Call the functions that wait."
@@ -156,7 +167,7 @@ def load_state_dict(self:Summary,
     self._waiting = []
     for k in ('_x', '_x2', '_n'): setattr(self, k, _number(to_load[k]))
 
-# %% ../../nbs/40_ppe/10_reporting.ipynb #241cde7f
+# %% ../../nbs/40_ppe/10_reporting.ipynb #55c42ef6
 def is_scalar(
     x,   # anything
 ) -> bool:
@@ -179,8 +190,12 @@ class DictSummary:
     ):
         "Count the values of a dictionary."
         for name, v in d.items():
-            value, weight = _value_and_weight(name, v)
-            if callable(value) or is_scalar(value): self._summaries.setdefault(name, Summary()).add(value, weight)
+            value, weight = (v, 1) if type(v) is float else _value_and_weight(name, v)
+            if type(value) is float or callable(value) or is_scalar(value): self._of(name).add(value, weight)
+
+    def _of(self, name):
+        if name not in self._summaries: self._summaries[name] = Summary()
+        return self._summaries[name]
 
     def compute_mean(self) -> dict:
         "name → mean."
@@ -213,7 +228,7 @@ def load_state_dict(self:DictSummary,
     self._summaries = {k: Summary() for k in to_load['_summaries']}
     for k, s in self._summaries.items(): s.load_state_dict(to_load['_summaries'][k])
 
-# %% ../../nbs/40_ppe/10_reporting.ipynb #4f8ac708
+# %% ../../nbs/40_ppe/10_reporting.ipynb #6c07d6cb
 def observed(
     storage:EventStorage,  # of a training
 ) -> dict:                 # name → number
@@ -225,16 +240,18 @@ def publish(
     storage:EventStorage,  # receives the numbers at its present iteration
     observation:dict,      # name → value
     wait:bool=False,       # also read tensors of other devices, and call functions
+    known=None,            # names that are there already; None: look
+    smooth=None,           # names that are noisy, so writers show a median; None: all
 ) -> dict:                 # what was left out because reading it would take time
     "Put an observation into the storage; what is there already stays."
-    left, known = {}, observed(storage)
+    left, known = {}, observed(storage) if known is None else known
     for k, v in observation.items():
         if k in known: continue
         if not wait and (callable(v) or isinstance(v, torch.Tensor) and v.device.type != 'cpu'): left[k] = v
-        else: _put(storage, k, v)
+        else: _put(storage, k, v, smooth is None or k in smooth)
     return left
 
-def _put(storage, name, value):
+def _put(storage, name, value, smooth):
     "One number under the smoothing hint that its name has."
     value = value() if callable(value) else value
-    if is_scalar(value): storage.put_scalar(name, value, smoothing_hint=storage.smoothing_hints().get(name, True))
+    if is_scalar(value): storage.put_scalar(name, value, smoothing_hint=storage.smoothing_hints().get(name, smooth))

@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from ..clips import Clips, used_landmarks
 from ..config import settings
+from ..landmarks import PARTS
 
 # %% ../../../nbs/42_asl/20_data/00_resample.ipynb #5f3db98f
 def _neighbours(valid):
@@ -19,17 +20,23 @@ def _neighbours(valid):
     before = np.maximum.accumulate(np.where(valid, at, -1))
     return before, np.minimum.accumulate(np.where(valid, at, len(valid))[::-1])[::-1]
 
+def _gaps(valid, max_gap):
+    "Where to fill, and the valid frames before and after."
+    before, after = _neighbours(valid)
+    gap = np.nonzero(~valid & (before >= 0) & (after < len(valid)) & (after - before <= max_gap))
+    return gap, before[gap], after[gap]
+
 def interpolate_missing_values(
     arr,                   # (n, ...) float, NaN = missing; it is changed
     max_gap:int=None,      # largest distance of two valid frames; settings.INTEREMOLATE_MISSING
 ) -> np.ndarray:           # the same array
     "Fill short gaps linearly, each landmark and coordinate for itself."
-    max_gap = settings.INTEREMOLATE_MISSING if max_gap is None else max_gap
-    before, after = _neighbours(valid := ~np.isnan(arr))
-    gap = np.nonzero(~valid & (before >= 0) & (after < len(arr)) & (after - before <= max_gap))
-    lo, hi = before[gap], after[gap]
-    a, b = arr[(lo, *gap[1:])], arr[(hi, *gap[1:])]
-    arr[gap] = a + (b - a)*((gap[0] - lo)/(hi - lo))
+    max_gap, valid = settings.INTEREMOLATE_MISSING if max_gap is None else max_gap, ~np.isnan(arr)
+    rows = valid.reshape(len(arr), int(np.prod(arr.shape[1:])))
+    if (rows == rows[:,:1]).all(): valid = rows[:,0] if rows.shape[1] else np.ones(len(arr), bool)
+    gap, lo, hi = _gaps(valid, max_gap)
+    a, b, w = arr[(lo, *gap[1:])], arr[(hi, *gap[1:])], ((gap[0] - lo)/(hi - lo)).astype(arr.dtype)
+    arr[gap] = a + (b - a)*w.reshape(-1, *[1]*(a.ndim - 1))
     return arr
 
 # %% ../../../nbs/42_asl/20_data/00_resample.ipynb #c3c63103
@@ -37,9 +44,7 @@ def frames_with_hands(
     used,          # (n, 96, 2)
 ) -> np.ndarray:   # (n,) bool
     "Frames in which a hand was seen."
-    hands = used[:,settings.HAND_INDICES].reshape(len(used), 84)
-    there = ~np.isnan(hands)
-    return np.where(there, hands, 0).sum(1)/there.sum(1).clip(1) > 0
+    return np.nansum(used[:,settings.HAND_INDICES].reshape(len(used), 84), 1) > 0   # as the mean: nothing seen gives 0
 
 # %% ../../../nbs/42_asl/20_data/00_resample.ipynb #aac7236d
 @lru_cache(maxsize=256)
@@ -63,13 +68,19 @@ def _pool(x, size):
     return np.where(number > 0, total/number.clip(1), np.nan)
 
 # %% ../../../nbs/42_asl/20_data/00_resample.ipynb #c4ebcc94
+@lru_cache(maxsize=256)
+def _positions(n, size):
+    "Neighbours and weight of each of `size` positions among n frames."
+    position = np.linspace(0, n - 1, size)
+    lo = np.floor(position).astype(int)
+    w = (position - lo).astype(np.float32)
+    return lo, np.where(w > 0, lo + 1, lo).clip(max=n - 1), w[:,None]
+
 def _stretch(x, size):
     "Linear interpolation over the frame position; x (n, c), n ≥ 1."
-    position = np.linspace(0, len(x) - 1, size)
-    lo = np.floor(position).astype(int)
-    w = (position - lo).astype(x.dtype)[:,None]
-    hi = np.where(w[:,0] > 0, lo + 1, lo).clip(max=len(x) - 1)
-    return x[lo] + (x[hi] - x[lo])*w
+    lo, hi, w = _positions(len(x), size)
+    a = x[lo]
+    return a + (x[hi] - a)*w
 
 def resample_frames(
     frames,              # (n, landmarks, dims), NaN = missing
@@ -89,10 +100,11 @@ def prepare_clip(
 ) -> tuple:            # (size, 96, 2) float32 with 0 for missing; frames in which a hand was seen
     "The rule of this notebook for the 96 landmarks of a clip."
     used = np.array(used, np.float32)
-    hands = settings.HAND_INDICES
-    used[:,hands] = interpolate_missing_values(used[:,hands])
+    for hand in (PARTS['left_hand'], PARTS['right_hand']): interpolate_missing_values(used[:,hand])
     used = used[frames_with_hands(used)]
-    return np.nan_to_num(resample_frames(used, size), copy=False), len(used)
+    out = resample_frames(used, size)
+    out[np.isnan(out)] = 0
+    return out, len(used)
 
 def preprocess_data_to_same_size(
     landmarks,   # (n, 543, 2), NaN = missing; not changed

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['logger', 'VERSION', 'by_name', 'BaseExtensionsManager', 'ExtensionsManager']
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #39c21a6f
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #49eb4bf6
 import contextlib, copy, logging, time, warnings
 from collections.abc import Mapping
 from fastcore.basics import patch
 from torch import nn
+from ..profiler import record
 from ..reporting import Reporter, observed, publish
 from .extension import ExtensionEntry, PRIORITY_SNAPSHOT
 from .trigger import CallableTrigger, get_trigger
@@ -55,7 +56,7 @@ class BaseExtensionsManager:
         self._set_up()
         for e in extensions or (): self.extend(e)
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #8c4cd654
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #de3871f8
 @patch
 def _set_up(self:BaseExtensionsManager):
     "What changes while training."
@@ -67,6 +68,7 @@ def _set_up(self:BaseExtensionsManager):
     self._start_execution, self._models_locked, self._failed = None, False, None
     self._own_stop_trigger, self._stop_at = copy.deepcopy(self._stop_trigger), None
     self._asked_at = None       # the iteration at which the stop trigger was asked
+    self.why = ''               # an extension wants the end, and says why
 
 @patch
 def _new_reporter(self:BaseExtensionsManager):
@@ -83,7 +85,7 @@ def out(self:BaseExtensionsManager) -> str:
     "The folder of all files: the writer's."
     return str(getattr(self.writer, 'out_dir', None) or self._out_dir)
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #1c004d14
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #622346b7
 @patch
 def extend(self:BaseExtensionsManager,
     extension,        # an `Extension`, an `ExtensionEntry`, or a function of the manager
@@ -100,6 +102,7 @@ def extend(self:BaseExtensionsManager,
     entry = self._entry(extension, name, trigger, priority, call_before_training)
     if entry.name == 'training': raise ValueError("the name 'training' is reserved; choose another for the extension")
     entry.name = self._free_name(entry.name)
+    if entry.name != entry.extension.default_name: entry.extension.name = entry.name
     self._extensions[entry.name] = entry
 
 @patch
@@ -127,20 +130,21 @@ def get_extension(self:BaseExtensionsManager,
     if name in self._extensions: return self._extensions[name].original
     raise ValueError(f"no extension is named {name!r}; there are: {', '.join(self._extensions) or 'none'}")
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #b849534b
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #2fd54120
 @patch
 def start_extensions(self:BaseExtensionsManager):
     "Sort and initialise the extensions; call those that are wanted before the training. Happens once."
     if self._started: return
     self._started = True
     self.extensions = sorted(self._extensions.items(), key=lambda item: -item[1].priority)
+    self._readers_of_models = [e for _, e in self.extensions if e.extension.needs_model_state]
     for _, entry in self.extensions:
         if not entry.trigger.finished: entry.extension.initialize(self)
     with self.reporter.scope(self.observation):
         for _, entry in self.extensions:
             if entry.call_before_training: entry.extension(self)
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #795078e6
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #ea94e8bf
 @patch
 def _completed(self:BaseExtensionsManager):
     "Completed iterations; does not start anything."
@@ -149,7 +153,7 @@ def _completed(self:BaseExtensionsManager):
 @patch(as_prop=True)
 def iteration(self:BaseExtensionsManager) -> int:
     "Completed iterations."
-    self.start_extensions()
+    if not self._started: self.start_extensions()
     return self._completed()
 
 @patch
@@ -215,7 +219,7 @@ def updater(self:BaseExtensionsManager):
     warnings.warn("manager.updater is the manager; use manager itself", DeprecationWarning, stacklevel=2)
     return self
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #0ab9f435
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #b3dd9ee5
 @patch
 def needs_model_state(self:BaseExtensionsManager,
     iteration:int=None,   # completed iterations; None: after the next one
@@ -223,8 +227,7 @@ def needs_model_state(self:BaseExtensionsManager,
     "May an extension that reads the weights be called then?"
     self.start_extensions()
     n = self._completed() + 1 if iteration is None else iteration
-    return any(e.extension.needs_model_state and e.trigger.may_fire(n, self._iters_per_epoch)
-               for e in self._extensions.values())
+    return any(e.trigger.may_fire(n, self._iters_per_epoch) for e in self._readers_of_models)
 
 @patch
 def needs_state_this_iteration(self:BaseExtensionsManager) -> bool:
@@ -239,25 +242,38 @@ def run_extensions(self:BaseExtensionsManager):
     try:
         for _, entry in self.extensions:
             if not entry.trigger(self): continue
-            if entry.priority <= PRIORITY_SNAPSHOT: late.append(entry.extension)
-            else: entry.extension(self)
+            if entry.priority <= PRIORITY_SNAPSHOT: late.append(entry)
+            else: self._call(entry)
         self._ask_for_the_end()
-        for extension in late: extension(self)
+        for entry in late: self._call(entry)
     finally: self._models_locked = False
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #bfa90d6c
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #078495bb
+@patch
+def _call(self:BaseExtensionsManager, entry):
+    if not self._profile: return entry.extension(self)
+    with record(f'extension.{entry.name}'): entry.extension(self)
+
 @patch
 def _ask_for_the_end(self:BaseExtensionsManager):
     "Ask the manager's own copy of the stop trigger, and keep the answer."
-    self._asked_at = self._completed()
-    self._stop_at = self._asked_at if self._own_stop_trigger(self) else None
+    self._asked_at, end = self._completed(), self._own_stop_trigger(self)
+    self._stop_at = self._asked_at if end or self.why else None
+
+@patch
+def stop(self:BaseExtensionsManager,
+    why:str,   # for the log
+):
+    "End the training after this iteration; for extensions."
+    self.why = why
 
 @patch(as_prop=True)
 def stop_trigger(self:BaseExtensionsManager) -> bool:
     "Is the training over?"
     self.start_extensions()
     asked = self._asked_at == self._completed() and not isinstance(self._stop_trigger, CallableTrigger)
-    return self._stop_at == self._asked_at if asked else bool(self._stop_trigger(self))
+    if self._stop_at == self._completed(): return True
+    return False if asked else bool(self._stop_trigger(self))
 
 @patch
 def finalize(self:BaseExtensionsManager):
@@ -277,8 +293,12 @@ def _failed_with(self:BaseExtensionsManager, exc):
         try: entry.extension.on_error(self, exc, exc.__traceback__)
         except Exception: logger.exception("%s.on_error failed, after an error", name)
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #65d49d29
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #8f4b96b4
+_UNTIMED = contextlib.nullcontext()
 _UNREAD = 50        # iterations whose GPU numbers may wait
+
+@patch
+def _timed(self:BaseExtensionsManager, tag): return record(tag) if self._profile else _UNTIMED
 
 @patch
 def _begin(self:BaseExtensionsManager):
@@ -292,9 +312,11 @@ def _begin(self:BaseExtensionsManager):
 def _complete(self:BaseExtensionsManager):
     "The step is done: count it, and let the extensions see what the library put into the storage."
     self._after_step = 1
-    self.observation.update({k: v for k, v in observed(self._storage).items() if k not in self.observation})
+    known = observed(self._storage)
+    for k, v in known.items(): self.observation.setdefault(k, v)
+    noisy = set(self.observation)                 # of single steps; what extensions add is exact
     self.run_extensions()
-    left = publish(self._storage, self.observation)
+    left = publish(self._storage, self.observation, known=known, smooth=noisy)
     if left: self._unread.append((self._storage.iter, left))
     if len(self._unread) > _UNREAD: self._read_all()
 
@@ -311,15 +333,15 @@ def storage(self:BaseExtensionsManager) -> EventStorage:
     self._read_all()
     return self._storage
 
-# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #621f2f04
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #450e3be9
 @patch
 @contextlib.contextmanager
 def _iterate(self:BaseExtensionsManager, step_optimizers=None):
     "The body of one iteration, and what belongs around it."
     self._begin()
+    named = [self._optimizers[n] for n in step_optimizers or ()]
     try:
-        with self._storage, self.reporter.scope(self.observation):
-            named = [self._optimizers[n] for n in step_optimizers or ()]
+        with self._storage, self.reporter.scope(self.observation), self._timed('run_iteration'):
             for o in named: o.zero_grad()
             yield
             for o in named: o.step()
