@@ -151,6 +151,15 @@ def draw_clips(
     ready = [(_to_pixels(c, 2*size), seen(c)) for c in clips]
     return [_sheet(ready, titles, size, weight or [None]*len(clips), t) for t in range(max(map(len, clips)))]
 
+def _palette():
+    "The colours of the drawings, full and half, as a palette for a GIF."
+    from PIL import Image
+    main = [*COLOURS.values(), (0, 0, 0), (215, 215, 215)]
+    some = [(255, 255, 255), *main, *(tuple((v + 255)//2 for v in c) for c in main), *(_heat(w/4) for w in range(5))]
+    out = Image.new('P', (1, 1))
+    out.putpalette([v for c in some for v in c])
+    return out
+
 # %% ../../nbs/42_asl/05_landmarks.ipynb #161b8a53
 class Animation:
     "Frames that move when a notebook shows them."
@@ -163,7 +172,8 @@ class Animation:
 
     def gif(self) -> bytes:
         "As an animated GIF that repeats."
-        out, few = io.BytesIO(), [f.quantize(16) for f in self.frames]
+        out, palette = io.BytesIO(), _palette()
+        few = [f.quantize(palette=palette, dither=0) for f in self.frames]
         how = dict(save_all=True, append_images=few[1:], duration=round(1000/self.fps), loop=0, optimize=True)
         few[0].save(out, 'GIF', **how)
         return out.getvalue()
