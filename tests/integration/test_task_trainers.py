@@ -98,3 +98,16 @@ def test_the_command_trains_and_evaluates(world, tmp_path, capsys):
     scores = json.loads(capsys.readouterr().out.strip().splitlines()[-1].removeprefix('val '))
     assert set(scores) == {'Q -> A', 'QA -> R', 'Q -> AR'}
     assert all(scores[k] == pytest.approx(log[-1][f'val/{k}']) for k in scores)
+
+
+@pytest.mark.parametrize('name, task', [('retrieval_tden', 'flickr30k'), ('vqa_tden', 'vqa')])
+def test_small_configs_run(name, task, world, tmp_path):
+    "The configs for scenes take the data set's entries and train; the second starts from the first's encoders."
+    few = {'DATALOADER.TRAIN_BATCH_SIZE': 4, 'OUTPUT_DIR': str(tmp_path/name), 'ENGINE.PROGRESS': False, 'DATASETS.VAL': '', 'DATASETS.TEST': ''}
+    cfg = load_cfg_file(f'scenes/{name}.yaml', [x for kv in {**world[1][task].entries, **few}.items() for x in kv])
+    t = build_engine(cfg)
+    t.train(0, 1)
+    assert (tmp_path/name/'model_final').is_dir()
+    first = build_model(load_cfg_file('scenes/retrieval_tden.yaml', world[1]['flickr30k'].cfg_overrides)).state_dict()
+    shared = [k for k in t.model.state_dict() if k.startswith(('encoder.', 'token_embed.', 'visual_embed.'))]
+    assert all(first[k].shape == t.model.state_dict()[k].shape for k in shared)

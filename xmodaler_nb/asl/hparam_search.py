@@ -78,7 +78,7 @@ def open_study(
     name='signs',
 ):               # optuna's study
     "A study that survives the process."
-    optuna = import_optional('optuna', 'signs')
+    optuna = import_optional('optuna', 'search')
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     pruner = optuna.pruners.SuccessiveHalvingPruner(reduction_factor=2)
@@ -95,12 +95,12 @@ def done_trials(
 # %% ../../nbs/42_asl/56_hparam_search.ipynb #44c6d672
 def _close_cut_off(study):
     "Trials of a killed process failed."
-    failed = import_optional('optuna.trial', 'signs').TrialState.FAIL
+    failed = import_optional('optuna.trial', 'search').TrialState.FAIL
     for t in study.trials:
         if t.state.name == 'RUNNING': study.tell(t.number, state=failed)
 
 def _objective(dataset, modelname, n_epochs, folder, kwargs):
-    optuna = import_optional('optuna', 'signs')
+    optuna = import_optional('optuna', 'search')
     def run(trial):
         t = Trainer_HparamSearch(modelname, dataset, trial=trial, out_dir=folder/f'trial_{trial.number:03d}', **kwargs)
         best = t.train(n_epochs)

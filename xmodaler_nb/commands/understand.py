@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'TASKS', 'CARDS', 'World', 'make_world', 'Task', 'train_task
            'vqa_cards', 'retrieval_cards', 'vcr_cards', 'task_section', 'run_task', 'understand_parser',
            'understand_main']
 
-# %% ../../nbs/18_commands/37_understand.ipynb #7547bac0
+# %% ../../nbs/18_commands/37_understand.ipynb #0b530aec
 import argparse
 import json
 import shutil
@@ -31,7 +31,7 @@ from ..utils.checkpoint_files import write_text
 from ..utils.file_io import to_json
 from ..utils.safe_pickle import safe_load
 
-# %% ../../nbs/18_commands/37_understand.ipynb #0e045892
+# %% ../../nbs/18_commands/37_understand.ipynb #6a35e117
 SIZES = dict(tiny=dict(train=24, val=8, test=12), demo=dict(train=2500, val=200, test=300))
 
 @dataclass
@@ -55,7 +55,7 @@ def make_world(
     for i in data.ids('test'): shutil.copyfile(data.folder/'images'/f'{i}.png', pictures/f'{i}.png')
     return World(data, tasks, pictures, time.perf_counter() - start)
 
-# %% ../../nbs/18_commands/37_understand.ipynb #36c0e872
+# %% ../../nbs/18_commands/37_understand.ipynb #73461a7b
 @dataclass
 class Task:
     "One task of `xm-understand`."
@@ -64,12 +64,14 @@ class Task:
     model:str   # for the report
     score:str   # key of the evaluator's result; '' for none
     title:str   # for the report
+    start:str='' # task whose weights it begins with, if that is trained; '' for none
 
 TASKS = dict(
-    vqa=Task('understand/vqa.yaml', 'vqa', 'UNITER', 'accuracy', 'Questions'),
-    vcr=Task('understand/vcr.yaml', 'vcr', 'UNITER', 'Q -> A', 'Choices and reasons'),
     pretrain=Task('understand/pretrain.yaml', 'conceptual_captions', 'TDEN', '', 'Pre-training'),
-    retrieval=Task('scenes/retrieval_tden.yaml', 'flickr30k', 'TDEN', 'r1', 'Finding pictures'))
+    retrieval=Task('scenes/retrieval_tden.yaml', 'flickr30k', 'TDEN', 'r1', 'Finding pictures', 'pretrain'),
+    vqa=Task('understand/vqa.yaml', 'vqa', 'TDEN', 'accuracy', 'Questions', 'retrieval'),
+    vqa_uniter=Task('understand/vqa_uniter.yaml', 'vqa', 'UNITER', 'accuracy', 'Questions, one stream from nothing'),
+    vcr=Task('understand/vcr.yaml', 'vcr', 'UNITER', 'Q -> A', 'Choices and reasons'))
 
 def train_task(
     name:str,        # in `TASKS`
@@ -78,16 +80,16 @@ def train_task(
     opts=(),         # KEY, value, …: changes to the config
     resume=False,    # continue an interrupted run
 ) -> tuple:          # (trainer, seconds)
-    "Train one task; retrieval begins with what pre-training left, if that is there."
+    "Train one task, from what the task before it left, if that is there."
     task, out = TASKS[name], Path(out)
     if not resume: rename_finished_run(out/name)
-    weights = out/'pretrain'/'model_final'
-    start = ['MODEL.WEIGHTS', str(weights)] if name == 'retrieval' and weights.is_dir() else []
+    weights = out/task.start/'model_final'
+    start = ['MODEL.WEIGHTS', str(weights)] if task.start and weights.is_dir() else []
     cfg = load_cfg_file(task.config, [*world.tasks[task.folder].cfg_overrides, 'OUTPUT_DIR', str(out/name), *start,
                                       *opts])
     return run_training(cfg, resume, task.config)
 
-# %% ../../nbs/18_commands/37_understand.ipynb #9054f958
+# %% ../../nbs/18_commands/37_understand.ipynb #494f8ad8
 def score_task(
     name:str, # in `TASKS`
     trainer,  # after training
@@ -113,13 +115,13 @@ def baseline(
     world:World,
 ) -> dict:       # what → value, on the scale of the task's score
     "What a model reaches that does not look, and what none can exceed."
-    if name == 'vqa': return {'most frequent answer': majority_accuracy(world.tasks['vqa'].folder/'vqa')}
+    if name.startswith('vqa'): return {'most frequent answer': majority_accuracy(world.tasks['vqa'].folder/'vqa')}
     if name == 'vcr': return {'one in four': .25}
     if name == 'pretrain': return {}
     scenes = [world.data.scene(i) for i in world.data.ids('test')]
     return {'chance': 100/len(scenes), 'bound': 100*retrieval_bound(scenes)}
 
-# %% ../../nbs/18_commands/37_understand.ipynb #d52595ec
+# %% ../../nbs/18_commands/37_understand.ipynb #1be8553a
 def vqa_cards(world, run, trainer, n):
     "Test questions with answers and what the words attend to."
     folder = world.tasks['vqa'].folder/'vqa'
@@ -141,7 +143,7 @@ def retrieval_cards(world, run, trainer, n):
     pairs = [(found.find(line['sentences'][0], k=1)[0], Path(line['img_path']).stem) for line in some]
     return [render_match_card(m, Path(m.id).stem == i) for m, i in pairs]
 
-# %% ../../nbs/18_commands/37_understand.ipynb #2dfd5e14
+# %% ../../nbs/18_commands/37_understand.ipynb #57eaae17
 @torch.no_grad()
 def vcr_cards(world, run, trainer, n):
     "Questions and reasons with their four choices."
@@ -163,9 +165,9 @@ def _choice_card(entry, chances, tokenizer, image):
     shown = SimpleNamespace(question=parts[0][0].strip(), best=best, words=[], image=image)
     return render_answer_card(shown, choices[int(entry['target'])])
 
-CARDS = dict(vqa=vqa_cards, vcr=vcr_cards, retrieval=retrieval_cards, pretrain=lambda *_: [])
+CARDS = dict(vqa=vqa_cards, vqa_uniter=vqa_cards, vcr=vcr_cards, retrieval=retrieval_cards, pretrain=lambda *_: [])
 
-# %% ../../nbs/18_commands/37_understand.ipynb #274778eb
+# %% ../../nbs/18_commands/37_understand.ipynb #0e629955
 def task_section(
     name:str,    # in `TASKS`
     run,         # folder of the run
@@ -190,7 +192,7 @@ def run_task(name, world, args):
     write_text(run/'metrics.json', to_json(dict(scores, baseline=base, seconds=row['seconds']), indent=1))
     return row, task_section(name, run, scores, base, CARDS[name](world, run, trainer, args.cards))
 
-# %% ../../nbs/18_commands/37_understand.ipynb #26812057
+# %% ../../nbs/18_commands/37_understand.ipynb #befda1ca
 _INTRO = ('Drawn scenes, texts from a known grammar, regions from the pixels alone. Each model is trained from '
           'nothing. Below each picture: what was asked, what is said, and which regions the words attended to.')
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['picture_results', 'join_pictures', 'RetrievalTrainer']
 
-# %% ../../nbs/14_engine/71_retrieval_trainer.ipynb #18a663b2
+# %% ../../nbs/14_engine/71_retrieval_trainer.ipynb #8d990cb8
 import torch
 from fastcore.basics import patch
 from ..config import kfg
@@ -14,7 +14,7 @@ from .defaults import DefaultTrainer, merge_results, shard_loader, until_stopped
 from ..evaluation.split import decode_batches
 from ..utils import comm
 
-# %% ../../nbs/14_engine/71_retrieval_trainer.ipynb #26eb1c9d
+# %% ../../nbs/14_engine/71_retrieval_trainer.ipynb #2acf8a78
 def picture_results(
     out,     # a model's output in evaluation: OUTPUT [(b, d) picture vectors, (t, d) text vectors], and IDS
     key:str, # name of the id in a result
@@ -39,7 +39,7 @@ def join_pictures(
                        for k in ('picture', 'texts'))
     return pictures, texts, owner[:,None] == torch.arange(len(results))
 
-# %% ../../nbs/14_engine/71_retrieval_trainer.ipynb #27b850b3
+# %% ../../nbs/14_engine/71_retrieval_trainer.ipynb #03325624
 @ENGINE_REGISTRY.register()
 class RetrievalTrainer(DefaultTrainer):
     "Trainer whose test pass scores two-stream retrieval."
