@@ -249,3 +249,11 @@ def test_shared_dataset():
         def __init__(self, sm_size): self.size = sm_size
         def is_cached(self, i): return False
     assert SharedDataset((4, 2), cache_type=Nothing).cache.size == (4, 2)
+
+
+def test_caption_data_is_a_table():
+    from xmodaler_nb.own.check import Sample
+    from xmodaler_nb.own.data import CaptionData
+    table = CaptionData([Sample(str(i), f'{i}.jpg', ['a dog']*i, 'train') for i in range(4)]).tabular()
+    assert isinstance(table, TabularDataset) and table.mode is dict and table.keys == ('id', 'file', 'captions', 'split')
+    assert table.slice[[3, 1], 'id'].fetch() == ['3', '1'] and table[2]['captions'] == ['a dog']*2

@@ -45,14 +45,14 @@ def _columns(clips, rows):
     return at
 
 def used_landmarks(
-    clips:Clips,
+    clips:Clips,   # of any lengths
     i:int,         # which clip
 ) -> np.ndarray:   # (n, 96, 2)
     "The 96 landmarks in their order, x and y."
     return clips[i][:,_columns(clips, settings.USEFUL_ALL_LANDMARKS),:2]
 
 def all_rows(
-    clips:Clips,
+    clips:Clips,   # of any lengths
     i:int,         # which clip
 ) -> np.ndarray:   # (n, 543, 3), NaN = not stored or missing
     "The rows of a frame as a detector gives them."
@@ -61,7 +61,7 @@ def all_rows(
     return out
 
 def take_clips(
-    clips:Clips,
+    clips:Clips,   # of any lengths
     which,        # indices, or a mask over the clips
 ) -> Clips:
     "Some of the clips."
@@ -79,7 +79,7 @@ def _to_steps(xyz, path):
     return np.where(ok, np.round(np.where(ok, xyz, 0)/STEP), MISSING).astype(np.int16)
 
 def save_clips(
-    clips:Clips,
+    clips:Clips,   # of any lengths
     path,        # of the .npz; the names of the signs go beside it
 ) -> Path:       # the same
     "Write clips in steps of 1/8192; the map from sign to class goes into the same folder."

@@ -21,6 +21,7 @@ from .landmarks import Animation, animate
 from .parquet import load_relevant_data_subset
 from .signer.machine import SignerModel, load_signer
 from .signer.numbers import shipped_signer
+from .video_utils import capture_frames, convert_frames_to_landmarks
 
 # %% ../../nbs/42_asl/70_reader.ipynb #644cc935
 def as_used(
@@ -37,17 +38,14 @@ def _from_file(path, detect):
     "Landmarks of a file; a film goes through the detector."
     if path.suffix == '.npy': return np.load(path, allow_pickle=False)
     if path.suffix == '.parquet': return load_relevant_data_subset(path)
-    from xmodaler_nb.asl.video_utils import capture_frames
     return landmarks_of(capture_frames(str(path)), detect)
 
 def landmarks_of(
     frames,          # pictures (h, w, 3), uint8, RGB
-    detect=None,     # function: picture → (543, 3), NaN = missing; default: MediaPipe
+    detect=None,     # function: picture → MediaPipe's results, or (543, 3); default: MediaPipe
 ) -> np.ndarray:     # (n, 543, 3)
     "Landmarks of pictures."
-    if detect is not None: return np.stack([detect(f) for f in frames])
-    from xmodaler_nb.asl.video_utils import convert_frames_to_landmarks
-    return convert_frames_to_landmarks(frames)
+    return convert_frames_to_landmarks(frames, detect)
 
 def _is_pictures(x):
     "A list of pictures, or an array of them?"

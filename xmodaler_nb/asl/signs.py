@@ -108,8 +108,8 @@ REST = (.8, 2.3)       # a hanging hand: outwards, down
 def _ease(x): return np.clip(x, 0, 1)**2*(3 - 2*np.clip(x, 0, 1))
 
 def hand_tracks(
-    sign:Sign,
-    signer:Signer,
+    sign:Sign,     # what is signed
+    signer:Signer, # who signs
     t,             # (n,) in [0,1], time within the clip
     jitter=(0, 0), # of this take, shoulder widths
 ) -> tuple:        # signing hand (n, 2), other hand (n, 2): outwards and down, each on its own side

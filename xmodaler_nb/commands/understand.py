@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'TASKS', 'CARDS', 'World', 'make_world', 'Task', 'train_task
            'vqa_cards', 'retrieval_cards', 'vcr_cards', 'task_section', 'run_task', 'understand_parser',
            'understand_main']
 
-# %% ../../nbs/18_commands/37_understand.ipynb #f79f434f
+# %% ../../nbs/18_commands/37_understand.ipynb #0b530aec
 import argparse
 import json
 import shutil
@@ -31,7 +31,7 @@ from ..utils.checkpoint_files import write_text
 from ..utils.file_io import to_json
 from ..utils.safe_pickle import safe_load
 
-# %% ../../nbs/18_commands/37_understand.ipynb #12640d12
+# %% ../../nbs/18_commands/37_understand.ipynb #6a35e117
 SIZES = dict(tiny=dict(train=24, val=8, test=12), demo=dict(train=2500, val=200, test=300))
 
 @dataclass
@@ -55,7 +55,7 @@ def make_world(
     for i in data.ids('test'): shutil.copyfile(data.folder/'images'/f'{i}.png', pictures/f'{i}.png')
     return World(data, tasks, pictures, time.perf_counter() - start)
 
-# %% ../../nbs/18_commands/37_understand.ipynb #03a571e0
+# %% ../../nbs/18_commands/37_understand.ipynb #73461a7b
 @dataclass
 class Task:
     "One task of `xm-understand`."
@@ -89,7 +89,7 @@ def train_task(
                                       *opts])
     return run_training(cfg, resume, task.config)
 
-# %% ../../nbs/18_commands/37_understand.ipynb #cd658f03
+# %% ../../nbs/18_commands/37_understand.ipynb #494f8ad8
 def score_task(
     name:str, # in `TASKS`
     trainer,  # after training
@@ -121,7 +121,7 @@ def baseline(
     scenes = [world.data.scene(i) for i in world.data.ids('test')]
     return {'chance': 100/len(scenes), 'bound': 100*retrieval_bound(scenes)}
 
-# %% ../../nbs/18_commands/37_understand.ipynb #224b2241
+# %% ../../nbs/18_commands/37_understand.ipynb #1be8553a
 def vqa_cards(world, run, trainer, n):
     "Test questions with answers and what the words attend to."
     folder = world.tasks['vqa'].folder/'vqa'
@@ -143,7 +143,7 @@ def retrieval_cards(world, run, trainer, n):
     pairs = [(found.find(line['sentences'][0], k=1)[0], Path(line['img_path']).stem) for line in some]
     return [render_match_card(m, Path(m.id).stem == i) for m, i in pairs]
 
-# %% ../../nbs/18_commands/37_understand.ipynb #30810cd4
+# %% ../../nbs/18_commands/37_understand.ipynb #57eaae17
 @torch.no_grad()
 def vcr_cards(world, run, trainer, n):
     "Questions and reasons with their four choices."
@@ -167,7 +167,7 @@ def _choice_card(entry, chances, tokenizer, image):
 
 CARDS = dict(vqa=vqa_cards, vqa_uniter=vqa_cards, vcr=vcr_cards, retrieval=retrieval_cards, pretrain=lambda *_: [])
 
-# %% ../../nbs/18_commands/37_understand.ipynb #86d0ab83
+# %% ../../nbs/18_commands/37_understand.ipynb #0e629955
 def task_section(
     name:str,    # in `TASKS`
     run,         # folder of the run
@@ -192,7 +192,7 @@ def run_task(name, world, args):
     write_text(run/'metrics.json', to_json(dict(scores, baseline=base, seconds=row['seconds']), indent=1))
     return row, task_section(name, run, scores, base, CARDS[name](world, run, trainer, args.cards))
 
-# %% ../../nbs/18_commands/37_understand.ipynb #67e24603
+# %% ../../nbs/18_commands/37_understand.ipynb #befda1ca
 _INTRO = ('Drawn scenes, texts from a known grammar, regions from the pixels alone. Each model is trained from '
           'nothing. Below each picture: what was asked, what is said, and which regions the words attended to.')
 

@@ -41,6 +41,7 @@ from .origin import FeatureFolder, FeatureItems, arrays_digest, digest, file_dig
 from .origin import origin, verify_features
 from ..utils.checkpoint_files import write_text
 from ..utils.file_io import read_json, why_missing
+from ..utils.registry import locate
 from ..utils.store import feature_files, open_store
 
 # %% ../../nbs/15_own/40_data.ipynb #5100c739
@@ -61,6 +62,12 @@ class CaptionData:
         n = Counter(s.split or 'undecided' for s in self.samples)
         return (f"CaptionData({self.name}: {len(self)} samples, {sum(len(s.captions) for s in self.samples)} "
                 f"captions, {', '.join(f'{k} {v}' for k, v in n.items())})")
+
+# %% ../../nbs/15_own/40_data.ipynb #960823f5
+@patch
+def tabular(self:CaptionData): # `TabularDataset` with the columns id, file, captions, split
+    "The samples as a table that is read lazily."
+    return locate('xmodaler_nb.ppe.dataset.captions.caption_table')(self)
 
 # %% ../../nbs/15_own/40_data.ipynb #fe6a21b7
 def read_text(

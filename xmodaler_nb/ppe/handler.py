@@ -131,7 +131,7 @@ def forward(
     "Code block that only runs forward."
     return _block(block)
 
-# %% ../../nbs/40_ppe/74_handler.ipynb #b624de31
+# %% ../../nbs/40_ppe/74_handler.ipynb #da84d1fb
 class BaseLogic:
     "Callbacks that define an algorithm."
     def __init__(self,
@@ -147,7 +147,10 @@ class BaseLogic:
         epoch:int,      # counted from 0
         loader,         # of the training
     ): "Training: epoch start."
-    def train_epoch_end(self, models, epoch): "Training: epoch end."
+    def train_epoch_end(self,
+        models,  # name → module
+        epoch,  # counted from 0
+    ): "Training: epoch end."
     def train_step(self,
         models:dict,     # name → module
         optimizers:dict, # name → optimizer
@@ -156,9 +159,17 @@ class BaseLogic:
     ):                   # outputs
         "Training: one step."
         must_override(self, 'train_step')
-    def train_step_optimizers(self, models, optimizers, batch_idx): "Training: optimizer step."
-    def train_validation_begin(self, models): "Training: validation start."
-    def train_validation_end(self, models): "Training: validation end."
+    def train_step_optimizers(self,
+        models,  # name → module
+        optimizers,  # name → optimizer
+        batch_idx,  # number of the batch
+    ): "Training: optimizer step."
+    def train_validation_begin(self,
+        models,  # name → module
+    ): "Training: validation start."
+    def train_validation_end(self,
+        models,  # name → module
+    ): "Training: validation end."
     def eval_step(self,
         models:dict,     # name → module
         batch_idx:int,   # number of the batch
@@ -306,9 +317,14 @@ class Handler(BaseHandler):
         self._call(trainer.models, 'train_validation_end')
         self._logic.train_validation_end(trainer.models)
 
-# %% ../../nbs/40_ppe/74_handler.ipynb #c0837056
+# %% ../../nbs/40_ppe/74_handler.ipynb #6631e42a
 @patch
-def train_step(self:Handler, trainer, batch_idx, batch, complete_fn):
+def train_step(self:Handler,
+    trainer,  # that runs
+    batch_idx,  # number of the batch
+    batch,  # on the device
+    complete_fn,  # called with (batch_idx, outputs)
+):
     "Training: hooks, the logic's step, the optimizers' step."
     models, optimizers = trainer.models, trainer.optimizers
     self._call(models, 'train_pre_step', trainer, batch_idx, batch, at=1)
@@ -317,19 +333,35 @@ def train_step(self:Handler, trainer, batch_idx, batch, complete_fn):
     complete_fn(batch_idx, outputs)
 
 @patch
-def train_post_step(self:Handler, trainer, batch_idx, batch, outputs):
+def train_post_step(self:Handler,
+    trainer,  # that runs
+    batch_idx,  # number of the batch
+    batch,  # on the device
+    outputs,  # of the model
+):
     "Training: hooks, then reports."
     self._call(trainer.models, 'train_post_step', trainer, batch_idx, batch, outputs, at=1)
     _report('train', self._train_keys, outputs)
 
+# %% ../../nbs/40_ppe/74_handler.ipynb #ef6fec3f
 @patch
-def eval_step(self:Handler, evaluator, batch_idx, batch, complete_fn):
+def eval_step(self:Handler,
+    evaluator,  # that runs
+    batch_idx,  # number of the batch
+    batch,  # on the device
+    complete_fn,  # called with (batch_idx, outputs)
+):
     "Evaluation: hooks, the logic's step."
     self._call(evaluator.models, 'eval_pre_step', evaluator, batch_idx, batch, at=1)
     complete_fn(batch_idx, self._logic.eval_step(evaluator.models, batch_idx, batch))
 
 @patch
-def eval_post_step(self:Handler, evaluator, batch_idx, batch, outputs):
+def eval_post_step(self:Handler,
+    evaluator,  # that runs
+    batch_idx,  # number of the batch
+    batch,  # on the device
+    outputs,  # of the model
+):
     "Evaluation: hooks, then reports."
     self._call(evaluator.models, 'eval_post_step', evaluator, batch_idx, batch, outputs, at=1)
     _report('val', self._eval_keys, outputs)

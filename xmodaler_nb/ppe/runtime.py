@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .override import must_override
 from ..utils.registry import Registry
 
-# %% ../../nbs/40_ppe/72_runtime.ipynb #b3f9d123
+# %% ../../nbs/40_ppe/72_runtime.ipynb #6b5fa27b
 class StepHooks:
     "The hooks around steps, as the loop calls them."
     def train_pre_step(self,
@@ -44,11 +44,21 @@ class StepHooks:
         batch,      # on the device
         outs,       # of the model
     ): "Evaluation: after a step."
-    def train_epoch_begin(self, module): "Training: epoch start."
-    def train_epoch_end(self, module): "Training: epoch end."
-    def train_validation_begin(self, module): "Training: validation start."
-    def train_validation_end(self, module): "Training: validation end."
-    def train_cleanup(self, module): "Training: clean-up."
+    def train_epoch_begin(self,
+        module,  # with this runtime
+    ): "Training: epoch start."
+    def train_epoch_end(self,
+        module,  # with this runtime
+    ): "Training: epoch end."
+    def train_validation_begin(self,
+        module,  # with this runtime
+    ): "Training: validation start."
+    def train_validation_end(self,
+        module,  # with this runtime
+    ): "Training: validation end."
+    def train_cleanup(self,
+        module,  # with this runtime
+    ): "Training: clean-up."
 
 # %% ../../nbs/40_ppe/72_runtime.ipynb #149b6018
 class BaseRuntime(StepHooks):
@@ -112,7 +122,7 @@ def trace(self:BaseRuntime,
     "Traces an event: a context around it."
     yield
 
-# %% ../../nbs/40_ppe/72_runtime.ipynb #0216d592
+# %% ../../nbs/40_ppe/72_runtime.ipynb #4ac6f2b8
 def map_batch(
     f,      # on each tensor
     batch,  # tensors in dicts, tuples, lists and named tuples; other objects stay
@@ -123,14 +133,26 @@ def map_batch(
     if isinstance(batch, (tuple, list)): return type(batch)(map_batch(f, x) for x in batch)
     return type(batch)({k: map_batch(f, v) for k, v in batch.items()}) if isinstance(batch, dict) else batch
 
+# %% ../../nbs/40_ppe/72_runtime.ipynb #4c4def53
 class PyTorchRuntime(BaseRuntime):
     "Runtime for native torch devices."
     def convert_batch(self, args): return map_batch(self.move_tensor, args)
-    def move_module(self, module): return module.to(self.device_spec)
-    def move_tensor(self, tensor): return tensor.to(self.device_spec)
-    def initialize_module(self, module, loader_or_batch, optimizer=None): "Nothing to do."
+    def move_module(self,
+        module,  # with this runtime
+    ): return module.to(self.device_spec)
+    def move_tensor(self,
+        tensor,  # of any device
+    ): return tensor.to(self.device_spec)
+    def initialize_module(self,
+        module,  # with this runtime
+        loader_or_batch,  # the training's data
+        optimizer=None,  # or several
+    ): "Nothing to do."
 
-    def execute(self, code_block, batch):
+    def execute(self,
+        code_block,  # see `handler.CodeBlock`
+        batch,  # on the device
+    ):
         "Forward; backward and step where the block asks for them."
         batch = self.convert_batch(batch)
         if code_block.backprop:
@@ -139,7 +161,12 @@ class PyTorchRuntime(BaseRuntime):
         if code_block.backprop: code_block.learn(outputs, batch, self.options.get('grad_scaler'))
         return outputs
 
-    def map(self, func, iterable, out_keys=None, device='cpu'):
+    def map(self,
+        func,  # code block or function of a batch
+        iterable,  # batches
+        out_keys=None,  # keys that are wanted; None: all
+        device='cpu',  # where the outputs are to be
+    ):
         "One output per batch, moved to a device."
         for batch in iterable:
             out = func(self.convert_batch(batch))
@@ -151,7 +178,7 @@ class PyTorchRuntime(BaseRuntime):
         "Marks an event for torch's profiler."
         with torch.profiler.record_function(str(event_name)): yield
 
-# %% ../../nbs/40_ppe/72_runtime.ipynb #1c480a1b
+# %% ../../nbs/40_ppe/72_runtime.ipynb #0e03e99b
 def autocast(
     options,    # bool, or dict of arguments of torch.autocast
 ):              # context
@@ -160,7 +187,7 @@ def autocast(
     if not options: return torch.autocast('cuda', enabled=False)
     return torch.autocast('cuda')
 
-# %% ../../nbs/40_ppe/72_runtime.ipynb #63507b61
+# %% ../../nbs/40_ppe/72_runtime.ipynb #d13a2e92
 class RuntimeRegistry(Registry):
     "Device type → runtime class."
     def __init__(self,
@@ -185,7 +212,7 @@ class RuntimeRegistry(Registry):
 
 runtime_registry = RuntimeRegistry()
 
-# %% ../../nbs/40_ppe/72_runtime.ipynb #0ab5cb9c
+# %% ../../nbs/40_ppe/72_runtime.ipynb #2bf02f64
 _RUNTIMES = weakref.WeakKeyDictionary()      # module → runtime
 
 def runtime_of(

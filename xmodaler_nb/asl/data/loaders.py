@@ -112,7 +112,7 @@ def split_indices(
 
 # %% ../../../nbs/42_asl/20_data/40_loaders.ipynb #3802b2c7
 def create_data_loaders(
-    asl_dataset:ASL_DATASET,
+    asl_dataset:ASL_DATASET,     # all clips
     train_size:float=.9,         # shares, together 1
     valid_size:float=.05, # share for validation
     test_size:float=.05,  # share for the test

@@ -125,7 +125,7 @@ def preprocess_data(
 
 # %% ../../../nbs/42_asl/20_data/00_resample.ipynb #ac6461ed
 def prepare_clips(
-    clips:Clips,
+    clips:Clips,    # of any lengths
     size:int=None,  # frames wanted; settings.INPUT_SIZE
 ) -> np.ndarray:    # (clips, size, 96, 2) float32, 0 = missing
     "The rule for every clip."

@@ -42,11 +42,15 @@ class MMFRegistry:
         "A registered class."
         return self.tables[kind].get(name)
 
-# %% ../../../nbs/41_mmf/10_registry.ipynb #c5d99888
+# %% ../../../nbs/41_mmf/10_registry.ipynb #b5b39ab7
 def _methods(kind):
     "`register_kind` and `get_kind` of one kind."
-    def register(self, name): return self.register_kind(kind, name)
-    def get(self, name): return self.get_kind(kind, name)
+    def register(self,
+        name,  # as registered
+    ): return self.register_kind(kind, name)
+    def get(self,
+        name,  # as registered
+    ): return self.get_kind(kind, name)
     register.__doc__ = f"Decorator that registers a {kind}."
     get.__doc__ = f"The class of the {kind} of this name."
     return register, get
