@@ -75,7 +75,7 @@ class Trainer_HparamSearch(Trainer):
 # %% ../../nbs/42_asl/56_hparam_search.ipynb #8b035d0d
 def open_study(
     file,        # SQLite file of the study; is made if it does not exist
-    name='signs',
+    name='signs',# of the study in the file
 ):               # optuna's study
     "A study that survives the process."
     optuna = import_optional('optuna', 'search')
@@ -113,7 +113,7 @@ def search(
     folder,                    # of the search: study.db and one folder per trial
     n_trials:int=30,           # in all, those of a killed search included
     n_epochs:int=settings.EPOCHS,  # of a trial, at most
-    modelname:str='YetAnotherTransformer',
+    modelname:str='YetAnotherTransformer', # a section of models.yaml
     **kwargs,                  # of `Trainer_HparamSearch`
 ):                             # optuna's study: best_params, best_value, trials
     "Search, or go on with the search in that folder."

@@ -26,10 +26,26 @@ from ..utils.checkpoint_files import check_place, listed_names, write_checkpoint
 from ..utils.file_io import read_json, to_json
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #fc0e8c27
-def is_path(x): return isinstance(x, (str, Path))
-def is_features(x): return isinstance(x, dict) or (hasattr(x, 'ndim') and x.ndim == 2)
-def is_clip(x): return getattr(x, 'ndim', 0) == 4
-def is_feature_file(x): return is_path(x) and Path(x).suffix in ('.npz', '.npy') and not _holds_frames(Path(x))
+def is_path(
+    x,       # what somebody calls a picture
+) -> bool:
+    "A name of a file."
+    return isinstance(x, (str, Path))
+def is_features(
+    x,       # as above
+) -> bool:
+    "Features: arrays by name, or one array (rows, width)."
+    return isinstance(x, dict) or (hasattr(x, 'ndim') and x.ndim == 2)
+def is_clip(
+    x,       # as above
+) -> bool:
+    "Frames as one array (frames, h, w, 3)."
+    return getattr(x, 'ndim', 0) == 4
+def is_feature_file(
+    x,       # as above
+) -> bool:
+    "A file of features."
+    return is_path(x) and Path(x).suffix in ('.npz', '.npy') and not _holds_frames(Path(x))
 
 def _holds_frames(path):
     "Whether a .npy file is a clip (frames, h, w, 3)."

@@ -7,6 +7,7 @@ __all__ = ['PICTURE_FIELDS', 'TEXT_FIELDS', 'PAIRS', 'OWN', 'pair_batch', 'pair_
            'HardNegatives', 'SingleStreamRetrievalTrainerHardNegatives']
 
 # %% ../../nbs/14_engine/73_hard_negatives.ipynb #4b69b0bd
+import sys
 import torch
 from torch import Tensor
 from fastcore.basics import patch
@@ -111,6 +112,10 @@ class SingleStreamRetrievalTrainerHardNegatives(SingleStreamRetrievalTrainer):
     def build_method(self, cfg):
         "Mining before each step."
         return HardNegatives(cfg.DATALOADER.NEGATIVE_SIZE, cfg.DATALOADER.NEGATIVE_SAME_IMAGE)
+
+# X-modaler defines this class in the module of its base class
+sys.modules[SingleStreamRetrievalTrainer.__module__].SingleStreamRetrievalTrainerHardNegatives = \
+    SingleStreamRetrievalTrainerHardNegatives
 
 # %% ../../nbs/14_engine/73_hard_negatives.ipynb #36587186
 @patch

@@ -51,10 +51,17 @@ def to_TF_DataLoader(
     return loader
 
 # %% ../../../nbs/42_asl/20_data/40_loaders.ipynb #a6b73648
-def get_PT_Dataset(dataloader): return dataloader.dataset
-def get_TF_Dataset(dataloader): return dataloader.dataset
-get_PT_Dataset.__doc__ = 'The data set inside a torch loader.'
-get_TF_Dataset.__doc__ = 'The data set inside a TensorFlow loader.'
+def get_PT_Dataset(
+    dataloader, # of `get_PT_DataLoader`
+):              # `ASL_DATASET`
+    "The data set inside a torch loader."
+    return dataloader.dataset
+
+def get_TF_Dataset(
+    dataloader, # with a `dataset`
+):              # `ASL_DATASET`
+    "The data set inside a TensorFlow loader."
+    return dataloader.dataset
 
 def _check_framework(name):
     known = 'pytorch', 'tensorflow'

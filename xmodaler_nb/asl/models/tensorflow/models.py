@@ -27,7 +27,10 @@ class Network:
     @property
     def trainable_weights(self): return [w for p in self.parts() for w in p.trainable_weights]
     def get_weights(self): return [np.asarray(_keras().ops.convert_to_numpy(w)) for w in self.trainable_weights]
-    def set_weights(self, values):
+    def set_weights(self,
+        values, # of `get_weights`
+    ):
+        "Replace all weights."
         for w, v in zip(self.trainable_weights, values, strict=True): w.assign(v)
 
 class LSTMClassifier(Network):
