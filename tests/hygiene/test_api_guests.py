@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOOR = dict(ppe=499, mmf=18)      # names reached when this was last raised; of 506 and 18
+FLOOR = dict(ppe=506, mmf=18)      # names reached when this was last raised; of 506 and 18
 HOMES = dict(ppe='pytorch_pfn_extras=xmodaler_nb.ppe', mmf='mmf=xmodaler_nb.mmf')
 
 

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['as_ndarray', 'as_numpy_dtype', 'from_ndarray', 'from_numpy_dtype', 'get_xp', 'install_alias', 'requires', 'to',
-           'config', 'config_types', 'cuda', 'dataset', 'distributed', 'engine', 'handler', 'logging', 'nn', 'profiler',
-           'reporting', 'runtime', 'training', 'utils', 'writing']
+           'config', 'config_types', 'cuda', 'dataset', 'distributed', 'engine', 'handler', 'logging', 'nn', 'onnx',
+           'profiler', 'reporting', 'runtime', 'training', 'utils', 'writing']
 
 # %% ../../nbs/40_ppe/99_ppe.ipynb #e9d9daf7
 from .. import __version__
 from . import config, config_types, cuda, dataset, distributed, engine, handler, logging, nn
-from . import profiler, reporting, runtime, training, utils, writing
+from . import onnx, profiler, reporting, runtime, training, utils, writing
 from .alias import install_alias, requires
 from .arrays import as_ndarray, as_numpy_dtype, from_ndarray, from_numpy_dtype, get_xp
 from .runtime import to
@@ -18,4 +18,4 @@ from .runtime import to
 # %% ../../nbs/40_ppe/99_ppe.ipynb #9f808710
 _all_ = ['as_ndarray', 'as_numpy_dtype', 'from_ndarray', 'from_numpy_dtype', 'get_xp', 'install_alias', 'requires',
          'to', 'config', 'config_types', 'cuda', 'dataset', 'distributed', 'engine', 'handler', 'logging', 'nn',
-         'profiler', 'reporting', 'runtime', 'training', 'utils', 'writing']
+         'onnx', 'profiler', 'reporting', 'runtime', 'training', 'utils', 'writing']
