@@ -38,7 +38,7 @@ def batch(**kw): return SampleList(dict(x=torch.ones(4, 3), targets=torch.ones(4
 
 def test_registry():
     r = MMFRegistry()
-    r.bases['model'] = BaseModel
+    r.require_base('model', BaseModel)
     assert r.register_model('toy')(Toy) is Toy and r.get_model_class('toy') is Toy
     with pytest.raises(AssertionError): r.register_model('bad')(nn.Linear)
     with pytest.raises(KeyError, match="Did you mean 'toy'"): r.get_model_class('toi')

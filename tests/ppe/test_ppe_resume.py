@@ -82,3 +82,17 @@ def test_thirty_iterations(tmp_path, clock):
 def test_until_an_early_stop(tmp_path, clock):
     whole = compare(tmp_path, clock, lambda: EarlyStoppingTrigger(monitor='loss', patience=1))
     assert EPOCH < whole['end'] < LENGTH
+
+
+def test_a_finished_training_is_made_longer(tmp_path):
+    "The state of a training that ended, loaded under a longer stop trigger, goes on; under the same one it is over."
+    def manager(epochs): return ExtensionsManager(nn.Linear(2, 1), [], epochs, iters_per_epoch=2, out_dir=tmp_path)
+    short = manager(2)
+    while not short.stop_trigger:
+        with short.run_iteration(): pass
+    for epochs, end in ((2, 4), (5, 10)):
+        again = manager(epochs)
+        again.load_state_dict(short.state_dict())
+        while not again.stop_trigger:
+            with again.run_iteration(): pass
+        assert again.iteration == end

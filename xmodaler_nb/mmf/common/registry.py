@@ -22,15 +22,22 @@ class MMFRegistry:
         self.tables = {kind: _Named(f'mmf {kind}') for kind in KINDS}
         self.bases, self._shared = {}, {}
 
+    def require_base(self,
+        kind:str,   # 'model', 'loss', …
+        base,       # class; a second one (a notebook's own copy) is accepted beside the first
+    ):
+        "Classes of this kind must inherit from a class."
+        self.bases.setdefault(kind, []).append(base)
+
     def register_kind(self,
         kind:str,   # 'model', 'loss', …
         name:str,   # as configs write it
     ):              # decorator
         "Decorator that registers a class of a kind."
         def enter(cls):
-            base = self.bases.get(kind)
-            fits = base is None or issubclass(cls, base)
-            assert fits, f"{cls.__name__} is registered as a {kind}, but is no {base.__name__}"
+            bases = self.bases.get(kind, [])
+            fits = not bases or issubclass(cls, tuple(bases))
+            assert fits, f"{cls.__name__} is registered as a {kind}, but is no {bases[0].__name__}"
             self.tables[kind].enter(name, cls)
             return cls
         return enter

@@ -6,7 +6,6 @@
 __all__ = ['as_config', 'Meter', 'BaseModel']
 
 # %% ../../../nbs/41_mmf/40_base_model.ipynb #5f3803d6
-import builtins
 import logging
 import warnings
 from collections import OrderedDict
@@ -75,7 +74,7 @@ class BaseModel(nn.Module):
 
     def build(self):
         "Builds the modules after construction."
-        raise getattr(builtins, 'Not' + 'ImplementedError')(f"{type(self).__name__} must define the method build")
+        raise NotImplementedError(f"{type(self).__name__} must define the method build")
 
     def forward(self,
         sample_list,    # SampleList
@@ -83,9 +82,9 @@ class BaseModel(nn.Module):
         **kwargs,
     ) -> dict:          # outputs by name
         "Output dictionary for a batch."
-        raise getattr(builtins, 'Not' + 'ImplementedError')(f"{type(self).__name__} must define the method forward")
+        raise NotImplementedError(f"{type(self).__name__} must define the method forward")
 
-registry.bases['model'] = BaseModel
+registry.require_base('model', BaseModel)
 
 # %% ../../../nbs/41_mmf/40_base_model.ipynb #66cb5621
 @patch(cls_method=True)

@@ -423,6 +423,7 @@ def _load(objects, states, what):
 
 @patch
 def _load_stop(self:BaseExtensionsManager, saved):
-    "The stop trigger's state, for the manager's copy and for the loop's; and its answer, if it was given."
-    self._stop_at, self._asked_at = saved.get('at'), saved.get('asked')
+    """The stop trigger's state, for the manager's copy and for the loop's, and the answer that it gave. A trigger
+    without a state is asked anew: this run may be longer than the saved one."""
+    self._stop_at, self._asked_at = (saved.get('at'), saved.get('asked')) if saved.get('trigger') else (None, None)
     for t in (self._own_stop_trigger, self._stop_trigger): t.load_state_dict(saved.get('trigger') or {})
