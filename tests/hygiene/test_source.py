@@ -30,7 +30,11 @@ def hits(pattern, names, flags=0) -> list:
 
 def test_no_machine_paths(): assert not hits(PATHS, tracked())
 def test_no_hard_wired_device(): assert not hits(r'\.cuda\(', [f for f in tracked('xmodaler_nb', 'benchmarks', 'nbs') if f.endswith(('.py', '.ipynb'))])
-def test_nothing_unfinished(): assert not hits(UNFINISHED, tracked('xmodaler_nb', 'tests', 'benchmarks', 'nbs', 'configs'))      # code, notebooks and test data
+# base classes of the guests, whose methods a subclass must write: this error is what they are documented to raise
+DOCUMENTED = ('nbs/40_ppe/58_override.ipynb', 'xmodaler_nb/ppe/override.py', 'nbs/41_mmf/40_base_model.ipynb', 'xmodaler_nb/mmf/models/base_model.py')
+def test_nothing_unfinished():
+    found = hits(UNFINISHED, tracked('xmodaler_nb', 'tests', 'benchmarks', 'nbs', 'configs'))                                   # code, notebooks and test data
+    assert not [h for h in found if not (h.startswith(DOCUMENTED) and 'must define the met' in h)]
 def test_no_muted_warnings(): assert not hits(r'filterwarnings\(.{0,2}ignore', tracked('xmodaler_nb', 'nbs'))
 
 
