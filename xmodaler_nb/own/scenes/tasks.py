@@ -94,6 +94,7 @@ def _all_regions(data, mirror):
         yield 'features_mirror', i, found_regions(pixels[:,::-1])
         yield 'features_gt_mirror', i, drawn_regions(scene, pixels, mirrored=True)
 
+# %% ../../../nbs/15_own/00_scenes/54_tasks.ipynb #6965e0de
 def _rng(seed, task, split): return np.random.default_rng([seed, task, SPLITS.index(split)])
 
 def _write_vqa(folder, data, seed, rounds):
