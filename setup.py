@@ -30,7 +30,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=packages + config_dirs,
     package_dir={'xmodaler_nb.configs': 'configs'} if config_dirs else {},
-    package_data={'xmodaler_nb.configs': ['**/*.yaml', '*.yaml', 'asl/signers/*']},
+    package_data={'xmodaler_nb.configs': ['**/*.yaml', '*.yaml', 'asl/signers/*', 'models/*/*']},
     include_package_data=False,
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
