@@ -129,8 +129,9 @@ def _read_fields(path):
 
 def _check_classes(sign, names, path):
     "Every class has a name."
-    for s in sign[(sign < 0) | (sign >= len(names))][:1]:
-        raise ValueError(f'{path}: class {s} is used, but the {len(names)} signs that have a name are 0 to {len(names) - 1}')
+    n = len(names)
+    for s in sign[(sign < 0) | (sign >= n)][:1]:
+        raise ValueError(f'{path}: class {s} is used, but the {n} signs that have a name are 0 to {n - 1}')
 
 # %% ../../nbs/42_asl/06_clips.ipynb #ed8705cf
 def _names_beside(path, n):
