@@ -18,4 +18,5 @@ from xmodaler_nb.look.render import (render_attention, render_attention_strip, r
 
 # %% ../../nbs/16_look/99_look.ipynb #faf835fc
 _all_ = ['CaptionExplorer', 'render_answer_card', 'render_attention', 'render_attention_strip', 'render_beam_tree',
-         'render_caption_card', 'render_chances', 'render_match_card', 'render_matches', 'render_regions', 'write_page']
+         'render_caption_card', 'render_chances', 'render_match_card', 'render_matches',
+         'render_regions', 'write_page']
