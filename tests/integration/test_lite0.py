@@ -92,3 +92,10 @@ def test_from_the_command_line(tmp_path):
     code = data_main(['extract', str(tmp_path/'a.png'), str(tmp_path/'out'), '--backbone', 'efficientnet_lite0',
                       '--cells', '4'])
     assert code in (0, None) and FeatureStore(tmp_path/'out')['a']['features'].shape == (16, 1280)
+
+
+def test_an_extractor_that_was_saved_is_as_well_trained():
+    picture = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    one = BackboneExtractor('efficientnet_lite0', 'global')
+    again = BackboneExtractor.from_dict(json.loads(json.dumps(one.to_dict())))
+    assert np.array_equal(one(picture)['features'], again(picture)['features'])

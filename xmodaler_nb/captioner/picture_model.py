@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 import numpy as np
 import torch
+from PIL import Image
 from fastcore.basics import patch
 from .card import read_run_scores
 from ..checkpoint import XmodalerCheckpointer
@@ -106,7 +107,8 @@ def extract(self:PictureModel,
     clip = is_path(x) and is_clip_file(x) and getattr(self.extractor, 'reads_clips', True)
     if not clip and not is_clip(x):
         image = load_picture(x)
-        return image, self.extractor(image)
+        # an array of so few rows could be channels first; a PIL image could not
+        return image, self.extractor(Image.fromarray(image) if len(image) in (1, 3, 4) else image)
     frames = read_clip(x, getattr(self.extractor, 'frames', 16)) if clip else load_clip(x)
     middle = frames[len(frames)//2]
     if not hasattr(self.extractor, 'preprocess'): return middle, self.extractor(np.stack(frames))

@@ -67,7 +67,7 @@ class BackboneExtractor:
     ):
         _check_options(kind, crop)
         self.name = backbone if isinstance(backbone, str) else ''
-        self.weights = weights if '/' in self.name else None         # `patches` has none
+        self.weights = None if self.name in ('', 'patches') else weights      # `patches` has none
         net, defaults = backbone, dict(size=224, mean=(.485, .456, .406), std=(.229, .224, .225))
         if self.name: net, defaults = load_backbone(backbone, weights)
         self.backbone, self.device = net.eval().to(device), torch.device(device)
@@ -139,12 +139,13 @@ def __call__(self:BackboneExtractor,
     boxes=None, # for 'region': (n, 4) x1 y1 x2 y2 in pixels of the upright picture
 ) -> dict:      # features (n, d), boxes (n, 4) in pixels where they are known
     "Features of one picture."
+    from PIL import Image
     image = load_picture(image)
     h, w = image.shape[:2]
     scale = np.array([w, h, w, h], dtype=np.float32)
     if boxes is None and self.kind == 'region':
         raise ValueError("this extractor averages over boxes, and none were given")
-    out = self.extract_batch([self.preprocess(image)],
+    out = self.extract_batch([self.preprocess(Image.fromarray(image))],
                              None if boxes is None else [np.asarray(boxes, np.float32)/scale])[0]
     n = len(out['features'])
     side = int(n**.5)
