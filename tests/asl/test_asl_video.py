@@ -214,7 +214,7 @@ def test_both_interfaces_of_mediapipe(version, monkeypatch, tmp_path):
     version(monkeypatch, seen, closed)
     (tmp_path/'holistic_landmarker.task').touch()
     monkeypatch.setenv(vu.HOLISTIC, str(tmp_path/'holistic_landmarker.task'))
-    rows = vu.convert_frames_to_landmarks(np.full((2, 4, 4, 3), (200, 60, 20), np.uint8)[:,:,::-1])
+    rows = vu.convert_frames_to_landmarks(np.full((2, 4, 4, 3), (200, 60, 20), np.uint8)[...,::-1])
     assert rows.shape == (2, 543, 3) and (rows[:,522:] == .5).all() and np.isnan(rows[:,:522]).all()
     assert seen[1:] == [[20, 60, 200]]*2 and closed == [True]
 
