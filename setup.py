@@ -11,9 +11,10 @@ suffix = '_requirements'
 extras = {k[:-len(suffix)]: v.split() for k, v in cfg.items() if k.endswith(suffix)}
 extras['all'] = sorted({r for name, reqs in extras.items() if name != 'dev' for r in reqs})
 
-# The published YAMLs live at the top level; in a wheel they travel inside the package (see `config_file`).
+# The published YAMLs and the web page live at the top level; in a wheel they travel inside the package (see
+# `config_file` and `web_file`).
 packages = find_packages(include=['xmodaler_nb', 'xmodaler_nb.*'])
-config_dirs = ['xmodaler_nb.configs'] if (root/'configs').is_dir() else []
+top_level = {f'xmodaler_nb.{name}': name for name in ('configs', 'web') if (root/name).is_dir()}
 
 setup(
     name=cfg['lib_name'],
@@ -28,9 +29,10 @@ setup(
     classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     license='Apache-2.0',
     python_requires=f">={cfg['min_python']}",
-    packages=packages + config_dirs,
-    package_dir={'xmodaler_nb.configs': 'configs'} if config_dirs else {},
-    package_data={'xmodaler_nb.configs': ['**/*.yaml', '*.yaml', 'asl/signers/*']},
+    packages=packages + list(top_level),
+    package_dir=top_level,
+    package_data={'xmodaler_nb.configs': ['**/*.yaml', '*.yaml', 'asl/signers/*', 'models/*/*'],
+                  'xmodaler_nb.web': ['*.html', '*.css', '*.js']},
     include_package_data=False,
     install_requires=cfg['requirements'].split(),
     extras_require=extras,

@@ -51,6 +51,9 @@ def test_rotation_returns_a_copy():
     assert np.array_equal(x, before) and not np.array_equal(x, y)
     angle = np.random.default_rng(1).uniform(-np.radians(30), np.radians(30))
     c, s = np.cos(angle), np.sin(angle)
+    documented = before.copy()                                        # what the original leaves in its input
+    documented[...,:2] = documented[...,:2] @ np.array([[c, -s], [s, c]])
+    assert not np.array_equal(documented, x) and np.allclose(documented, y)
     np.testing.assert_allclose(y[...,:2], x[...,:2] @ np.array([[c, -s], [s, c]]))
     assert np.array_equal(y[...,2], x[...,2])
 

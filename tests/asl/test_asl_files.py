@@ -71,7 +71,8 @@ def test_duplicate_frames(rows, table, tmp_path):
 
 @pytest.mark.parametrize('n, fill, usable', [(1, .4, 1), (5000, .4, 5000), (6, np.nan, 0)], ids=['one frame', '5,000 frames', 'nothing detected'])
 def test_extreme_files(tmp_path, n, fill, usable):
-    item = preprocess_data_item(write_parquet(tmp_path/'x.parquet', np.full((n, 543, 3), fill)), 3)
+    pd.DataFrame(dict(x=np.full(n*543, fill), y=np.full(n*543, fill))).to_parquet(tmp_path/'x.parquet')
+    item = preprocess_data_item(tmp_path/'x.parquet', 3)
     assert (item['target'], item['size'], item['orig_size'], item['usable_size']) == (3, 32, n, usable)
     assert np.allclose(item['landmarks'], .4 if usable else 0)
 
@@ -162,6 +163,8 @@ def test_removal_lists_first(root):
     listed = remove_outlier_or_missing_data(stats)
     assert listed.reason.tolist() == ['longer than 32', 'shorter than 10', 'the file is missing']
     assert sorted(root.rglob('*')) == before                            # nothing happened
+    documented = listed[listed.reason != 'the file is missing']
+    assert len(table) - len(documented) == 6                            # rows the original leaves: one without a file
     remove_outlier_or_missing_data(stats, dry_run=False)
     left = pd.read_csv(settings.path('PROCESSED_DATA_DIR', 'train.csv'))
     assert len(left) == 5 and not processed_path(0, 0).exists() and processed_path(0, 1).exists()

@@ -6,12 +6,13 @@ import os
 import signal
 import pytest
 import torch
-from xmodaler_nb.asl import trainer as module
+from xmodaler_nb.asl import metrics
 from xmodaler_nb.asl.callbacks import augmentation_increase_callback, dropout_callback
 from xmodaler_nb.asl.config import settings
 from xmodaler_nb.asl.data.dataset import ASL_DATASET
 from xmodaler_nb.asl.models.pytorch import models
 from xmodaler_nb.asl.signs import make_signs
+from xmodaler_nb.asl.trainer import Trainer
 from xmodaler_nb.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
@@ -39,6 +40,13 @@ OWNERS = dict(step=(torch.optim.Adam, 'step'), evaluation=(models.BaseModel, 'va
               replace=(os, 'replace'), rename=(os, 'rename'))
 
 
+def new_trainer(dataset, out):
+    torch.manual_seed(3)
+    params = dict(d_model=16, n_head=2, num_layers=1, dropout=.2)
+    model = models.YetAnotherTransformer(params=params, n_classes=3, optimizer=dict(name='Adam', params=dict(lr=.01)))
+    return Trainer(dataset=dataset, out_dir=out, model=model, patience=3)
+
+
 def life(dataset, out, death):
     "One process: train until the end, or until killed."
     torch.set_num_threads(1)
@@ -46,12 +54,9 @@ def life(dataset, out, death):
     os.dup2(os.open(out.with_suffix('.err'), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.fsync = lambda fd: None                       # the kernel survives; flushing would only take time here
     if death: die_at(*OWNERS[death[0]], death[1])
-    torch.manual_seed(3)
-    params = dict(d_model=16, n_head=2, num_layers=1, dropout=.2)
-    model = models.YetAnotherTransformer(params=params, n_classes=3, optimizer=dict(name='Adam', params=dict(lr=.01)))
-    torch.manual_seed(os.getpid())                   # a life begins with other random numbers
     with settings.changed(**SHARES):
-        t = module.Trainer(dataset=dataset, out_dir=out, model=model, patience=3)
+        t = new_trainer(dataset, out)
+        torch.manual_seed(os.getpid())               # a life begins with other random numbers
         t.add_callback(dropout_callback).add_callback(augmentation_increase_callback).train(EPOCHS)
 
 
@@ -101,3 +106,34 @@ def test_killed_training_is_the_same_training(dataset, tmp_path):
     assert run(dataset, out) == 0, out.with_suffix('.err').read_text()[-2000:]
     equal(facts(whole), facts(out))
     assert not list(out.glob('.tmp*'))
+    with settings.changed(**SHARES): a, b = (new_trainer(dataset, d) for d in (whole, out))
+    chosen, y = b.test()                             # of the best model
+    assert a.test()[0].tolist() == chosen.tolist() and b.metrics['Accuracy/Test'] == metrics.accuracy(chosen, y)
+
+
+def search_life(dataset, folder, out, kill_at):
+    "A search of three trials whose trainings only say how good they were; it may be killed in a trial."
+    from xmodaler_nb.asl import hparam_search as h
+
+    def train(self, n_epochs):
+        with open(out, 'a') as f: f.write(f'{self.trial.number}\n')
+        if self.trial.number == kill_at: os.kill(os.getpid(), signal.SIGKILL)
+        self.pruned = False
+        return self.trial.number/10
+    h.Trainer_HparamSearch.train = train
+    with settings.changed(**SHARES): study = h.search(dataset, folder, n_trials=3)
+    assert len(h.done_trials(study)) == 3 and study.best_value == .3
+    assert sorted(t.state.name for t in study.trials) == ['COMPLETE']*3 + ['FAIL']
+
+
+def test_killed_search_goes_on(dataset, tmp_path):
+    "The trial that was cut off has failed and is replaced by another; what was done is not done again."
+    pytest.importorskip('optuna')
+    from xmodaler_nb.asl import hparam_search
+    hparam_search.open_study(tmp_path/'other.db')    # what both lives would import: once, before the forks
+    for kill_at, code in ((1, -signal.SIGKILL), (None, 0)):
+        p = mp.get_context('fork').Process(target=search_life, args=(dataset, tmp_path/'s', tmp_path/'seen', kill_at))
+        p.start()
+        p.join(120)
+        assert p.exitcode == code
+    assert (tmp_path/'seen').read_text().split() == ['0', '1', '2', '3']

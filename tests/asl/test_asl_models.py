@@ -77,58 +77,6 @@ def test_sections_build_and_learn(name):
     assert torch.isfinite(loss) and all(p.grad is None for p in model.parameters()) and first[0] > 0
 
 
-class Died(Exception): pass
-
-
-def run(folder, dataset, epochs, die_at=None):
-    "A trainer after its epochs; perhaps it dies after a step."
-    from xmodaler_nb.asl import trainer
-    from xmodaler_nb.asl.callbacks import augmentation_increase_callback, dropout_callback
-
-    class Death(trainer.HookBase):
-        def after_step(self):
-            if self.trainer.iter == die_at: raise Died
-
-    build = trainer.SignEngine.build_hooks
-    trainer.SignEngine.build_hooks = lambda self: [*build(self), Death()]
-    try:
-        with settings.changed(**SHARES):
-            t = trainer.Trainer(dataset=dataset, out_dir=folder, model=small_model())
-            t.add_callback(dropout_callback).add_callback(augmentation_increase_callback).train(epochs)
-    finally: trainer.SignEngine.build_hooks = build
-    return t
-
-
-def test_resumed_run_is_the_same_run(tmp_path, dataset):
-    "Killed in the third epoch, resumed with other random numbers: equal bit for bit."
-    whole = run(tmp_path/'whole', dataset, 3)
-    n = whole.engine.iters_per_epoch
-    with pytest.raises(Died): run(tmp_path/'parts', dataset, 3, die_at=2*n)
-    torch.manual_seed(77)
-    again = run(tmp_path/'parts', dataset, 3)
-    assert again.engine.start_iter == 2*n and again.state_dict() == whole.state_dict()
-    for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values()): assert torch.equal(a, b)
-    chosen, y = again.test()
-    assert len(chosen) == len(y) and again.metrics['Accuracy/Test'] == metrics.accuracy(chosen, y)
-
-
-def test_search_goes_on_after_a_kill(tmp_path, dataset, monkeypatch):
-    pytest.importorskip('optuna')
-    from xmodaler_nb.asl import hparam_search as h
-    tried = []
-
-    def train(self, n_epochs):
-        tried.append(self.trial.number)
-        if len(tried) == 2: raise KeyboardInterrupt
-        self.pruned = False
-        return self.trial.number/10
-    monkeypatch.setattr(h.Trainer_HparamSearch, 'train', train)
-    with settings.changed(**SHARES):
-        with pytest.raises(KeyboardInterrupt): h.search(dataset, tmp_path, n_trials=3)
-        study = h.search(dataset, tmp_path, n_trials=3)
-    assert len(h.done_trials(study)) == 3 and len(tried) == 4 and study.best_value == .3
-
-
 def test_labels_that_others_contradict_are_found(clips):
     from xmodaler_nb.asl.signer.machine import SignerModel
     y = clips.sign.copy()

@@ -7,6 +7,7 @@ from xmodaler_nb.captioner import Answerer, Captioner
 from xmodaler_nb.config import kfg
 from xmodaler_nb.datasets import build_xmodaler_valtest_loader
 from xmodaler_nb.engine import DefaultTrainer
+from xmodaler_nb.functional import read_np
 from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.own.scenes import make_scenes, write_tasks
 
@@ -73,10 +74,10 @@ def test_saved_and_opened(run, world, tmp_path):
     model.save_pretrained(tmp_path/'a')                                                    # its own folder may be replaced
 
 
-def test_features_from_a_file_and_from_memory(run, world):
+def test_features_from_a_file_and_from_memory(run, world, tmp_path):
     model, q = Answerer.from_pretrained(run[1]), questions(world)[0]
-    file = world[1]['vqa'].folder/'features_test2015'/f"{q['image_id']}.npz"
-    with np.load(file) as z: arrays = dict(z)
+    arrays, file = read_np(world[1]['vqa'].folder/'features_test2015'/f"{q['image_id']}.npz"), tmp_path/'features.npz'
+    np.savez(file, **arrays)
     by_file, by_arrays, by_picture = (model.answer(x, q['question']) for x in (file, arrays, world[0].image(q['image_id'])))
     for a in (by_file, by_arrays): assert a.text == by_picture.text and a.prob == pytest.approx(by_picture.prob, abs=1e-5)
 

@@ -7,7 +7,7 @@ __all__ = ['STEP', 'MISSING', 'FIELDS', 'Clips', 'used_landmarks', 'all_rows', '
            'load_clips']
 
 # %% ../../nbs/42_asl/06_clips.ipynb #5e55d56d
-import json
+import json, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -94,37 +94,60 @@ def sign_names(
     path,     # of sign_to_prediction_index_map.json
 ) -> list:    # names in the order of their classes
     "The classes that a label map names."
-    index = json.loads(Path(path).read_text(encoding='utf-8'))
+    try: index = json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f'{path} cannot be read as JSON: {e}') from None
     classes = sorted(index.values())
     if classes != list(range(len(index))): raise ValueError(f'{path}: the classes must be 0, 1, …; seen {classes[:5]}')
     return sorted(index, key=index.get)
 
 # %% ../../nbs/42_asl/06_clips.ipynb #384c084f
+def _arrays(path):
+    "Those of the arrays that a file has."
+    if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
+    try:
+        with np.load(path) as z: return {k: z[k] for k in FIELDS if k in z}
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f'{path} cannot be read as .npz: {e}') from None
+
+def _check_sizes(f, path):
+    "One value a clip, one column a landmark."
+    n, columns = len(f['length']), f['landmark'].shape
+    for k in FIELDS[3:]:
+        if len(f[k]) != n: raise ValueError(f'{path}: {n} clips, but {len(f[k])} of `{k}`')
+    if f['xyz_q'].shape[1:2] != columns: raise ValueError(f'{path}: `xyz_q` must be (frames, landmarks, 3)')
+
 def _read_fields(path):
     "The arrays of a file, checked against each other."
-    with np.load(path) as z:
-        lacking = [k for k in FIELDS if k not in z]
-        if lacking: raise ValueError(f'{path}: needs the arrays {", ".join(FIELDS)}; {", ".join(lacking)} not found')
-        f = {k: z[k] for k in FIELDS}
+    f = _arrays(path)
+    lacking = [k for k in FIELDS if k not in f]
+    if lacking: raise ValueError(f'{path}: needs the arrays {", ".join(FIELDS)}; {", ".join(lacking)} not found')
     n, frames = f['length'].sum(), len(f['xyz_q'])
     if n != frames: raise ValueError(f'{path}: the lengths add up to {n}, but there are {frames} frames')
     if (np.diff(f['landmark'].astype(int)) <= 0).any(): raise ValueError(f'{path}: `landmark` must ascend')
+    _check_sizes(f, path)
     return f
 
+def _check_classes(sign, names, path):
+    "Every class has a name."
+    n = len(names)
+    for s in sign[(sign < 0) | (sign >= n)][:1]:
+        raise ValueError(f'{path}: class {s} is used, but the {n} signs that have a name are 0 to {n - 1}')
+
+# %% ../../nbs/42_asl/06_clips.ipynb #ed8705cf
 def _names_beside(path, n):
     "The names of n classes: from the map in the file's folder, else their numbers."
     index = path.parent/settings.MAP_JSON_FILE
-    names = sign_names(index) if index.is_file() else [str(i) for i in range(n)]
-    if n > len(names): raise ValueError(f'{path}: class {n - 1} is used, but only {len(names)} signs have a name')
-    return names
+    return sign_names(index) if index.is_file() else [str(i) for i in range(n)]
 
 def load_clips(
     path,        # .npz that `save_clips` wrote, or of the same form
     names=None,  # of the signs; taken from the map beside the file if there is one
 ) -> Clips:
     "Read clips."
-    path, fields = Path(path), _read_fields(path)
+    path = Path(path)
+    fields = _read_fields(path)
     q = fields.pop('xyz_q')
     xyz = np.where(q == MISSING, np.float32(np.nan), q.astype(np.float32)*np.float32(STEP))
     names = names or _names_beside(path, int(fields['sign'].max(initial=-1)) + 1)
+    _check_classes(fields['sign'], names, path)
     return Clips(xyz, **{k: v.astype(int) for k, v in fields.items()}, names=list(names))

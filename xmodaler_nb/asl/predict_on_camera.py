@@ -8,10 +8,9 @@ __all__ = ['MAX_MISSING', 'read_window', 'read_stream', 'camera_frames', 'show_c
 # %% ../../nbs/42_asl/85_predict_on_camera.ipynb #9b4e0cbc
 from collections import Counter, deque
 import numpy as np
-from .augmentations import standardize
 from .config import settings
 from .data.resample import preprocess_data_to_same_size
-from .predict_on_video import WindowDisplay, annotate_frame, top_signs
+from .predict_on_video import WindowDisplay, annotate_frame, as_read, top_signs
 from .video_utils import make_detector, results_to_rows, to_rgb
 from ..utils.env import import_optional
 
@@ -27,7 +26,7 @@ def read_window(
     "What a window shows."
     clip = preprocess_data_to_same_size(np.asarray(rows)[...,:settings.N_DIMS])[0]
     missing = (clip[:,settings.HAND_INDICES] == 0).mean()
-    return top_signs(model, standardize(clip), n) if missing < max_missing else []
+    return top_signs(model, as_read(model, clip), n) if missing < max_missing else []
 
 def read_stream(
     frames,                         # iterable of (h, w, 3) uint8, red first

@@ -34,9 +34,14 @@ def as_used(
     if x.shape[1] == settings.ROWS_PER_FRAME: x = x[:, settings.USEFUL_ALL_LANDMARKS]
     return x[..., :settings.N_DIMS]
 
+def _from_npy(path):
+    "Landmarks of a numpy file."
+    try: return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as e: raise ValueError(f"{path} cannot be read as .npy: {e}") from None
+
 def _from_file(path, detect):
     "Landmarks of a file; a film goes through the detector."
-    if path.suffix == '.npy': return np.load(path, allow_pickle=False)
+    if path.suffix == '.npy': return _from_npy(path)
     if path.suffix == '.parquet': return load_relevant_data_subset(path)
     return landmarks_of(capture_frames(str(path)), detect)
 
@@ -59,7 +64,7 @@ def read_landmarks(
     "Landmarks of whatever can be read."
     if isinstance(source, (str, Path)):
         path = Path(source)
-        if not path.is_file(): raise FileNotFoundError(f"{path} does not exist")
+        if not path.exists(): raise FileNotFoundError(f"{path} does not exist")
         return as_used(_from_file(path, detect))
     return as_used(landmarks_of(source, detect) if _is_pictures(source) else source)
 

@@ -134,7 +134,8 @@ def _add_words(p):
     p.add_argument('--max-len', type=int, default=20, help='words kept per caption')
 
 def _add_backbone(p, default, note=''):
-    p.add_argument('--backbone', default=default, help=f'patches, torchvision/NAME{note}')
+    p.add_argument('--backbone', default=default, help=f'patches, efficientnet_lite0 (extra photos), '
+                   f'torchvision/NAME{note}')
     p.add_argument('--weights', default='', help='of torchvision/NAME: a .pth or .safetensors file, or a name that '
                                                  'torchvision knows (default: its best, downloaded once)')
 

@@ -49,6 +49,7 @@ _C.ENGINE = CN(dict(
     GLOBAL_TOKENS=False,                         # several processes: weigh by the number of target words
     SHARD_EVAL=True,                             # several processes: each decodes a part of the images
     WAIT_WARNING=600,                            # several processes: seconds at one place that are said; 0 = never
+    PACK_WORDS=False,                            # leave out what is beyond the end of each caption
     PROGRESS=True))                              # progress bar on a terminal
 
 _C.SCHEDULED_SAMPLING = CN(dict(

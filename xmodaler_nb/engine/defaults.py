@@ -139,7 +139,8 @@ def build_evaluators(self:DefaultTrainer, cfg) -> tuple:  # (for validation, for
 def build_method(self:DefaultTrainer, cfg):
     "How a batch becomes losses: teacher forcing, on all loaders in turn if there are several."
     more = self.train_data_loader[1:] if isinstance(self.train_data_loader, (list, tuple)) else []
-    return MultiLoader(**{f'loader{i+2}': l for i, l in enumerate(more)}) if more else TeacherForcing()
+    if more: return MultiLoader(**{f'loader{i+2}': l for i, l in enumerate(more)})
+    return TeacherForcing(cfg.ENGINE.get('PACK_WORDS', False))
 
 @patch
 def build_checkpointer(self:DefaultTrainer, cfg) -> XmodalerCheckpointer:

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 from fastai.callback.core import Callback
+from ..config import Batch, kfg
 from ..utils.env import get_rng_state, set_rng_state
 
 # %% ../../nbs/14_engine/00_methods.ipynb #1a265728
@@ -50,11 +51,28 @@ def loss_sum(
 # %% ../../nbs/14_engine/00_methods.ipynb #ad287e69
 class TeacherForcing(TrainingMethod):
     "One forward pass on the true words, one loss."
+    def __init__(self,
+        pack=False, # leave out what is beyond the end of each caption, where the model can
+    ): self.pack = pack
+
     def losses(self,
         batch,   # a prepared batch
     ):
         "The losses of the model's output."
-        yield self.learn.compute_losses(self.learn.predict_batch(batch))
+        valid = _words_with_targets(batch) if self.pack else None
+        if valid is not None: batch = batch.merge({kfg.TOKENS_LENGTHS: valid.sum(1).tolist()})
+        out = self.learn.predict_batch(batch)
+        if valid is not None and out[kfg.G_LOGITS].dim() == 2:            # (words, v), row after row
+            out = Batch({**out, kfg.G_TARGET_IDS: batch[kfg.G_TARGET_IDS][valid]})
+        yield self.learn.compute_losses(out)
+
+def _words_with_targets(batch):
+    "Where a caption has a target, (r, t) bool; None if there are no captions, or if one has gaps."
+    targets = batch.get(kfg.G_TARGET_IDS)
+    if targets is None: return None
+    valid = targets >= 0
+    has_gap = (valid[:,1:] & ~valid[:,:-1]).any() or not valid[:,0].all()
+    return None if has_gap else valid
 
 # %% ../../nbs/14_engine/00_methods.ipynb #68b1726d
 def has_position(

@@ -12,7 +12,9 @@ from ..config import kfg
 from .build import ENGINE_REGISTRY
 from .defaults import DefaultTrainer
 from .methods import TrainingMethod
+from ..functional import guessed_words
 from ..modeling.meta_arch.tden_pretrain import SIMILARITY
+from ..modeling.predictor.bert_predictor import ASKED
 
 # %% ../../nbs/14_engine/75_tden_pretrainer.ipynb #a4ef1415
 def shift_right(
@@ -22,12 +24,13 @@ def shift_right(
     return torch.cat([torch.zeros_like(ids[:,:1]), ids[:,:-1]], 1)
 
 def own_words(
-    batch,  # U_TOKENS_IDS (b, t) with hidden words, U_TARGET_IDS (b, t), −1 = not hidden
-    out,    # the model's output for it: U_LOGITS, G_LOGITS (b, t, v)
+    batch,  # U_TOKENS_IDS (b, t) with hidden words; U_TARGET_IDS (b, t), −1 = not hidden
+    out,    # the model's output for it: U_LOGITS, G_LOGITS (b, t, v), or of the words with a target
 ) -> dict:  # U_TOKENS_IDS, G_TOKENS_IDS (b, t)
     "The texts of the second pass: hidden words become the model's guesses."
     ids, kept = batch[kfg.U_TOKENS_IDS], batch[kfg.U_TARGET_IDS] < 0
-    u, g = (out[k].detach().argmax(-1).to(ids.dtype) for k in (kfg.U_LOGITS, kfg.G_LOGITS))
+    pairs = ((kfg.U_LOGITS, kfg.U_TARGET_IDS), (kfg.G_LOGITS, kfg.G_TARGET_IDS))
+    u, g = (guessed_words(out[logits], batch.get(targets)).to(ids.dtype) for logits, targets in pairs)
     return {kfg.U_TOKENS_IDS: torch.where(kept, ids, u), kfg.G_TOKENS_IDS: torch.where(kept, ids, shift_right(g))}
 
 # %% ../../nbs/14_engine/75_tden_pretrainer.ipynb #e23a726d
@@ -37,8 +40,8 @@ class TwoPasses(TrainingMethod):
         batch,   # a prepared batch with hidden words and regions
     ):
         "Two dicts of losses; a step is taken after each."
-        out = self.learn.predict_batch(batch.merge({SIMILARITY: True}))
-        second = batch.merge({SIMILARITY: False, **own_words(batch, out)})
+        out = self.learn.predict_batch(batch.merge({SIMILARITY: True, ASKED: True}))
+        second = batch.merge({SIMILARITY: False, ASKED: True, **own_words(batch, out)})
         yield self.learn.compute_losses(out)
         del out
         again = self.learn.compute_losses(self.learn.predict_batch(second))

@@ -6,8 +6,8 @@
 __all__ = ['UNKNOWN', 'bbox_arrays', 'check_words', 'decode_text', 'decodes_word_pieces', 'decode_sequence',
            'decode_sequence_bert', 'bboxes_to_locfeats', 'boxes_to_locfeats', 'clip_t_inputs', 'clip_v_inputs',
            'dict_as_tensor', 'dict_to_cuda', 'expand_tensor', 'iou', 'pad_tensor', 'load_vocab', 'read_lines',
-           'read_lines_set', 'read_np', 'read_np_bbox', 'caption_to_mask_tokens', 'random_region', 'random_word',
-           'flat_list_of_lists', 'as_id', 'id_key']
+           'read_lines_set', 'read_np', 'read_np_bbox', 'asked_targets', 'caption_to_mask_tokens', 'guessed_words',
+           'random_region', 'random_word', 'flat_list_of_lists', 'as_id', 'id_key']
 
 # %% ../../nbs/04_functional/99_functional.ipynb #0136c117
 from .func_caption import decode_sequence, decode_sequence_bert
@@ -15,7 +15,8 @@ from .func_feats import (bboxes_to_locfeats, boxes_to_locfeats, clip_t_inputs, c
     dict_as_tensor, dict_to_cuda, expand_tensor, iou, pad_tensor)
 from .func_io import (UNKNOWN, bbox_arrays, check_words, decode_text, decodes_word_pieces,
                                             load_vocab, read_lines, read_lines_set, read_np, read_np_bbox)
-from .func_pretrain import caption_to_mask_tokens, random_region, random_word
+from xmodaler_nb.functional.func_pretrain import (asked_targets, caption_to_mask_tokens, guessed_words, random_region,
+    random_word)
 from .func_others import as_id, flat_list_of_lists, id_key
 
 # %% ../../nbs/04_functional/99_functional.ipynb #5ff1b5f3
@@ -23,5 +24,6 @@ _all_ = ['UNKNOWN', 'bbox_arrays', 'check_words', 'decode_text', 'decodes_word_p
          'decode_sequence_bert', 'bboxes_to_locfeats', 'boxes_to_locfeats',
          'clip_t_inputs',
          'clip_v_inputs', 'dict_as_tensor', 'dict_to_cuda', 'expand_tensor', 'iou', 'pad_tensor', 'load_vocab',
-         'read_lines', 'read_lines_set', 'read_np', 'read_np_bbox', 'caption_to_mask_tokens', 'random_region',
-         'random_word', 'flat_list_of_lists', 'as_id', 'id_key']
+         'read_lines', 'read_lines_set', 'read_np', 'read_np_bbox', 'asked_targets',
+         'caption_to_mask_tokens', 'guessed_words', 'random_region', 'random_word',
+         'flat_list_of_lists', 'as_id', 'id_key']

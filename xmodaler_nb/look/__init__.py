@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['CaptionExplorer', 'render_answer_card', 'render_attention', 'render_attention_strip', 'render_beam_tree',
-           'render_caption_card', 'render_chances', 'render_match_card', 'render_matches', 'render_regions']
+           'render_caption_card', 'render_chances', 'render_match_card', 'render_matches', 'render_regions',
+           'write_page']
 
 # %% ../../nbs/16_look/99_look.ipynb #440f2a33
 from . import report
 from . import trace                # from here on notebooks draw traces
 from .answers import render_answer_card, render_chances, render_match_card, render_matches
 from .explorer import CaptionExplorer
+from .page import write_page
 from xmodaler_nb.look.render import (render_attention, render_attention_strip, render_beam_tree, render_caption_card,
     render_regions)
 
 # %% ../../nbs/16_look/99_look.ipynb #faf835fc
 _all_ = ['CaptionExplorer', 'render_answer_card', 'render_attention', 'render_attention_strip', 'render_beam_tree',
-         'render_caption_card', 'render_chances', 'render_match_card', 'render_matches', 'render_regions']
+         'render_caption_card', 'render_chances', 'render_match_card', 'render_matches',
+         'render_regions', 'write_page']

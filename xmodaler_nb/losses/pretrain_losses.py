@@ -13,6 +13,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/08_losses/16_pretrain_losses.ipynb #a2e8a29b
 from ..config import configurable, kfg
+from ..functional import asked_targets
 from .build import LOSSES_REGISTRY
 from .cross_entropy import token_cross_entropy
 from .triplet import BatchTriplet
@@ -75,7 +76,7 @@ def _word_losses(self:PretrainLosses, batch):
     "Losses of hidden words (U) and next words (G)."
     names = {'Masked Language Modeling': (kfg.U_LOGITS, kfg.U_TARGET_IDS),
              'Masked Sentence Generation': (kfg.G_LOGITS, kfg.G_TARGET_IDS)}
-    return {name: self.xe_loss(batch[logits], batch[targets].masked_fill(batch[targets] < 0, -1))
+    return {name: self.xe_loss(batch[logits], asked_targets(batch[logits], batch[targets]))
             for name, (logits, targets) in names.items() if logits in batch and (batch[targets] >= 0).any()}
 
 @patch

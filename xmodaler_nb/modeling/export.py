@@ -8,6 +8,7 @@ __all__ = ['INPUT_KEYS', 'flatten', 'unflatten', 'EncoderPart', 'StepPart', 'mak
 
 # %% ../../nbs/07_modeling/92_export.ipynb #9013490e
 import json
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 import torch
@@ -73,10 +74,12 @@ class EncoderPart(nn.Module):
 class StepPart(nn.Module):
     "One word further."
     def __init__(self,
-        model, # a meta-architecture
+        model,                # a meta-architecture
+        attention:bool=False, # also return `ATT_WEIGHTS` (rows, n), where the decoder attends to regions
     ):
         super().__init__()
-        self.model, self.keys = model, tuple(model.decoder.state_keys)
+        self.model, self.attention = model, attention
+        self.keys = (*model.decoder.state_keys, *([kfg.ATT_WEIGHTS] if attention else ()))
 
     def forward(self,
         tokens:Tensor, # (rows,) int64
@@ -84,8 +87,7 @@ class StepPart(nn.Module):
         state:dict,    # states and memory by flat names, `rows` rows each
     ) -> tuple:        # logits (rows, v), new states by flat names
         "Logits and the states after the words."
-        b = unflatten(state)
-        now = DictState(b, tokens.size(0), tokens.size(0))
+        now = DictState(unflatten(state), tokens.size(0), tokens.size(0)).record_attention(self.attention)
         now.t = clock.size(0)
         logits, new = self.model.step(tokens, now)
         return logits, flatten(new.batch, self.keys)
@@ -131,13 +133,15 @@ def dynamic_sizes(
 def trace_parts(
     model,        # a meta-architecture
     batch:Batch,  # see `example_batch`
+    attention:bool=False, # see `StepPart`
 ) -> tuple:       # (encoder, step) as ExportedProgram
     "The two graphs."
     model, inputs = model.eval(), flatten(batch, INPUT_KEYS)
     with torch.no_grad():
-        encoder, step = make_encoder_part(model, inputs), StepPart(model)
+        encoder, step = make_encoder_part(model, inputs), StepPart(model, attention)
         state, tokens = encoder(inputs), torch.arange(1, 1 + len(batch[kfg.ATT_FEATS]))
         for t in range(3): state = {**state, **step(tokens, torch.zeros(t), state)[1]}      # a history of three words
+        state.pop(kfg.ATT_WEIGHTS, None)
         rows = {0: torch.export.Dim.AUTO}
         export = lambda part, args, *sizes: torch.export.export(part, args, dynamic_shapes=sizes, strict=False)
         return (export(encoder, (inputs,), dynamic_sizes(inputs)),
@@ -151,25 +155,27 @@ def export_model(
     vocab=None,      # words by id, for `ExportedModel.words`
     items=None,      # see `example_batch`
     onnx=False,      # also encoder.onnx and step.onnx
+    attention=False, # the step also returns its attention over the regions
 ) -> Path:           # the folder
     "Write encoder.pt2, step.pt2 and export.json."
     folder, batch = Path(folder), example_batch(cfg, items)
     folder.mkdir(parents=True, exist_ok=True)
-    encoder, step = trace_parts(model, batch)
+    encoder, step = trace_parts(model, batch, attention)
     for name, program in (('encoder', encoder), ('step', step)):
         torch.export.save(program, folder/f'{name}.pt2')
         if onnx: _save_onnx(program, folder/f'{name}.onnx')
-    meta = dict(format='xmodaler_nb.export/1', **_field_names(model, batch), max_seq_len=cfg.MODEL.MAX_SEQ_LEN,
-                vocab_size=cfg.MODEL.VOCAB_SIZE, vocab=list(vocab or []), torch=torch.__version__)
+    meta = dict(format='xmodaler_nb.export/1', **_field_names(model, batch, attention), torch=torch.__version__,
+                max_seq_len=cfg.MODEL.MAX_SEQ_LEN, vocab_size=cfg.MODEL.VOCAB_SIZE, vocab=list(vocab or []))
     write_text(folder/'export.json', json.dumps(meta, indent=1))
     return folder
 
-def _field_names(model, batch):
+def _field_names(model, batch, attention):
     "Names of what goes into the two graphs and comes out, in order."
-    inputs = flatten(batch, INPUT_KEYS)
-    with torch.no_grad(): state = make_encoder_part(model, inputs)(inputs)
-    return dict(inputs=list(inputs), state=list(state),
-                new_state=list(flatten(unflatten(state), model.decoder.state_keys)),
+    inputs, tokens = flatten(batch, INPUT_KEYS), torch.zeros(len(batch[kfg.ATT_FEATS]), dtype=torch.long)
+    with torch.no_grad():
+        state = make_encoder_part(model, inputs)(inputs)
+        new = StepPart(model, attention)(tokens, torch.zeros(0), state)[1]
+    return dict(inputs=list(inputs), state=list(state), new_state=list(new),
                 state_keys=list(model.decoder.state_keys), memory_keys=list(model.decoder_memory_keys()))
 
 def _save_onnx(program, path):
@@ -179,8 +185,10 @@ def _save_onnx(program, path):
 
 # %% ../../nbs/07_modeling/92_export.ipynb #8d90ed41
 def _load_torch(path):
-    "A graph as a function, in torch."
-    return torch.export.load(path.with_suffix('.pt2')).module()
+    "A graph as a function, in torch, without the conditions on sizes that tracing noted for the layout of memory."
+    program = torch.export.load(path.with_suffix('.pt2'))
+    known = 'check_guards' in signature(program.module).parameters        # since torch 2.9
+    return program.module(**({'check_guards': False} if known else {}))
 
 def _load_onnx(path, fields):
     "A graph as a function: fields → outputs in order, in ONNX Runtime, which names its inputs in its own way."
@@ -258,7 +266,8 @@ def export_captioner(
     folder,        # where to write
     examples=None, # pictures or features to trace with; None: made up
     onnx=False,    # also ONNX files
+    attention=False, # see `export_model`
 ) -> Path:         # the folder
     "Export model and vocabulary of a captioner."
     items = None if examples is None else [captioner.item(x, str(i))[0] for i, x in enumerate(examples)]
-    return export_model(captioner.model, captioner.cfg, folder, captioner.vocab, items, onnx)
+    return export_model(captioner.model, captioner.cfg, folder, captioner.vocab, items, onnx, attention)

@@ -18,6 +18,7 @@ from ...utils.checkpoint_files import load_weights, write_text
 # %% ../../../nbs/42_asl/60_signer/20_machine.ipynb #5a36996b
 class SignerModel(nn.Module):
     "Signs from prepared clips, by similarity to known clips."
+    standardised = False     # it reads prepared clips as they are; the other models read standardised ones
     def __init__(self,
         names:list,          # of the signs
         parts=BEST,          # measures of a hand

@@ -65,10 +65,12 @@ def signer_machine(
 def possible(
     y,               # (n,) signs
     who,             # (n,) signers
+    doubted=(),      # [(signer, sign)] whose labels the other signers contradict
 ) -> np.ndarray:     # (n,) bool
-    "Clips whose sign another signer has, too."
-    others = {c: np.unique(who[y == c]) for c in np.unique(y)}
-    return np.array([len(others[c]) > 1 for c in y])
+    "Clips whose sign another signer has, too, and signs alike."
+    fine = np.array([(int(s), int(c)) not in doubted for s, c in zip(who, y)])
+    others = {c: set(who[(y == c) & fine].tolist()) for c in np.unique(y)}
+    return fine & np.array([len(others[c] - {s}) > 0 for s, c in zip(who, y)])
 
 def signer_table(
     chosen:dict,     # {name: (n,) chosen signs}
@@ -150,6 +152,7 @@ def evaluate(
     "Ask a model for every clip of a file."
     model = model or shipped_signer()
     clips = read_clips(path, model.names)
+    if not len(clips): raise ValueError(f"{path} holds no clip: there is nothing to evaluate")
     lacking = {clips.names[s] for s in np.unique(clips.sign)} - set(model.names)
     if lacking: raise ValueError(f"{path} has signs that the model does not know: {', '.join(sorted(lacking))}")
     y = np.array([model.names.index(clips.names[s]) for s in clips.sign])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from ...config import Batch, kfg
+from ...functional import asked_targets
 from .build import load_cfg_file
 
 # %% ../../../nbs/07_modeling/60_meta_arch/34_toy_questions.ipynb #78aff1a4
@@ -114,7 +115,8 @@ def task_losses(
     words = {'hidden words': (kfg.U_LOGITS, kfg.U_TARGET_IDS), 'next words': (kfg.G_LOGITS, kfg.G_TARGET_IDS)}
     for name, (logits, target) in words.items():
         if logits in out:
-            found[name] = F.cross_entropy(out[logits].flatten(0, 1), out[target].flatten(), ignore_index=-1)
+            asked = asked_targets(out[logits], out[target])
+            found[name] = F.cross_entropy(out[logits].flatten(0, -2), asked.flatten(), ignore_index=-1)
     if kfg.ITM_LOGITS in out: found['matching'] = F.cross_entropy(out[kfg.ITM_LOGITS], out[kfg.ITM_NEG_LABEL])
     if kfg.V_REGRESS in out:
         found['region features'] = F.mse_loss(out[kfg.V_REGRESS][hidden], out[kfg.V_TARGET][hidden])

@@ -14,6 +14,7 @@ from .transformer_enc_dec import TransformerEncoderDecoder
 from xmodaler_nb.modeling.meta_arch.uniter_understanding import (UniterForMMUnderstanding, UniterRetrieval,
     single_stream_parts)
 from ..predictor import build_predictor_with_name, build_v_predictor
+from ..predictor.bert_predictor import ASKED
 from ...utils import comm
 _all_ = ['UniterForMMUnderstanding', 'UniterRetrieval']    # X-modaler has them here
 
@@ -125,4 +126,6 @@ def forward_task(self:UniterPretrain,
     return batch.merge(heads[task](batch))
 
 @patch
-def _forward(self:UniterPretrain, batched_inputs): return self.forward_task(Batch(batched_inputs), self.choose_task())
+def _forward(self:UniterPretrain, batched_inputs):
+    "One task; in training only the words with a target are scored."
+    return self.forward_task(Batch(batched_inputs).merge({ASKED: self.training}), self.choose_task())

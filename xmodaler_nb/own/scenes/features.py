@@ -51,20 +51,32 @@ def background(
 def components(
     mask:np.ndarray, # (h, w) bool
 ) -> np.ndarray:     # (h, w) int, 0 outside the mask, else one positive number per connected piece (four neighbours)
-    "Label connected pieces."
+    "Label connected pieces: each pixel gets the number of its piece's first pixel, counted from 1 row by row."
+    starts, ends, w = _runs(mask)
+    first = np.searchsorted(ends, starts + w, 'right').tolist()       # runs of the next row that touch run k …
+    last = np.searchsorted(starts, ends + w, 'left').tolist()
+    root = list(range(len(starts)))
+    for k, pair in enumerate(zip(first, last)):
+        for j in range(*pair): _join(root, k, j)
+    for k, r in enumerate(root): root[k] = root[r]                    # a root comes before all that it is the root of
+    numbers = (starts - starts//w + 1)[root]                          # the padding column is not counted
+    lab = np.zeros(mask.shape, int)
+    lab[mask] = np.repeat(numbers, ends - starts)
+    return lab
+
+def _runs(mask):
+    "Where the runs of True begin and end in the mask with one more, empty column; and its width."
     h, w = mask.shape
-    big = h*w+1
-    lab = np.full((h+2, w+2), big)
-    lab[1:-1,1:-1] = np.where(mask, np.arange(1, h*w+1).reshape(h, w), big)
-    while True:
-        up_down = np.minimum(lab[:-2,1:-1], lab[2:,1:-1])
-        new = np.minimum(np.minimum(up_down, lab[1:-1,1:-1]), np.minimum(lab[1:-1,:-2], lab[1:-1,2:]))
-        new = np.where(mask, new, big)
-        # where does the pixel whose number I took stand now?
-        flat = np.append(new.ravel(), big)
-        new = np.where(mask, np.minimum(new, flat[np.minimum(new-1, h*w)]), big)
-        if (new == lab[1:-1,1:-1]).all(): return np.where(mask, new, 0)
-        lab[1:-1,1:-1] = new
+    padded = np.zeros((h, w + 1), bool)
+    padded[:,:w] = mask
+    ends = np.flatnonzero(np.diff(padded.ravel(), prepend=False))
+    return ends[::2], ends[1::2], w + 1
+
+def _join(root, a, b):
+    "Make two runs one piece; the earlier root is kept."
+    while root[a] != a: a = root[a]
+    while root[b] != b: b = root[b]
+    root[max(a, b)] = min(a, b)
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #521c8afe
 def find_regions(
@@ -224,6 +236,7 @@ class SceneFeatures:
         self.kind, self.grid, self.max_regions = kind, grid, max_regions
         self.threshold, self.min_area, self.exactly = threshold, min_area, exactly
     dim, reads_clips = ROW, False
+    leaves_whole_out = False   # where regions are found, is there no row for the whole picture?
     @property
     def max_rows(self) -> int:
         "The largest number of rows a picture can have."
@@ -255,8 +268,8 @@ def _boxes_and_masks(self, img):
     return (rows + [(b, fg, None, -1) for b in cells])[:self.exactly-1 if self.exactly else None], fg, len(masks)
 
 def _full_boxes(rows, h, w, H, W):
-    "Boxes of the whole picture and the rows, from pixels of an h × w picture to those of H × W."
-    boxes = np.array([(0, 0, w, h)] + [b for b, *_ in rows], np.float32)*np.array([W/w, H/h, W/w, H/h], np.float32)
+    "Boxes of the rows, from pixels of an h × w picture to those of H × W."
+    boxes = np.array([b for b, *_ in rows], np.float32)*np.array([W/w, H/h, W/w, H/h], np.float32)
     return boxes.astype(np.float32)
 
 @patch
@@ -270,21 +283,16 @@ def __call__(self:SceneFeatures,
     (h, w), (H, W) = img.shape[:2], full.shape[:2]
     rows, fg, n = _boxes_and_masks(self, img)
     x = img/255.
-    first = describe(x, ~fg, (0, 0, w, h), None)
-    feats = np.stack([first] + [describe(x, m, b, o, k) for b, m, o, k in rows])
-    return dict(features=feats, boxes=_full_boxes(rows, h, w, H, W), image_h=H, image_w=W,
+    whole = [] if rows and self.leaves_whole_out else [((0, 0, w, h), ~fg, None, -1)]
+    feats = np.stack([describe(x, m, b, o, k) for b, m, o, k in whole + rows])
+    return dict(features=feats, boxes=_full_boxes(whole + rows, h, w, H, W), image_h=H, image_w=W,
                 n_regions=min(n, len(rows)) if self.kind != 'grid' else 0)
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #627862fc
 class FoundRegions(SceneFeatures):
     "Picture -> the found regions; the whole picture where none is found."
-    def __call__(self,
-        image, # any picture, see `as_rgb`
-    ) -> dict: # as `SceneFeatures`, without the first row
-        "Describe the regions."
-        r = super().__call__(image)
-        k = int(len(r['features']) > 1)
-        return {**r, 'features': r['features'][k:], 'boxes': r['boxes'][k:]}
+    leaves_whole_out = True
+
 
 # %% ../../../nbs/15_own/00_scenes/30_features.ipynb #6ed56a80
 class ClipFeatures:

@@ -1,0 +1,199 @@
+"The web page of a captioner: fifty pictures captioned in Python and in Chromium, greedily and with three beams; every id must be equal."
+import base64
+import importlib.util
+import io
+import json
+import threading
+import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_explorer import CHROMIUM
+from xmodaler_nb.captioner import Captioner
+from xmodaler_nb.look.page import read_runtime, write_page
+from xmodaler_nb.modeling import build_model, load_cfg_file
+from xmodaler_nb.datasets import collate
+from xmodaler_nb.config import kfg
+from xmodaler_nb.own.scenes.draw import render, sample_scene
+from xmodaler_nb.own.scenes.features import SceneFeatures
+from xmodaler_nb.own.scenes.grammar import captions
+
+pytestmark = pytest.mark.browser
+HOSTILE = '<img src=x onerror=document.title="broken">'
+
+def missing():
+    "Why these tests cannot run here, or None."
+    if CHROMIUM is None: return 'no chromium on this machine (apt-get install chromium, or set XMODALER_CHROMIUM)'
+    absent = [m for m in ('playwright', 'onnx', 'onnxscript') if importlib.util.find_spec(m) is None]
+    if absent: return f"{', '.join(absent)} not installed (extras dev, export)"
+    try: read_runtime()
+    except OSError as e: return f'no ONNX Runtime Web: {e}'
+    return None
+
+reason = missing()
+if reason: pytest.skip(reason, allow_module_level=True)
+
+
+def learn(model, pictures, texts, vocab, steps=60):
+    "A few steps, so that captions differ from picture to picture."
+    number = {w: i for i, w in enumerate(vocab)}
+    def item(i):
+        ids = [number[w] for w in texts[i].split()][:16]
+        row = [0, *ids] + [0]*(16 - len(ids)), [*ids, 0] + [-1]*(16 - len(ids))
+        return {kfg.IDS: str(i), kfg.ATT_FEATS: torch.as_tensor(pictures[i]),
+                **{k: [torch.tensor(x)] for k, x in zip((kfg.G_TOKENS_IDS, kfg.G_TARGET_IDS), row)}}
+    opt, rng = torch.optim.Adam(model.parameters(), 1e-2), np.random.default_rng(0)
+    for _ in range(steps):
+        out = model.train()(collate([item(i) for i in rng.integers(len(texts), size=32)]))
+        loss = torch.nn.functional.cross_entropy(out[kfg.G_LOGITS].flatten(0, 1), out[kfg.G_TARGET_IDS].flatten(), ignore_index=-1)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def captioner(tmp_path_factory):
+    torch.manual_seed(3)
+    rng, look = np.random.default_rng(5), SceneFeatures()
+    scenes = [sample_scene(rng, n=1 + i % 2) for i in range(300)]
+    texts = [captions(s, rng, 1, 8.)[0] for s in scenes]
+    vocab = ['.'] + sorted({w for t in texts for w in t.split()})
+    file = tmp_path_factory.mktemp('words')/'vocabulary.txt'
+    file.write_text('\n'.join(vocab[1:]))
+    sizes = dict(DEVICE='cpu', VOCAB_SIZE=len(vocab), MAX_SEQ_LEN=17, DECODER_DIM=64, UPDOWN=dict(ATT_EMBED_SIZE=32), PRED_DROPOUT=0.,
+                 TOKEN_EMBED=dict(DIM=32, DROPOUT=0.), VISUAL_EMBED=dict(IN_DIM=look.dim, OUT_DIM=64, DROPOUT=0.))
+    cfg = load_cfg_file('image_caption/updown/updown.yaml', INFERENCE=dict(VOCAB=str(file)), MODEL=sizes)
+    return Captioner(learn(build_model(cfg), [look(render(s))['features'] for s in scenes], texts, vocab), cfg, vocab, look)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, '.mjs': 'text/javascript', '.js': 'text/javascript', '.wasm': 'application/wasm'}
+    def log_message(self, *args): pass
+
+
+@pytest.fixture(scope='module')
+def folder(captioner, tmp_path_factory):
+    "The page; the word `a` of its vocabulary looks like markup."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        folder = write_page(captioner, tmp_path_factory.mktemp('page')/'site')
+    page = json.loads((folder/'page.json').read_text())
+    page['vocab'][captioner.vocab.index('a')] = HOSTILE
+    (folder/'page.json').write_text(json.dumps(page))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def page(folder):
+    from playwright.sync_api import sync_playwright
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f'http://127.0.0.1:{server.server_port}/'
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage'])
+        tab = browser.new_page(viewport=dict(width=1280, height=800))
+        tab.set_default_timeout(120_000)
+        tab.errors, tab.foreign = [], []
+        tab.on('pageerror', lambda e: tab.errors.append(str(e)))
+        def local(route):
+            if route.request.url.startswith((address, 'data:', 'blob:')): return route.continue_()
+            tab.foreign.append(route.request.url)
+            route.abort()
+        tab.route('**/*', local)
+        tab.goto(address)
+        caption_is_there(tab)
+        yield tab
+        browser.close()
+    server.shutdown()
+
+
+def caption_is_there(tab): tab.locator('#status', has_text='Caption:').wait_for()
+
+
+def png(picture):
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, 'PNG')
+    return out.getvalue()
+
+IN_THE_BROWSER = '''async ([pictures, width]) => {
+    const out = []
+    for (const text of pictures) {
+        const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0))
+        const {beams, features} = await xmodaler.describe(new Blob([bytes], {type: 'image/png'}), {width})
+        out.push({ids: beams[0].ids, score: beams[0].score, look: beams[0].looks[0], features: Array.from(features.data)})
+    }
+    return out
+}'''
+
+
+@pytest.mark.parametrize('width', [1, 3])
+def test_fifty_pictures_have_the_same_ids(page, captioner, width):
+    rng = np.random.default_rng(77)
+    pictures = [render(sample_scene(rng)) for _ in range(48)] + [np.full((64, 64, 3), 120, np.uint8), render(sample_scene(rng)).repeat(3, 0).repeat(3, 1)]
+    got = page.evaluate(IN_THE_BROWSER, [[base64.b64encode(png(p)).decode() for p in pictures], width])
+    want = captioner.describe(pictures, strategy='beam' if width > 1 else 'greedy', beam_size=width, trace=True)
+    number = {w: i for i, w in enumerate(captioner.vocab)}
+    assert [[i for i in g['ids'] if i] for g in got] == [[number[w] for w in c.words] for c in want]
+    assert max(abs(g['score'] - c.score) for g, c in zip(got, want)) < 1e-3
+    assert len({c.text for c in want}) > 5                                # the model does look at the pictures
+    for g, c in zip(got, want): assert np.allclose(g['look'], c.attention[0][:len(g['look'])], atol=1e-4)   # the rest is padding
+    features = captioner.extractor(pictures[0])['features']
+    assert np.abs(np.array(got[0]['features']) - features.ravel()).max() < 2e-4
+
+
+def test_a_click_forces_a_word_and_the_model_goes_on(page):
+    before = page.locator('#sentence').inner_text()
+    page.locator('#sentence button').nth(1).click()
+    assert page.locator('#sentence button').nth(1).get_attribute('aria-pressed') == 'true'
+    other = page.locator('#choices button').nth(1)
+    word = other.inner_text()
+    other.click()
+    page.locator('#sentence button').nth(1).filter(has_text=word).wait_for()
+    caption_is_there(page)
+    page.wait_for_timeout(300)
+    assert page.locator('#sentence').inner_text() != before
+    assert page.locator('#strip canvas').count() == page.locator('#sentence button').count()
+
+
+def test_pictures_of_ones_own(page, tmp_path):
+    (tmp_path/'own.png').write_bytes(png(render(sample_scene(np.random.default_rng(9)))))
+    page.set_input_files('#file', tmp_path/'own.png')
+    page.locator('#samples button[aria-pressed=true]').wait_for(state='detached')
+    caption_is_there(page)
+    (tmp_path/'no.png').write_text('no picture')
+    page.set_input_files('#file', tmp_path/'no.png')
+    page.locator('.failed', has_text='no picture that the browser can read').wait_for()
+    Image.new('L', (8000, 7500)).save(tmp_path/'large.png')
+    page.set_input_files('#file', tmp_path/'large.png')
+    page.locator('.failed', has_text='60 megapixels; at most 50').wait_for()
+    page.locator('#samples button').nth(1).click()
+    caption_is_there(page)
+
+
+def test_words_are_text(page):
+    "A word that looks like markup stays text."
+    assert HOSTILE in page.locator('#sentence').inner_text() and HOSTILE in page.locator('#strip').inner_text()
+    assert page.title() != 'broken' and page.locator('img[src=x]').count() == 0
+
+
+@pytest.mark.parametrize('size', [(1280, 800), (390, 844)])
+def test_nothing_is_cut_off(page, size):
+    page.set_viewport_size(dict(width=size[0], height=size[1]))
+    page.wait_for_timeout(300)
+    assert page.evaluate('() => document.documentElement.scrollWidth') <= size[0]
+    rights = page.evaluate('() => [...document.querySelectorAll("button, canvas, select, li, p")].map(x => x.getBoundingClientRect().right)')
+    assert max(rights) <= size[0]
+
+
+def test_small_offline_and_labelled(page, folder):
+    "At most 15 MB, no request to another place, a name on every control."
+    assert sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()) < 15e6
+    assert 'MIT License' in (folder/'ort'/'LICENSE').read_text()
+    assert not page.foreign and not page.errors
+    unnamed = page.evaluate('''() => [...document.querySelectorAll('button, canvas, img, input, select')].filter(x =>
+        !(x.innerText || x.alt || x.ariaLabel || x.labels?.length || x.querySelector('img')?.alt)).length''')
+    assert unnamed == 0
