@@ -69,9 +69,10 @@ class Task:
 TASKS = dict(
     pretrain=Task('understand/pretrain.yaml', 'conceptual_captions', 'TDEN', '', 'Pre-training'),
     retrieval=Task('scenes/retrieval_tden.yaml', 'flickr30k', 'TDEN', 'r1', 'Finding pictures', 'pretrain'),
-    vqa=Task('understand/vqa.yaml', 'vqa', 'TDEN', 'accuracy', 'Questions', 'retrieval'),
-    vqa_uniter=Task('understand/vqa_uniter.yaml', 'vqa', 'UNITER', 'accuracy', 'Questions, one stream from nothing'),
-    vcr=Task('understand/vcr.yaml', 'vcr', 'UNITER', 'Q -> A', 'Choices and reasons'))
+    colours=Task('scenes/vqa_uniter.yaml', 'vqa_colour', 'UNITER', 'accuracy', 'Colours first'),
+    vqa=Task('scenes/vqa_uniter.yaml', 'vqa', 'UNITER', 'accuracy', 'Questions', 'colours'),
+    vqa_tden=Task('scenes/vqa_tden.yaml', 'vqa', 'TDEN', 'accuracy', 'Questions, two streams', 'retrieval'),
+    vcr=Task('understand/vcr.yaml', 'vcr', 'UNITER', 'Q -> A', 'Choices and reasons', 'vqa'))
 
 def train_task(
     name:str,        # in `TASKS`
@@ -115,7 +116,8 @@ def baseline(
     world:World,
 ) -> dict:       # what → value, on the scale of the task's score
     "What a model reaches that does not look, and what none can exceed."
-    if name.startswith('vqa'): return {'most frequent answer': majority_accuracy(world.tasks['vqa'].folder/'vqa')}
+    folder = TASKS[name].folder
+    if folder.startswith('vqa'): return {'most frequent answer': majority_accuracy(world.tasks[folder].folder/folder)}
     if name == 'vcr': return {'one in four': .25}
     if name == 'pretrain': return {}
     scenes = [world.data.scene(i) for i in world.data.ids('test')]
@@ -165,7 +167,9 @@ def _choice_card(entry, chances, tokenizer, image):
     shown = SimpleNamespace(question=parts[0][0].strip(), best=best, words=[], image=image)
     return render_answer_card(shown, choices[int(entry['target'])])
 
-CARDS = dict(vqa=vqa_cards, vqa_uniter=vqa_cards, vcr=vcr_cards, retrieval=retrieval_cards, pretrain=lambda *_: [])
+_no_cards = lambda *_: []
+CARDS = dict(pretrain=_no_cards, colours=_no_cards, vqa=vqa_cards, vqa_tden=vqa_cards, vcr=vcr_cards,
+             retrieval=retrieval_cards)
 
 # %% ../../nbs/18_commands/37_understand.ipynb #0e629955
 def task_section(

@@ -20,16 +20,19 @@ from ...utils.env import import_optional
 
 # %% ../../../nbs/42_asl/20_data/30_dataset.ipynb #6419f809
 def augment_clip(
-    x,                   # (n, 96, 2)
-    threshold:float,     # chance of each augmentation, in [0,1]
-    rng,                 # numpy random generator
-    dropout:bool=True,   # may frames be left out?
-) -> np.ndarray:         # (≤ n, 96, 2)
+    x,                        # (n, 96, 2), 0 = missing
+    threshold:float,          # chance of each augmentation, in [0,1]
+    rng,                      # numpy random generator
+    dropout:bool=True,        # may frames be left out?
+    keep_missing:bool=True,   # what is missing stays missing; False: it is moved as if it stood at 0
+) -> np.ndarray:              # (≤ n, 96, 2)
     "Shift, mirror, scale, rotate, each by chance; then perhaps fewer frames."
+    there = (x != 0).any(-1, keepdims=True)
     if rng.random() < threshold: x = shift_landmarks(x, rng=rng)
     if rng.random() < threshold: x = mirror_landmarks(x)
     if rng.random() < threshold: x = random_scaling(x, rng=rng)
     if rng.random() < threshold: x = random_rotation(x, rng=rng)
+    x = x*there if keep_missing else x
     return frame_dropout(x, rng=rng) if dropout and rng.random() < threshold else x
 
 # %% ../../../nbs/42_asl/20_data/30_dataset.ipynb #5ebd6204

@@ -17,7 +17,7 @@ from ...datasets.layout import SPLITS, write_json
 from ...datasets.task_layout import (vcr_line, write_conceptual_captions, write_flickr30k, write_lines,
                                               write_pieces, write_vqa)
 from ...functional import read_np
-from .choices import choice_questions, full_caption, many_questions
+from .choices import ANSWER_TYPES, choice_questions, full_caption, many_questions
 from .draw import CATEGORIES, SIZE
 from .features import FoundRegions, describe
 from .grammar import Chooser, vocabulary
@@ -98,13 +98,15 @@ def _all_regions(data, mirror):
 def _rng(seed, task, split): return np.random.default_rng([seed, task, SPLITS.index(split)])
 
 def _write_vqa(folder, data, seed, rounds):
-    "Questions of all splits, numbered by picture."
+    "Questions of all splits, numbered by picture; and those about colours once more, for a first lesson."
     splits = {}
     for split in SPLITS:
         rng = _rng(seed, 11, split)
         splits[split] = [dict(q, question_id=1000*i + k, image_id=i) for i in data.ids(split)
                          for k, q in enumerate(many_questions(data.scene(i), rng, rounds))]
-    write_vqa(folder, splits, list(answer_words()))
+    write_vqa(folder/'vqa', splits, list(answer_words()))
+    colours = {s: [q for q in qs if q['answer_type'] == ANSWER_TYPES['colour']] for s, qs in splits.items()}
+    write_vqa(folder/'vqa_colour', colours, list(answer_words()))
 
 def _write_vcr(folder, data, seed):
     "Choices of all splits; the test split keeps its labels."
@@ -134,7 +136,7 @@ class TaskFolder:
     "The written folder of one task: config entries for a model that uses it."
     def __init__(self,
         folder,    # with all tasks
-        task:str,  # vqa, vcr, flickr30k or conceptual_captions
+        task:str,  # vqa, vqa_colour, vcr, flickr30k or conceptual_captions
     ):
         self.folder, self.task = Path(folder), task
         self.info = json.loads((self.folder/'tasks.json').read_text(encoding='utf-8'))
@@ -147,7 +149,7 @@ class TaskFolder:
                'DATALOADER.MAX_FEAT_NUM': i['rows'], 'MODEL.VOCAB_SIZE': i['pieces'], 'MODEL.MAX_SEQ_LEN': i['length'],
                'MODEL.VISUAL_EMBED.IN_DIM': i['width'],
                'MODEL.PRETRAINING.MODEL_NAME': str(self.folder/'wordpieces.txt')}
-        if self.task == 'vqa':
+        if self.task.startswith('vqa'):
             out |= {'MODEL.MM_PREDICTOR.LABELS_NUM': i['answers']}
             out |= {f'INFERENCE.{s.upper()}_ANNFILE': str(anno/f'{s}_target.pkl') for s in ('val', 'test')}
         if self.task == 'conceptual_captions': out |= {'MODEL.BERT.V_TARGET_SIZE': i['classes']}
@@ -161,7 +163,7 @@ class TaskFolder:
     def __repr__(self): return f"TaskFolder({self.folder.name}/{self.task})"
 
 # %% ../../../nbs/15_own/00_scenes/54_tasks.ipynb #7a9e09bf
-TASKS = ('vqa', 'vcr', 'flickr30k', 'conceptual_captions')
+TASKS = ('vqa', 'vqa_colour', 'vcr', 'flickr30k', 'conceptual_captions')
 
 def write_tasks(
     folder,           # a new folder for all tasks
@@ -170,10 +172,10 @@ def write_tasks(
     rounds:int=3,     # questions of each kind and picture, for VQA
     mirror:bool=True, # also features of mirror images
 ) -> dict:            # task → `TaskFolder`
-    "Write the four tasks about some scenes, or reuse them."
+    "Write the tasks about some scenes, or reuse them."
     folder = Path(folder)
     if data.video: raise ValueError(f"{data.folder}: holds clips; the tasks are about pictures")
-    made_of = dict(scenes=data.info, seed=seed, rounds=rounds, mirror=mirror, version=2)
+    made_of = dict(scenes=data.info, seed=seed, rounds=rounds, mirror=mirror, version=3)
     if not _is_written(folder, made_of):
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
@@ -192,7 +194,7 @@ def _is_written(folder, made_of):
 def _write_all(folder, data, made_of):
     "All files, and last of all what is in them."
     write_task_features(folder, data, made_of['mirror'])
-    _write_vqa(folder/'vqa', data, made_of['seed'], made_of['rounds'])
+    _write_vqa(folder, data, made_of['seed'], made_of['rounds'])
     _write_vcr(folder/'vcr', data, made_of['seed'])
     _write_captions(folder, data, made_of['seed'])
     pieces = write_pieces(folder/'wordpieces.txt', [*vocabulary(), *CATEGORIES, _MORE_WORDS])

@@ -8,13 +8,12 @@ __all__ = ['ignite_engine', 'IgniteExtensionsManager']
 # %% ../../../nbs/40_ppe/30_training/40_ignite.ipynb #692296d4
 from fastcore.basics import patch
 from .manager import BaseExtensionsManager
+from ...utils.env import import_optional
 
 # %% ../../../nbs/40_ppe/30_training/40_ignite.ipynb #5a11a126
 def ignite_engine():   # module ignite.engine
     "Ignite's engine module, or an ImportError that says what to install."
-    try: from ignite import engine
-    except ImportError as e: raise ImportError("this manager needs PyTorch-Ignite: pip install pytorch-ignite") from e
-    return engine
+    return import_optional('ignite.engine', 'ignite')
 
 class IgniteExtensionsManager(BaseExtensionsManager):
     "Extensions around an Ignite engine."
