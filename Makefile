@@ -9,7 +9,7 @@ WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc)
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
-.PHONY: help setup demo understand real test test-export test-nbs test-py test-portable nbs docs readme contents bench models export clean
+.PHONY: help setup demo understand real photos test test-export test-nbs test-py test-portable nbs docs readme contents bench models export clean
 help:        ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
 
@@ -31,6 +31,10 @@ understand: setup  ## train models that answer, choose and find on embedded data
 real: setup  ## train on a real data set: make real DATA=../shared/data/ucm_captions
 	@test -n "$(DATA)" || { echo 'usage: make real DATA=path/to/ucm_captions'; exit 2; }
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/xm-real --data $(DATA) $(ARGS)
+
+photos: setup  ## train, pack and score the captioner of photographs: make photos DATA=../shared/data/flickr8k
+	@test -n "$(DATA)" || { echo 'usage: make photos DATA=path/to/flickr8k'; exit 2; }
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/xm-photos --data $(DATA) --train runs/photos $(ARGS)
 
 test: setup  ## everything CI runs: all parts, then the names of those that failed
 	@failed=; for part in test-export test-nbs test-py; do $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; done; \

@@ -31,7 +31,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=packages + list(top_level),
     package_dir=top_level,
-    package_data={'xmodaler_nb.configs': ['**/*.yaml', '*.yaml', 'asl/signers/*'],
+    package_data={'xmodaler_nb.configs': ['**/*.yaml', '*.yaml', 'asl/signers/*', 'models/*/*'],
                   'xmodaler_nb.web': ['*.html', '*.css', '*.js']},
     include_package_data=False,
     install_requires=cfg['requirements'].split(),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from .card import model_card
+from .calibration import Calibration
 from .picture_model import PictureModel, note_unlike, picture_names
 from ..config import CfgNode, kfg
 from ..datasets.collate import collate
@@ -19,6 +20,7 @@ from ..datasets.features import as_features
 from ..datasets.images.mscoco import region_fields
 from ..evaluation.split import decode_batches
 from ..functional import decodes_word_pieces, load_vocab, read_np
+from ..utils.file_io import read_json, to_json
 from ..modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #d6191f0f
@@ -34,11 +36,18 @@ class Caption:
     attention:object = None  # (words, n) weights over the regions, when a trace was asked for
     trace:object = field(default=None, repr=False) # the `DecodeTrace`, when asked for
     unlike:float|None = None # distance from the training pictures over its limit; above 1: unlike them
+    confidence:float|None = None # probability that the caption is right, where that was calibrated
+    limit:float = 0.         # confidence below which the caption is a guess
 
     @property
     def score(self) -> float: # natural log of the caption's probability
         "Sum of the log-probabilities."
         return float(sum(self.log_probs))
+    @property
+    def careful(self) -> str:
+        "The caption, said to be a guess where it is one."
+        sure = self.confidence is None or self.confidence >= self.limit
+        return self.text if sure else f'I am not sure; perhaps: {self.text}'
     def __str__(self): return self.text
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #b220f550
@@ -58,6 +67,7 @@ def read_item(
 class Captioner(PictureModel):
     "Model, vocabulary and extractor in one object that captions pictures."
     kind, own_files = 'captioner', {'vocabulary.txt': ('vocabulary', 'vocab')}
+    more_files = {'calibration.json': ('calibration', 'calibration')}
     def __init__(self,
         model,           # a meta-architecture that decodes
         cfg:CfgNode,     # the config it was built from
@@ -65,12 +75,13 @@ class Captioner(PictureModel):
         extractor=None,  # picture → dict(features, boxes, …); None = only features can be captioned
         metrics:dict|None=None, # scores of the run, for the model card
         familiar=None,          # a `Familiar`: what the training pictures are like; None = unknown
+        calibration=None,       # a `Calibration`: how often captions like this one are right; None = unknown
     ):
         if len(vocab) != cfg.MODEL.VOCAB_SIZE:
             raise ValueError(f"the vocabulary has {len(vocab)} words ('.' included), the model knows "
                              f"MODEL.VOCAB_SIZE = {cfg.MODEL.VOCAB_SIZE}")
         super().__init__(model, cfg, extractor, metrics, familiar)
-        self.vocab = list(vocab)
+        self.vocab, self.calibration = list(vocab), calibration
 
     def text_fields(self) -> dict: # G_TOKENS_TYPE
         "The type of words that are generated."
@@ -208,15 +219,24 @@ def _describe_part(self:Captioner, part, search, sample, nbest, trace):
                 for rank, (i, p) in enumerate(sents)]
                for (sents, batch_trace, n), (item, image, boxes) in zip(decoded, part)]
     for caps, value in zip(results, unlike):
-        for c in caps: c.unlike = value
+        for c in caps: self._judge(c, value)
     return results
+
+@patch
+def _judge(self:Captioner, c, unlike):
+    "Note how unlike the training a caption's picture is, and how probably it is right."
+    c.unlike = unlike
+    if self.calibration is None: return
+    c.confidence, c.limit = self.calibration.probability(c.log_probs), self.calibration.limit
 
 @patch
 def caption(self:Captioner,
     x,         # a picture or features, or a list of them
+    n:int=1,   # captions per picture, best first; the same as `nbest`
     **kwargs,  # as for `describe`
-):             # text; a list for a list; lists of texts if nbest > 1
+):             # text; a list for a list; lists of texts if there are several per picture
     "What is on this picture?"
+    if n != 1: kwargs['nbest'] = n
     def text(c):
         if isinstance(c, list): return [text(o) for o in c]
         return None if c is None else c.text
@@ -226,7 +246,9 @@ def caption(self:Captioner,
 @patch
 def texts(self:Captioner) -> dict: # name → text
     "The vocabulary."
-    return {'vocabulary.txt': '\n'.join(self.vocab[1:]) + '\n'}
+    files = {'vocabulary.txt': '\n'.join(self.vocab[1:]) + '\n'}
+    if self.calibration is not None: files['calibration.json'] = to_json(self.calibration.to_dict(), indent=1)
+    return files
 
 @patch
 def card(self:Captioner) -> str: # Markdown
@@ -237,8 +259,10 @@ def card(self:Captioner) -> str: # Markdown
 def opened(cls:Captioner,
     model,        # built and loaded
     cfg,          # its config
-    texts:dict,   # vocab → path of the vocabulary
+    texts:dict,   # vocab → path of the vocabulary, calibration → of the calibration or None
     **companions, # extractor, metrics, familiar
 ) -> Captioner:
     "A captioner of the opened parts."
-    return cls(model, cfg, load_vocab(texts['vocab']), **companions)
+    known = texts.get('calibration')
+    calibration = Calibration(**read_json(known)) if known else None
+    return cls(model, cfg, load_vocab(texts['vocab']), calibration=calibration, **companions)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['is_path', 'is_features', 'is_clip', 'is_feature_file', 'picture_names', 'PictureModel', 'note_unlike',
-           'check_replaceable', 'find_checkpoint', 'load_extractor']
+           'check_replaceable', 'shipped_model', 'find_checkpoint', 'load_extractor']
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #74053240
 import hashlib
@@ -16,11 +16,12 @@ import torch
 from fastcore.basics import patch
 from .card import read_run_scores
 from ..checkpoint import XmodalerCheckpointer
-from ..config import kfg
+from ..config import config_dirs, kfg
 from ..datasets.familiar import Familiar
 from ..datasets.pictures import is_clip_file, load_clip, load_picture, read_clip
 from ..modeling import build_model, load_cfg_file
 from ..own.extract import BackboneExtractor
+from ..own.reduce import ReducedExtractor
 from ..own.scenes.features import extractor_from_dict
 from ..utils.checkpoint_files import check_place, listed_names, write_checkpoint
 from ..utils.file_io import read_json, to_json
@@ -215,15 +216,18 @@ def _digest(text):
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #14f6e4e2
 @patch
 def save_pretrained(self:PictureModel,
-    folder,   # new or existing directory; what is no file of this kind stays there
-) -> Path:    # the folder
+    folder,     # new or existing directory; what is no file of this kind stays there
+    half=False, # weights in half precision: half the size
+) -> Path:      # the folder
     "Write everything that `from_pretrained` needs."
     files = self._small_files()
     folder, card = check_place(folder), self.card()
     check_replaceable(folder, {*files, 'model.safetensors', 'meta.json'}, self.kind)
     meta = {'kind': self.kind, 'unchecked': ['README.md'], 'card': _digest(card)}
     files['README.md'] = _others_card(folder) or card
-    return write_checkpoint(folder, self.model.state_dict(), meta=meta, files=files)
+    weights = self.model.state_dict()
+    if half: weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+    return write_checkpoint(folder, weights, meta=meta, files=files)
 
 @patch
 def texts(self:PictureModel) -> dict: # name → text
@@ -240,21 +244,30 @@ def _small_files(self:PictureModel):
     "Name → text of what is saved beside the weights."
     files = {'config.yaml': self.cfg.dump(), **self.texts()}
     if hasattr(self.extractor, 'to_dict'): files['extractor.json'] = to_json(self.extractor.to_dict(), indent=1)
+    if hasattr(self.extractor, 'files'): files |= self.extractor.files()
     if self.metrics: files['metrics.json'] = to_json(self.metrics, indent=1)
     if self.familiar is not None: files['familiar.json'] = to_json(self.familiar.to_dict())
     return files
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #3a1a5fbe
+def shipped_model(
+    name, # as somebody calls it, e.g. 'photos'
+):        # its folder, or None
+    "A model that comes with this library."
+    folders = [d/'models'/str(name) for d in config_dirs()] if Path(name).name == str(name) else []
+    return next((f for f in folders if (f/'model.safetensors').is_file()), None)
+
 def find_checkpoint(
     path,             # see above
     kind:str='model', # what messages call it
 ) -> Path:            # a checkpoint directory or a weights file
     "The checkpoint that a path means: itself, or the last one of a run's folder."
-    path = Path(path)
+    shipped, path = shipped_model(path), Path(path)
+    if not path.exists() and shipped: return shipped
     if not path.exists(): raise FileNotFoundError(f"{path} does not exist")
     if path.is_file() or (path/'model.safetensors').exists(): return path
     last = XmodalerCheckpointer(torch.nn.Identity(), path, save_to_disk=False).get_checkpoint_file()
-    if last: return Path(last)
+    if last or shipped: return Path(last or shipped)
     raise FileNotFoundError(f"{path} holds no {kind}: neither model.safetensors nor a checkpoint that is whole "
                             f"is in it")
 
@@ -275,9 +288,11 @@ def _needed_file(path, name, what, argument, given):
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #fabfcd48
 def load_extractor(
     description:dict, # what the extractor's `to_dict` returned
+    folder='.',       # where its files lie, if it has any
 ):                    # the extractor
     "An extractor from its description; only known classes are built, a file cannot name a module to import."
     if description.get('extractor') == 'BackboneExtractor': return BackboneExtractor.from_dict(description)
+    if description.get('extractor') == 'ReducedExtractor': return ReducedExtractor.from_dict(description, folder)
     return extractor_from_dict(description)
 
 def _check_finite(model, path):
@@ -324,7 +339,7 @@ def _own_files(cls:PictureModel, path, given):
 def _companions(cls:PictureModel, path, run, extractor):
     "Extractor, scores and what the training pictures are like, as far as they lie beside the weights."
     described, known = _json_of(path, 'extractor.json'), _json_of(path, 'familiar.json')
-    if extractor is None and described: extractor = load_extractor(described)
+    if extractor is None and described: extractor = load_extractor(described, path)
     scores = _json_of(path, 'metrics.json') or _json_of(run, 'metrics.json') or read_run_scores(run)
     return dict(extractor=extractor, metrics=scores, familiar=Familiar(**known) if known else None)
 
