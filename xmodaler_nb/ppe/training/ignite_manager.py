@@ -54,6 +54,7 @@ def _on_start(self:IgniteExtensionsManager, engine):
     self._scopes, events = [], self._events
     engine.add_event_handler(events.ITERATION_STARTED, self._on_iteration)
     engine.add_event_handler(events.ITERATION_COMPLETED, self._on_iteration_end)
+    engine.add_event_handler(events.EPOCH_COMPLETED, self._on_epoch_end)
     engine.add_event_handler(events.COMPLETED, lambda engine: self.finalize())
     engine.add_event_handler(events.EXCEPTION_RAISED, self._on_exception)
 
@@ -72,6 +73,10 @@ def _leave(self:IgniteExtensionsManager):
 def _on_iteration_end(self:IgniteExtensionsManager, engine):
     try: self._complete()
     finally: self._leave()
+    if self._stop_at is not None and self._completed() % self._iters_per_epoch: engine.terminate()
+
+@patch
+def _on_epoch_end(self:IgniteExtensionsManager, engine):
     if self._stop_at is not None: engine.terminate()
 
 @patch
