@@ -55,6 +55,7 @@ def wait_for(what, seconds, procs, err):
         time.sleep(.1)
 
 
+@pytest.mark.slow
 def test_a_node_is_lost_and_one_goes_on(command, tmp_path):
     run, port = tmp_path/'run', free_port()
     where = ['OUTPUT_DIR', str(run), 'ENGINE.CHECKPOINT_ITERS', '4']

@@ -93,8 +93,8 @@ def _model_file(given):
     path = given or os.environ.get(HOLISTIC)
     if path and os.path.isfile(path): return str(path)
     if path: raise FileNotFoundError(f'{path}: no such model of MediaPipe')
-    raise ValueError('this MediaPipe brings no models: get holistic_landmarker.task from its list of models, and name it '
-                     f'with make_detector(model=…) or in the variable {HOLISTIC}')
+    raise ValueError('this MediaPipe brings no models: get holistic_landmarker.task from its list of models, '
+                     f'and name it with make_detector(model=…) or in the variable {HOLISTIC}')
 
 @contextmanager
 def _landmarker(model):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['STAGES', 'render_credit', 'common_words', 'meteor_links', 'render_links', 'word_gains', 'render_gains']
 
-# %% ../../nbs/16_look/16_scores.ipynb #ce5a9bb9
+# %% ../../nbs/16_look/16_scores.ipynb #359121a9
 from html import escape
 from ..evaluation.credit import ngram_credit
 from ..evaluation.meteor import Related, Sentence, candidates, search
 
-# %% ../../nbs/16_look/16_scores.ipynb #ca394fa0
+# %% ../../nbs/16_look/16_scores.ipynb #deeb7ede
 _CHAR, _BAR = 9, 9       # pixels: width of a letter (all have the same), height of a line of bars
 
 def _columns(words):
@@ -37,7 +37,7 @@ def _gram_bar(span, y, share, title):
     frame = f'x="{x1}" y="{y}" width="{x2-x1}" height="{_BAR-2}" rx="2" {fill}'
     return f'<rect {frame}><title>{escape(title)}</title></rect>'
 
-# %% ../../nbs/16_look/16_scores.ipynb #24de3c60
+# %% ../../nbs/16_look/16_scores.ipynb #c499f9c4
 def render_credit(
     caption:str,    # tokenised
     refs:list,      # tokenised references
@@ -64,7 +64,7 @@ def _gram_line(words, places, k, rows, earned, top):
         out += _gram_bar((places[i][0], places[i+k-1][1]), top_line + _BAR*(i % k), earned[gram]/top, title)
     return out
 
-# %% ../../nbs/16_look/16_scores.ipynb #a83a39e2
+# %% ../../nbs/16_look/16_scores.ipynb #c386f0a8
 def common_words(
     caption:list, # words
     ref:list,     # words
@@ -97,7 +97,7 @@ def meteor_links(
     chosen = search(candidates(hyp, other, Related(hyp.words, meteor.tables)), len(hyp.words))
     return hyp.words, other.words, [(i, k, j, l, stage) for j, (_, i, k, l, _, stage) in chosen]
 
-# %% ../../nbs/16_look/16_scores.ipynb #8a7bc51b
+# %% ../../nbs/16_look/16_scores.ipynb #8407eff1
 _COLOURS = ('#1f6e43', '#1f4e8c', '#b35900', '#7b3fa0')      # of METEOR's stages
 
 def render_links(
@@ -121,7 +121,7 @@ def _line(above, below, stage):
     line = f'<line x1="{x1:.0f}" y1="22" x2="{x2:.0f}" y2="62" stroke="{_COLOURS[stage]}" stroke-width="2">'
     return f'{line}<title>{STAGES[stage]}</title></line>'
 
-# %% ../../nbs/16_look/16_scores.ipynb #0d5d0b28
+# %% ../../nbs/16_look/16_scores.ipynb #8a8a7813
 def word_gains(
     caption:str, # tokenised
     refs:list,   # tokenised references
