@@ -10,7 +10,7 @@ Training. One step = list of samples → batch → forward → loss → backward
 50 regions. The plain recipe does it as X-modaler does: batch made on the training thread, attention with explicit weights, the whole vocabulary scored at every word, one
 optimizer kernel per tensor. Same parameters, same loss. `uniter` restores hidden words, `tden` takes its two steps per batch.
 
-Retrieval. 1,000 pictures (36 regions, 2,048 numbers each) and 5,000 captions; a few captions are timed and the time is scaled. `chunks` hands a single-stream model the
+Retrieval. 1,000 pictures (36 regions, 2,048 numbers each) and 5,000 captions; `chunks` (timed for a few captions, scaled) hands a single-stream model the
 pictures beside each caption, 200 at a time: X-modaler clones the features of all pictures for every caption. `ranks` finds the ranks of all captions and pictures: the plain way
 scores chunk by chunk of cloned vectors, sorts each row and looks where the right one is.
 """
@@ -164,7 +164,7 @@ def plain_ranks(v, t, image_of, chunk=200):
     scores = torch.stack(scores)                                                  # (t, i)
     t2i = [int((row.argsort(descending=True, stable=True) == k).nonzero()[0]) + 1 for row, k in zip(scores, image_of)]
     i2t = []
-    for k in range(len(v)):
+    for k in image_of.unique().tolist():
         order = scores[:,k].argsort(descending=True, stable=True)
         i2t.append(int((image_of[order] == k).nonzero()[0]) + 1)
     return np.array(t2i), np.array(i2t)
@@ -211,13 +211,13 @@ def main(argv=None):
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--rows', type=int, default=8, help='captions of a training batch')
     parser.add_argument('--pictures', type=int, default=1000)
-    parser.add_argument('--captions', type=int, default=500, help='timed of 5,000')
+    parser.add_argument('--captions', type=int, default=5000, help='of the ranks; the chunks are timed for a few and scaled')
     parser.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
     args, rows = parser.parse_args(argv), []
     if args.small: args.pictures, args.captions, args.rows, args.repeats = 20, 40, 3, 1
     for part in args.parts:
         if part in FAMILIES: made = [compare(part, args.small, args.repeats, args.rows)]
-        else: made = [chunks_row(args.pictures, max(2, args.captions//50), 5000), ranks_row(args.pictures, args.captions, 5000)]
+        else: made = [chunks_row(args.pictures, max(2, args.captions//500), 5000), ranks_row(args.pictures, args.captions, 5000)]
         for r in made:
             rows.append(r)
             if not args.json: print(f"{r['name']:55}{r['peer_s']:9.2f} → {r['ours_s']:8.2f} s{r['ratio']:8.2f} ×   peak {r['peer_peak_mb']:.0f} → {r['ours_peak_mb']:.0f} MB", flush=True)

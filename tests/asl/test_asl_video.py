@@ -1,4 +1,6 @@
 "Signs: videos and cameras without MediaPipe, OpenCV or a window."
+import sys
+from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
@@ -168,3 +170,58 @@ def test_animations(tmp_path):
     assert np.asarray(up.frames[9]).tobytes() != np.asarray(film.frames[9].crop((0, 0, 110, film.frames[9].height))).tobytes()
     with pytest.raises(ValueError, match="no clip of 'x'"): visualize_target_sign(ds, 'x')
     assert len(visualize_target_samples([np.full((4, 96, 2), np.nan)])) == 4           # nothing detected, nothing drawn
+
+
+def points(rows): return [SimpleNamespace(x=x, y=y, z=z) for x, y, z in rows]
+
+
+def mediapipe_before(monkeypatch, seen, closed):
+    "MediaPipe with `solutions`: parts are objects with a list, or None."
+    class Holistic:
+        def __init__(self, **options): seen.append(options)
+        def __enter__(self): return self
+        def __exit__(self, *args): closed.append(True)
+        def process(self, frame):
+            seen.append(frame[0,0].tolist())
+            return SimpleNamespace(face_landmarks=None, pose_landmarks=None, left_hand_landmarks=None, right_hand_landmarks=SimpleNamespace(landmark=points(np.full((21, 3), .5))))
+    monkeypatch.setitem(sys.modules, 'mediapipe', ModuleType('mediapipe'))
+    for name in ('mediapipe.python', 'mediapipe.python.solutions'): monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, 'mediapipe.python.solutions.holistic', SimpleNamespace(Holistic=Holistic))
+
+
+def mediapipe_now(monkeypatch, seen, closed):
+    "MediaPipe with tasks only: parts are lists, perhaps empty; a picture is an `Image`; the model is a file."
+    class HolisticLandmarker:
+        @classmethod
+        def create_from_model_path(cls, path):
+            seen.append(path)
+            return cls()
+        def __enter__(self): return self
+        def __exit__(self, *args): closed.append(True)
+        def detect(self, image):
+            assert image.format == 'SRGB' and image.data.flags.c_contiguous
+            seen.append(image.data[0,0].tolist())
+            return SimpleNamespace(face_landmarks=[], pose_landmarks=[], left_hand_landmarks=[], right_hand_landmarks=points(np.full((21, 3), .5)))
+    package = SimpleNamespace(Image=lambda image_format, data: SimpleNamespace(format=image_format, data=data), ImageFormat=SimpleNamespace(SRGB='SRGB'))
+    for name in [m for m in sys.modules if m.startswith('mediapipe.')]: monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'mediapipe', package)
+    monkeypatch.setitem(sys.modules, 'mediapipe.tasks.python.vision.holistic_landmarker', SimpleNamespace(HolisticLandmarker=HolisticLandmarker))
+
+
+@pytest.mark.parametrize('version', [mediapipe_before, mediapipe_now], ids=['before', 'now'])
+def test_both_interfaces_of_mediapipe(version, monkeypatch, tmp_path):
+    seen, closed = [], []
+    version(monkeypatch, seen, closed)
+    (tmp_path/'holistic_landmarker.task').touch()
+    monkeypatch.setenv(vu.HOLISTIC, str(tmp_path/'holistic_landmarker.task'))
+    rows = vu.convert_frames_to_landmarks(np.full((2, 4, 4, 3), (200, 60, 20), np.uint8)[...,::-1])
+    assert rows.shape == (2, 543, 3) and (rows[:,522:] == .5).all() and np.isnan(rows[:,:522]).all()
+    assert seen[1:] == [[20, 60, 200]]*2 and closed == [True]
+
+
+def test_todays_mediapipe_wants_a_model(monkeypatch):
+    mediapipe_now(monkeypatch, [], [])
+    monkeypatch.delenv(vu.HOLISTIC, raising=False)
+    with pytest.raises(ValueError, match='get holistic_landmarker.task .* XMODALER_HOLISTIC'): vu.convert_frames_to_landmarks([np.zeros((4, 4, 3), np.uint8)])
+    with pytest.raises(FileNotFoundError, match='gone.task: no such model'):
+        with vu.make_detector('gone.task'): pass

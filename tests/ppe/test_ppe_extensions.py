@@ -413,7 +413,7 @@ def test_slack_needs_a_token(monkeypatch):
 
 def test_slack_without_the_package_warns(run, monkeypatch):
     monkeypatch.setitem(sys.modules, 'slack_sdk', None)
-    with pytest.warns(UserWarning, match='slack_sdk is not installed'): s = Slack('#c', 'x', token='t')
+    with pytest.warns(UserWarning, match='nothing is posted: this needs slack_sdk'): s = Slack('#c', 'x', token='t')
     run(losses(1, 2, 3), s)
 
 

@@ -1,5 +1,5 @@
 "Extensions in a captioning training: by `trainer.extend` and by a config; stopped at every iteration and continued."
-import json, logging
+import json, logging, time
 import pytest
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from xmodaler_nb.engine import DefaultTrainer
 from xmodaler_nb.engine.train_loop import TrainerBase
 from xmodaler_nb.ppe.reporting import report
 from xmodaler_nb.ppe.training.extensions import LogReport, MinValue, observe_value, snapshot
-from xmodaler_nb.ppe.training.triggers import MinValueTrigger
+from xmodaler_nb.ppe.training.triggers import EarlyStoppingTrigger, ManualScheduleTrigger, MaxValueTrigger, MinValueTrigger, OnceTrigger, TimeTrigger
 from xmodaler_nb.utils.testing import set_seed
 
 
@@ -119,7 +119,7 @@ def test_by_config(tmp_path):
 
 def test_stopped_at_every_iteration(tmp_path):
     whole = train(config(tmp_path/'whole', 10, YAML))
-    for stop in range(1, whole.max_iter, 2):
+    for stop in range(1, whole.max_iter):
         folder = tmp_path/f's{stop}'
         train(config(folder, 10, YAML, CHECKPOINT_ITERS=1), stop)
         rest = train(config(folder, 10, YAML, CHECKPOINT_ITERS=1))
@@ -168,3 +168,27 @@ def test_a_trigger_of_the_best_value_on_a_validation_score(tmp_path):
     t.extend(lambda m: best.append((m.epoch, m.observation['val/acc'])), name='best', trigger=MinValueTrigger('val/acc'))
     t.train()
     assert best and all(b < a for (_, a), (_, b) in zip(best, best[1:]))
+
+
+def test_triggers_with_a_state_fire_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    "Thirty iterations; stopped, and continued a night later. A checkpoint is older than the extensions' calls of its iteration: these are made again."
+    now = [1000.]
+    monkeypatch.setattr(time, 'time', lambda: now[0])
+    def tick(m): now[0] += 1
+    def go(name, end=None):
+        fired = {}
+        t = Trainer(config(tmp_path/name, 10, CHECKPOINT_ITERS=1))
+        t.extend(tick, name='tick', priority=400)
+        for k, trigger in dict(once=OnceTrigger(), time=TimeTrigger(6.5), best=MinValueTrigger('total_loss'), high=MaxValueTrigger('total_loss', (2, 'iteration')), points=ManualScheduleTrigger([2, 17], 'iteration'),
+                               early=EarlyStoppingTrigger((2, 'iteration'), monitor='total_loss', patience=2, max_trigger=(99, 'epoch'))).items():
+            t.extend(lambda m, k=k: fired.setdefault(k, []).append(m.iteration), name=k, trigger=trigger)
+        t.resume_or_load(resume=True)
+        t.train(max_iter=end)
+        return fired
+    whole = go('whole')
+    assert set(whole) == {'once', 'time', 'best', 'high', 'points', 'early'} and whole['once'] == [1] and len(whole['time']) == 4
+    for stop in range(1, 30, 7):
+        first = go(f's{stop}', stop)
+        now[0] += 10_000
+        rest = go(f's{stop}')
+        assert {k: [i for i in first.get(k, []) if i < stop] + rest.get(k, []) for k in whole} == whole, stop

@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 from functools import wraps
+from ..utils.env import setup_environment
 
 # %% ../../nbs/18_commands/05_command.ipynb #f6d9c623
 USER_ERRORS = (KeyError, ValueError, TypeError, AssertionError, AttributeError, OSError, FloatingPointError,
@@ -29,7 +30,9 @@ def command(
     "Make a function a console command; without an argument it reads the process's own command line."
     @wraps(f)
     def run(argv=None):
-        try: return f(sys.argv[1:] if argv is None else list(argv)) or 0
+        try:
+            setup_environment()
+            return f(sys.argv[1:] if argv is None else list(argv)) or 0
         except KeyboardInterrupt:
             print(f'{f.__name__}: stopped by the user', file=sys.stderr)
             return 130

@@ -17,6 +17,7 @@ from ..engine.setup import default_argument_parser, default_setup
 from ..engine.launch import launch
 from ..modeling import load_cfg_file
 from ..utils.comm import is_main_process
+from ..utils.env import setup_environment
 from ..utils.file_io import to_json
 
 # %% ../../nbs/18_commands/10_train.ipynb #5eac043e
@@ -27,6 +28,7 @@ def setup_cfg(
     args, # what `default_argument_parser` parsed
 ) -> CfgNode: # frozen
     "The two-stage build of the config, then the run's folder, log and seeds."
+    setup_environment()                     # of a process that `launch` has started, too
     if not args.config_file:
         raise ValueError(_NO_CONFIG)
     unused = {'DATASETS': {'TRAIN': ''}} if args.eval_only else {}      # its files are not opened

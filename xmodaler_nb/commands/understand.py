@@ -69,7 +69,7 @@ class Task:
 TASKS = dict(
     pretrain=Task('understand/pretrain.yaml', 'conceptual_captions', 'TDEN', '', 'Pre-training'),
     retrieval=Task('scenes/retrieval_tden.yaml', 'flickr30k', 'TDEN', 'r1', 'Finding pictures', 'pretrain'),
-    colours=Task('scenes/vqa_uniter.yaml', 'vqa_colour', 'UNITER', 'accuracy', 'Colours first'),
+    colours=Task('scenes/vqa_colour_uniter.yaml', 'vqa_colour', 'UNITER', 'accuracy', 'Colours first'),
     vqa=Task('scenes/vqa_uniter.yaml', 'vqa', 'UNITER', 'accuracy', 'Questions', 'colours'),
     vqa_tden=Task('scenes/vqa_tden.yaml', 'vqa', 'TDEN', 'accuracy', 'Questions, two streams', 'retrieval'),
     vcr=Task('understand/vcr.yaml', 'vcr', 'UNITER', 'Q -> A', 'Choices and reasons', 'vqa'))

@@ -39,11 +39,22 @@ def _join(world, rank, local, n_local, init, timeout):
     comm.create_local_process_group(n_local)
     comm.synchronize()
 
-def _worker(local, main_func, world, n_local, machine_rank, dist_url, args, timeout):
-    _join(world, machine_rank*n_local + local, local, n_local, dist_url, timeout)
-    main_func(*args)
+_LOST = 'connection reset', 'connection closed', 'broken pipe', 'remote process exited', 'connection was likely closed'
+
+def _in_group(main_func, args):
+    "Run the function; if another process is gone, say so."
+    try: main_func(*args)
+    except RuntimeError as e:
+        if not any(words in str(e).lower() for words in _LOST): raise
+        who = f'process {comm.get_rank()} of {comm.get_world_size()}'
+        raise RuntimeError(f'{who}: another process was killed, or its machine is gone. The last checkpoint is whole: '
+                           'go on with --resume, with as many processes as there are') from e
     comm.synchronize()
     comm.leave_process_group()
+
+def _worker(local, main_func, world, n_local, machine_rank, dist_url, args, timeout):
+    _join(world, machine_rank*n_local + local, local, n_local, dist_url, timeout)
+    _in_group(main_func, args)
 
 # %% ../../nbs/14_engine/55_launch.ipynb #2c37f91a
 def launch(
@@ -80,9 +91,7 @@ def _under_torchrun(main_func, args, timeout):
     "Join the group that torchrun prepared."
     numbers = [int(os.environ[name]) for name in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')]
     if not dist.is_initialized(): _join(*numbers, 'env://', timeout)
-    main_func(*args)
-    comm.synchronize()
-    comm.leave_process_group()
+    _in_group(main_func, args)
 
 # %% ../../nbs/14_engine/55_launch.ipynb #49774e4c
 def count_targets(

@@ -363,6 +363,15 @@ def statistics(self:Meteor,
     return np.array([self.best(h, r, [next(links) for _ in r], related) for h, r in zip(hs, rs)],
                     dtype=np.int64).reshape(len(hs), 23)
 
+_BLOCK = 1000   # images whose n-grams are matched at once: their arrays stay in the processor's cache
+
+def _blocks(rows): return [rows[a:a+_BLOCK] for a in range(0, len(rows), _BLOCK)]
+
+def _grams(rows):
+    "N-grams of a block of images, each with a list of sentences."
+    owner = np.repeat(np.arange(len(rows)), list(map(len, rows)))
+    return Grams(list(chain.from_iterable(rows)), owner)
+
 @patch
 def references(self:Meteor, refs):
     "Prepared references per image; those of the last call are cached with their n-grams."
@@ -370,8 +379,7 @@ def references(self:Meteor, refs):
     if self.reference_cache is None or self.reference_cache[0] != texts:
         rs = [[self.sentence(p, self.refs) for r in row for p in (_split_bars(r) if '|||' in r else (r,))]
               for row in texts]
-        owner = np.repeat(np.arange(len(rs)), list(map(len, rs)))
-        grams = None if self.tables.index is None else Grams(chain.from_iterable(rs), owner)
+        grams = [] if self.tables.index is None else list(map(_grams, _blocks(rs)))
         self.reference_cache = texts, rs, grams
     return self.reference_cache[1]
 
@@ -379,7 +387,8 @@ def references(self:Meteor, refs):
 def phrases(self:Meteor, hyps, refs):
     "Paraphrases per reference."
     if self.tables.index is None: return [()]*sum(map(len, refs))
-    return phrase_links(Grams(hyps, np.arange(len(hyps))), self.reference_cache[2], self.tables.index)
+    both = zip(_blocks([[h] for h in hyps]), self.reference_cache[2])
+    return chain.from_iterable(phrase_links(_grams(h), r, self.tables.index) for h, r in both)
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #7770cfac
 def _is_whole(stats):

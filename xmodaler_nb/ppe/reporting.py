@@ -14,12 +14,12 @@ from fastcore.basics import patch
 from ..utils.events import EventStorage
 
 # %% ../../nbs/40_ppe/10_reporting.ipynb #8f7975e5
-_LOCAL = threading.local()
-
-def _stack() -> list:
+class _Local(threading.local):
     "The active reporters of this thread, innermost last."
-    if not hasattr(_LOCAL, 'reporters'): _LOCAL.reporters = []
-    return _LOCAL.reporters
+    def __init__(self): self.reporters = []
+
+_LOCAL = _Local()
+def _stack(): return _LOCAL.reporters
 
 def get_current_reporter() -> 'Reporter':  # IndexError if there is none
     "The innermost active reporter."
@@ -86,21 +86,22 @@ def report(self:Reporter,
 ):
     "Store values in the observation; a later value of the same name replaces an earlier one."
     front = '' if observer is None else self._name_of(observer) + '/'
-    self.observation.update({front + k: _detached(v) for k, v in values.items()})
+    for k, v in values.items(): self.observation[front + k] = v.detach() if isinstance(v, torch.Tensor) else v
 
 @patch
 def _name_of(self:Reporter, observer):
     if id(observer) in self._observer_names: return self._observer_names[id(observer)]
     known = ', '.join(sorted(self._observer_names.values())) or 'none'
     raise KeyError(f"a {type(observer).__name__} reports, but it was given no name; named observers: {known}")
-def _detached(value): return value.detach() if isinstance(value, torch.Tensor) else value
+
 
 def report(
     values:dict,     # name → value, see `Reporter.report`
     observer=None,   # who reports
 ):
     "Send values to the active reporter; without one nothing happens."
-    if _stack(): _stack()[-1].report(values, observer)
+    active = _LOCAL.reporters
+    if active: active[-1].report(values, observer)
 
 # %% ../../nbs/40_ppe/10_reporting.ipynb #4ea7d907
 def _number(x):
@@ -119,7 +120,7 @@ class Summary:
         weight=1,   # its weight
     ):
         "Count one value."
-        if type(value) is float and type(weight) is int: return self._sum(value, weight)    # nearly always
+
         if callable(value) or callable(weight): return self._waiting.append((value, weight))
         self._sum(_number(value), _number(weight))
 
@@ -190,8 +191,13 @@ class DictSummary:
     ):
         "Count the values of a dictionary."
         for name, v in d.items():
-            value, weight = (v, 1) if type(v) is float else _value_and_weight(name, v)
-            if type(value) is float or callable(value) or is_scalar(value): self._of(name).add(value, weight)
+            if type(v) is float and name in self._summaries:      # nearly always
+                s = self._summaries[name]
+                s._x, s._x2, s._n = s._x + v, s._x2 + v*v, s._n + 1
+            else: self._add(name, *_value_and_weight(name, v))
+
+    def _add(self, name, value, weight):
+        if callable(value) or is_scalar(value): self._of(name).add(value, weight)
 
     def _of(self, name):
         if name not in self._summaries: self._summaries[name] = Summary()
@@ -247,11 +253,15 @@ def publish(
     left, known = {}, observed(storage) if known is None else known
     for k, v in observation.items():
         if k in known: continue
-        if not wait and (callable(v) or isinstance(v, torch.Tensor) and v.device.type != 'cpu'): left[k] = v
-        else: _put(storage, k, v, smooth is None or k in smooth)
+        hint = storage._hints.get(k, smooth is None or k in smooth)
+        if type(v) is float: storage.put_scalar(k, v, hint)       # nearly always
+        elif not wait and _takes_time(v): left[k] = v
+        else: _put(storage, k, v, hint)
     return left
 
-def _put(storage, name, value, smooth):
-    "One number under the smoothing hint that its name has."
+def _takes_time(v): return callable(v) or isinstance(v, torch.Tensor) and v.device.type != 'cpu'
+
+def _put(storage, name, value, hint):
+    "What turns out to be a number."
     value = value() if callable(value) else value
-    if is_scalar(value): storage.put_scalar(name, value, smoothing_hint=storage.smoothing_hints().get(name, smooth))
+    if is_scalar(value): storage.put_scalar(name, value, hint)

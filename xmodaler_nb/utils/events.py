@@ -113,7 +113,8 @@ def put_scalar(self:EventStorage,
     known = self._hints.setdefault(name, smoothing_hint)
     assert known == smoothing_hint, (f"scalar '{name}' was first put with smoothing_hint={known}, now with "
                                      f"{smoothing_hint}")
-    self._history.setdefault(name, HistoryBuffer()).update(value, self._iter)
+    if name not in self._history: self._history[name] = HistoryBuffer()
+    self._history[name].update(value, self._iter)
     self._latest[name] = (value, self._iter)
 
 @patch

@@ -42,6 +42,12 @@ class TrainerManager(BaseExtensionsManager):
 
     def _completed(self): return 0 if self.trainer is None else self.trainer.iter + self._after_step
 
+    @property
+    def iteration(self):
+        "Completed iterations: the trainer's."
+        self.start_extensions()
+        return self._completed()
+
     def load_state_dict(self, to_load):
         "Refused: the trainer resumes itself."
         raise RuntimeError("snapshots do not autoload in a captioning training: it resumes from the trainer's own "

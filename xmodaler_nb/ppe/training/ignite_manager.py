@@ -8,13 +8,12 @@ __all__ = ['ignite_engine', 'IgniteExtensionsManager']
 # %% ../../../nbs/40_ppe/30_training/40_ignite.ipynb #692296d4
 from fastcore.basics import patch
 from .manager import BaseExtensionsManager
+from ...utils.env import import_optional
 
 # %% ../../../nbs/40_ppe/30_training/40_ignite.ipynb #5a11a126
 def ignite_engine():   # module ignite.engine
     "Ignite's engine module, or an ImportError that says what to install."
-    try: from ignite import engine
-    except ImportError as e: raise ImportError("this manager needs PyTorch-Ignite: pip install pytorch-ignite") from e
-    return engine
+    return import_optional('ignite.engine', 'ignite')
 
 class IgniteExtensionsManager(BaseExtensionsManager):
     "Extensions around an Ignite engine."
@@ -55,6 +54,7 @@ def _on_start(self:IgniteExtensionsManager, engine):
     self._scopes, events = [], self._events
     engine.add_event_handler(events.ITERATION_STARTED, self._on_iteration)
     engine.add_event_handler(events.ITERATION_COMPLETED, self._on_iteration_end)
+    engine.add_event_handler(events.EPOCH_COMPLETED, self._on_epoch_end)
     engine.add_event_handler(events.COMPLETED, lambda engine: self.finalize())
     engine.add_event_handler(events.EXCEPTION_RAISED, self._on_exception)
 
@@ -73,6 +73,10 @@ def _leave(self:IgniteExtensionsManager):
 def _on_iteration_end(self:IgniteExtensionsManager, engine):
     try: self._complete()
     finally: self._leave()
+    if self._stop_at is not None and self._completed() % self._iters_per_epoch: engine.terminate()
+
+@patch
+def _on_epoch_end(self:IgniteExtensionsManager, engine):
     if self._stop_at is not None: engine.terminate()
 
 @patch

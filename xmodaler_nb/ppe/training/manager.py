@@ -6,8 +6,9 @@
 __all__ = ['logger', 'VERSION', 'by_name', 'BaseExtensionsManager', 'ExtensionsManager']
 
 # %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #49eb4bf6
-import contextlib, copy, logging, time, warnings
+import copy, logging, time, warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from fastcore.basics import patch
 from torch import nn
 from ..profiler import record
@@ -154,7 +155,7 @@ def _completed(self:BaseExtensionsManager):
 def iteration(self:BaseExtensionsManager) -> int:
     "Completed iterations."
     if not self._started: self.start_extensions()
-    return self._completed()
+    return self._storage._iter + self._after_step
 
 @patch
 def _set_iteration(self:BaseExtensionsManager, n):
@@ -238,21 +239,21 @@ def needs_state_this_iteration(self:BaseExtensionsManager) -> bool:
 def run_extensions(self:BaseExtensionsManager):
     "Ask all triggers and call what is due."
     late = []
-    self._models_locked = not self.needs_state_this_iteration()
+    self._models_locked = not self._readers_of_models or not self.needs_state_this_iteration()
     try:
         for _, entry in self.extensions:
             if not entry.trigger(self): continue
             if entry.priority <= PRIORITY_SNAPSHOT: late.append(entry)
-            else: self._call(entry)
+            elif self._profile: self._timed_call(entry)
+            else: entry.extension(self)
         self._ask_for_the_end()
-        for entry in late: self._call(entry)
+        for entry in late: self._timed_call(entry)
     finally: self._models_locked = False
 
 # %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #078495bb
 @patch
-def _call(self:BaseExtensionsManager, entry):
-    if not self._profile: return entry.extension(self)
-    with record(f'extension.{entry.name}'): entry.extension(self)
+def _timed_call(self:BaseExtensionsManager, entry):
+    with record(f'extension.{entry.name}') if self._profile else nullcontext(): entry.extension(self)
 
 @patch
 def _ask_for_the_end(self:BaseExtensionsManager):
@@ -294,11 +295,9 @@ def _failed_with(self:BaseExtensionsManager, exc):
         except Exception: logger.exception("%s.on_error failed, after an error", name)
 
 # %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #8f4b96b4
-_UNTIMED = contextlib.nullcontext()
 _UNREAD = 50        # iterations whose GPU numbers may wait
 
-@patch
-def _timed(self:BaseExtensionsManager, tag): return record(tag) if self._profile else _UNTIMED
+
 
 @patch
 def _begin(self:BaseExtensionsManager):
@@ -313,7 +312,7 @@ def _complete(self:BaseExtensionsManager):
     "The step is done: count it, and let the extensions see what the library put into the storage."
     self._after_step = 1
     known = observed(self._storage)
-    for k, v in known.items(): self.observation.setdefault(k, v)
+    if known: self.observation.update({k: v for k, v in known.items() if k not in self.observation})
     noisy = set(self.observation)                 # of single steps; what extensions add is exact
     self.run_extensions()
     left = publish(self._storage, self.observation, known=known, smooth=noisy)
@@ -334,23 +333,46 @@ def storage(self:BaseExtensionsManager) -> EventStorage:
     return self._storage
 
 # %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #450e3be9
-@patch
-@contextlib.contextmanager
-def _iterate(self:BaseExtensionsManager, step_optimizers=None):
-    "The body of one iteration, and what belongs around it."
-    self._begin()
-    named = [self._optimizers[n] for n in step_optimizers or ()]
-    try:
-        with self._storage, self.reporter.scope(self.observation), self._timed('run_iteration'):
-            for o in named: o.zero_grad()
-            yield
-            for o in named: o.step()
-            self._complete()
-    except Exception as e:
-        self._failed_with(e)
-        raise
-    if self._stop_at is not None: self.finalize()
+class _Iteration:
+    "One iteration: what belongs around its body."
+    def __init__(self, manager, step_optimizers): self._manager, self._names = manager, step_optimizers or ()
 
+    def __enter__(self):
+        m = self._manager
+        m._begin()
+        self._optimizers = [m._optimizers[n] for n in self._names]
+        self._before, m.reporter.observation = m.reporter.observation, m.observation
+        self._clock = record('run_iteration') if m._profile else None
+        m._storage.__enter__()
+        m.reporter.__enter__()
+        if m._profile: self._clock.__enter__()
+        try:
+            for o in self._optimizers: o.zero_grad()
+        except BaseException as e:
+            self.__exit__(type(e), e, e.__traceback__)
+            raise
+
+    def __exit__(self, kind, exc, tb):
+        m = self._manager
+        try:
+            if exc is None:
+                for o in self._optimizers: o.step()
+                m._complete()
+        except BaseException as e:
+            exc = e
+            raise
+        finally: self._close(exc)
+        if exc is None and m._stop_at is not None: m.finalize()
+
+    def _close(self, exc):
+        m = self._manager
+        m.reporter.observation = self._before
+        m.reporter.__exit__()
+        m._storage.__exit__()
+        if m._profile: self._clock.__exit__(exc and type(exc), exc, exc and exc.__traceback__)
+        if isinstance(exc, Exception): m._failed_with(exc)
+
+# %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #79b6805f
 class ExtensionsManager(BaseExtensionsManager):
     "Extensions around a training loop that is written by hand."
     def __init__(self,
@@ -378,7 +400,7 @@ class ExtensionsManager(BaseExtensionsManager):
         step_optimizers=None,   # names of optimizers to clear before and to step after the body
     ):
         "One iteration, as the context of its body."
-        return self._iterate(step_optimizers)
+        return _Iteration(self, step_optimizers)
 
 # %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #27402341
 def _states(objects): return {k: o.state_dict() for k, o in objects.items() if hasattr(o, 'state_dict')}
@@ -427,3 +449,5 @@ def _load_stop(self:BaseExtensionsManager, saved):
     without a state is asked anew: this run may be longer than the saved one."""
     self._stop_at, self._asked_at = (saved.get('at'), saved.get('asked')) if saved.get('trigger') else (None, None)
     for t in (self._own_stop_trigger, self._stop_trigger): t.load_state_dict(saved.get('trigger') or {})
+    is_over = getattr(self._stop_trigger, 'is_over', None)
+    if is_over and not is_over(self._completed(), self._iters_per_epoch): self._stop_at = None

@@ -60,10 +60,14 @@ class IntervalTrigger(Trigger):
 
     def may_fire(self, iteration, epoch_length):
         "Is a multiple of the period reached? Never at iteration 0."
-        length = self.period*(epoch_length if self.unit == 'epoch' else 1)
+        length = self.period*epoch_length if self.unit == 'epoch' else self.period
         return iteration > 0 and iteration % length < 1
 
-    def __call__(self, manager): return self.may_fire(manager.iteration, manager.iters_per_epoch)
+    def __call__(self, manager):
+        n = manager.iteration              # as `may_fire`, without the call: this is asked most often of all
+        length = self.period if self.unit == 'iteration' else self.period*manager.iters_per_epoch
+        return n > 0 and n % length < 1
+
     def get_training_length(self): return self.period, self.unit
     def __str__(self): return f"{type(self).__name__}({self.period}, '{self.unit}')"
     __repr__ = __str__
@@ -79,9 +83,6 @@ class CallableTrigger(Trigger):
 class NeverTrigger(IntervalTrigger):
     "Never fires."
     def __init__(self): super().__init__(inf, 'iteration')
-    def may_fire(self, iteration, epoch_length):
-        "No."
-        return False
 
 def get_trigger(
     trigger,     # a `Trigger`, a function of the manager, (number, unit), or None

@@ -159,6 +159,10 @@ class EarlyStoppingTrigger(Trigger):
         "At a check, or at the latest end."
         return any(t.may_fire(iteration, epoch_length) for t in (self._interval_trigger, self._max_trigger))
 
+    def is_over(self, iteration, epoch_length):
+        "Has it fired for good? A resumed run may be longer, or more patient, than the saved one."
+        return self.count >= self.patience or self._max_trigger.may_fire(iteration, epoch_length)
+
 # %% ../../../nbs/40_ppe/30_training/10_triggers.ipynb #84bbf985
 @patch
 def __call__(self:EarlyStoppingTrigger, manager):

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from ...reporting import DictSummary
 from ..extension import Extension
 from ..trigger import get_trigger
+from ....utils.env import import_optional
 from ....utils.file_io import to_json
 
 # %% ../../../../nbs/40_ppe/35_extensions/20_log_report.ipynb #09090572
@@ -29,9 +30,10 @@ class LogBuffer:
         reader,   # any object that stands for the reader
     ) -> list:    # entries
         "The entries that are new to a reader; a new reader begins with the oldest."
-        start = max(self._positions.get(id(reader), 0) - self._dropped, 0)
-        self._positions[id(reader)] = self._dropped + len(self.entries)
-        return self.entries[start:]
+        seen, end = self._positions.get(id(reader)), self._dropped + len(self.entries)
+        if seen == end: return []
+        self._positions[id(reader)] = end
+        return self.entries[max((seen or 0) - self._dropped, 0):]
 
     def drop(self):
         "Forget the entries that all readers have passed."
@@ -112,7 +114,7 @@ class LogReport(Extension):
         observation = manager.observation
         if self._keys is not None: observation = {k: observation[k] for k in self._keys if k in observation}
         self._summary.add(observation)
-        if manager.is_before_training or self._trigger(manager): self._write(manager, self._entry(manager))
+        if manager.iteration == 0 or self._trigger(manager): self._write(manager, self._entry(manager))
 
     def _entry(self, manager):
         means, self._summary = self._summary.compute_mean(), DictSummary()
@@ -136,9 +138,7 @@ def _write(self:LogReport, manager, entry):
 @patch
 def to_dataframe(self:LogReport):
     "The log as a pandas data frame."
-    try: import pandas
-    except ImportError as e: raise ImportError("LogReport.to_dataframe needs pandas: pip install pandas") from e
-    return pandas.DataFrame(self.log)
+    return import_optional('pandas', 'tables').DataFrame(self.log)
 
 @patch
 def finalize(self:LogReport, manager):

@@ -70,7 +70,7 @@ class PrintReport(Extension):
     ):
         self._entries, self._log_report, self._out = entries, log_report, out
         self._names, self._shown, self._table = list(entries or ()), [], None
-        self._header_due = True
+        self._header_due, self._report = True, None
 
     def get_log_report(self, manager) -> LogReport:
         "The log that is printed."
@@ -80,14 +80,14 @@ class PrintReport(Extension):
 
     def initialize(self, manager):
         "Find the log."
-        self.get_log_report(manager)
-        if isinstance(self._log_report, LogReport): self._log_report.initialize(manager)
+        self._report = self.get_log_report(manager)
+        if self._report is self._log_report: self._report.initialize(manager)
 
 # %% ../../../../nbs/40_ppe/35_extensions/30_print_report.ipynb #3c3a5118
 @patch
 def __call__(self:PrintReport, manager):
     "Print what is new."
-    report = self.get_log_report(manager)
+    report = self._report or self.get_log_report(manager)
     if report is self._log_report: report(manager)
     for entry in report._buffer.follow(self): self._print(entry, report)
 

@@ -10,6 +10,7 @@ import json, os, socket, traceback, urllib.request, warnings
 from fastcore.basics import patch
 from ..extension import Extension
 from ..trigger import get_trigger
+from ....utils.env import import_optional
 
 # %% ../../../../nbs/40_ppe/35_extensions/70_slack.ipynb #f63a5b57
 class SlackBase(Extension):
@@ -120,9 +121,8 @@ def slack_client(
     token:str,   # of a bot
 ):               # slack_sdk client, or None where slack_sdk is missing
     "A client; without slack_sdk there is a warning."
-    try: from slack_sdk import WebClient
-    except ImportError: return warnings.warn("slack_sdk is not installed, nothing is posted (pip install slack_sdk)")
-    return WebClient(token=token)
+    try: return import_optional('slack_sdk', 'slack').WebClient(token=token)
+    except ImportError as e: return warnings.warn(f"nothing is posted: {e}")
 
 # %% ../../../../nbs/40_ppe/35_extensions/70_slack.ipynb #5f979a66
 @patch

@@ -1,0 +1,130 @@
+"xm-app in Chromium: every tab, an upload, a hostile caption, a picture that is too large; nothing outside this machine is reached."
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_explorer import CHROMIUM, free_port, missing
+from xmodaler_nb.captioner import Captioner
+from xmodaler_nb.modeling import build_model, load_cfg_file
+from xmodaler_nb.own.scenes.draw import render, sample_scene
+from xmodaler_nb.own.scenes.features import SceneFeatures
+
+pytestmark = pytest.mark.browser
+if missing(): pytest.skip(missing(), allow_module_level=True)
+ROOT = Path(__file__).resolve().parents[2]
+HOSTILE = '<img/src=x/onerror=document.title="broken">'
+PATIENCE = 180_000
+
+
+def write_model(folder):
+    "An untrained Up-Down model with a hostile word in its vocabulary."
+    torch.manual_seed(1)
+    look, vocab = SceneFeatures(), ['.', HOSTILE] + 'a red green ball box on the grass next to big small'.split()
+    sizes = dict(DEVICE='cpu', VOCAB_SIZE=len(vocab), MAX_SEQ_LEN=10, DECODER_DIM=16, UPDOWN=dict(ATT_EMBED_SIZE=8),
+                 TOKEN_EMBED=dict(DIM=16), VISUAL_EMBED=dict(IN_DIM=look.dim, OUT_DIM=16))
+    cfg = load_cfg_file('image_caption/updown/updown.yaml', INFERENCE=dict(VOCAB=''), MODEL=sizes)
+    model = build_model(cfg)
+    with torch.no_grad():
+        model.predictor.logits.bias[0] -= 3
+        model.predictor.logits.bias[1] += 2          # the hostile word is in every caption
+    return Captioner(model, cfg, vocab, look).save_pretrained(folder)
+
+
+@pytest.fixture(scope='module')
+def address(tmp_path_factory):
+    tmp, port = tmp_path_factory.mktemp('app'), free_port()
+    write_model(tmp/'model')
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), 'OMP_NUM_THREADS': '1', 'HOME': str(tmp),
+           'JUPYTER_CONFIG_DIR': str(tmp/'config'), 'JUPYTER_RUNTIME_DIR': str(tmp/'runtime'), 'IPYTHONDIR': str(tmp/'ipython')}
+    order = 'import sys; from xmodaler_nb.commands.app import app_main; sys.exit(app_main())'
+    log = open(tmp/'log', 'w')
+    server = subprocess.Popen([sys.executable, '-c', order, '--model', str(tmp/'model'), '--port', str(port), '--no-browser'],
+                              cwd=tmp, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    for _ in range(360):
+        if server.poll() is not None: pytest.fail(f'xm-app ended: {(tmp/"log").read_text()[-2000:]}')
+        with socket.socket() as s:
+            s.settimeout(1)
+            if s.connect_ex(('127.0.0.1', port)) == 0: break
+        time.sleep(.5)
+    yield f'http://127.0.0.1:{port}/'
+    os.killpg(server.pid, 15)
+    server.wait(30)
+    log.close()
+
+
+@pytest.fixture(scope='module')
+def page(address):
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage'])
+        tab = browser.new_page(viewport=dict(width=1280, height=800))
+        tab.set_default_timeout(PATIENCE)
+        tab.errors = []
+        tab.on('pageerror', lambda e: tab.errors.append(str(e)))
+        tab.route('**/*', lambda r: r.continue_() if r.request.url.startswith((address, 'data:', 'blob:')) else r.abort())
+        tab.goto(address)
+        tab.locator('.sentence').first.wait_for()
+        yield tab
+        browser.close()
+
+
+def open_tab(page, name): page.get_by_role('tab', name=name, exact=True).click()
+
+
+def look_at(page, name):
+    "A picture of the page for who wants to look: XMODALER_SCREENSHOTS names a folder."
+    folder = os.environ.get('XMODALER_SCREENSHOTS')
+    for width, height in ((1280, 800), (390, 844)):
+        page.set_viewport_size(dict(width=width, height=height))
+        page.wait_for_timeout(200)
+        if folder: page.screenshot(path=Path(folder)/f'{name}-{width}.png')
+        assert page.evaluate('() => document.documentElement.scrollWidth') <= width, (name, width)
+    page.set_viewport_size(dict(width=1280, height=800))
+
+
+def test_every_tab(page):
+    assert HOSTILE in page.locator('.sentence').first.inner_text()      # shown as text
+    look_at(page, 'look')
+    before = page.locator('.sentence').first.inner_html()
+    handle = page.get_by_role('slider').nth(1)
+    handle.focus()
+    handle.press('ArrowRight')
+    page.wait_for_function('old => document.querySelector(".sentence").innerHTML !== old', arg=before)
+    open_tab(page, 'Words')
+    page.get_by_label('Never say').fill('ball')
+    page.get_by_text('under the rules').first.wait_for()
+    look_at(page, 'words')
+    open_tab(page, 'Needs')
+    page.get_by_role('button', name='Take regions away').click()
+    page.get_by_text('needed: occlusion').wait_for()
+    look_at(page, 'needs')
+    open_tab(page, 'Score')
+    page.get_by_label('Caption').fill(HOSTILE + ' ball')
+    page.get_by_text('leave out').first.wait_for()
+    look_at(page, 'score')
+    open_tab(page, 'Run')
+    page.get_by_text('holds no events.jsonl').wait_for()
+    open_tab(page, 'Look')
+    assert page.title() != 'broken' and page.locator('img[src=x]').count() == 0 and not page.errors
+
+
+def test_uploads(page, tmp_path):
+    Image.fromarray(render(sample_scene(np.random.default_rng(9)))).save(tmp_path/'own.png')
+    Image.new('1', (8000, 7500)).save(tmp_path/'large.png')
+    (tmp_path/'no.png').write_text('no picture')
+    def choose(path):
+        with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Own picture').click()
+        chooser.value.set_files(path)
+    choose(tmp_path/'own.png')
+    page.wait_for_function('() => [...document.querySelectorAll("select")].some(x => x.selectedOptions[0]?.text.startsWith("own.png"))')
+    choose(tmp_path/'large.png')
+    page.get_by_text('60 megapixels; at most 50 are read').wait_for()
+    choose(tmp_path/'no.png')
+    page.get_by_text('no picture that can be read').wait_for()
+    assert not page.errors
