@@ -42,7 +42,7 @@ class ToyEval:
     def eval(self, results, epoch): return {'acc': sum(r['caption'] == WORDS[r['image_id'] % 3] for r in results)/len(results)}
 
 
-def xe(o): return {'xe': nn.functional.cross_entropy(o[kfg.G_LOGITS], o[kfg.G_TARGET_IDS][:, 0])}
+def xe(o): return {'xe': nn.functional.cross_entropy(o[kfg.G_LOGITS], o[kfg.G_TARGET_IDS].flatten())}
 
 
 def loader(n=12, bs=4, shuffle=True, workers=0, answers=True):
