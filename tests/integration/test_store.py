@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 import numpy as np
 import pytest
 import torch
@@ -64,6 +65,14 @@ def test_a_writer_that_has_just_begun_is_no_foreign_folder(tmp_path):
     (tmp_path/'s').mkdir(); (tmp_path/'s'/'.lock-r0of2').touch(); (tmp_path/'s'/'.tmp-r0of2-store.json').touch()
     with FeatureWriter(tmp_path/'s', part='r1of2') as w: w.add(1, features=item(1))
     assert list(FeatureStore(tmp_path/'s')) == ['1']
+    seen = Path.iterdir
+    def while_another_begins(p):
+        (tmp_path/'u'/'store.json').write_text((tmp_path/'s'/'store.json').read_text())
+        return seen(p)
+    (tmp_path/'u').mkdir()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Path, 'iterdir', while_another_begins)
+        FeatureWriter(tmp_path/'u', part='r1of2').close()
     (tmp_path/'t').mkdir(); (tmp_path/'t'/'letter.txt').touch()
     with pytest.raises(StoreError, match='holds files and is not a store'): FeatureWriter(tmp_path/'t')
 

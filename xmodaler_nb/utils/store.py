@@ -145,8 +145,8 @@ class FeatureWriter:
 
     def _make_folder(self):
         "Make the folder; one that holds other files is refused."
-        is_store = (self.path/'store.json').exists()
-        if self.path.exists() and not is_store and any(p.name[0] != '.' for p in self.path.iterdir()):
+        holds_files = self.path.exists() and any(p.name[0] != '.' for p in self.path.iterdir())
+        if holds_files and not (self.path/'store.json').exists():      # in this order: it may be made just now
             raise StoreError(f"{self.path}: holds files and is not a store; nothing was written")
         self.path.mkdir(parents=True, exist_ok=True)
 
