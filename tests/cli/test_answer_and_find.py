@@ -1,5 +1,5 @@
 "`xm-answer` and `xm-find` as a shell calls them, with small untrained models: what is printed, which code is returned, what is said when something is wrong."
-import json, os, subprocess, sys
+import json, logging, os, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest, torch
@@ -17,6 +17,15 @@ ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = ['yes', 'no', 'one', 'two', 'three', 'red']
 SENTENCES = ['a red ball', 'two boxes on the grass', 'a ball is on the grass']
 BERT = dict(HIDDEN_SIZE=16, NUM_ATTENTION_HEADS=2, INTERMEDIATE_SIZE=32, NUM_HIDDEN_LAYERS=1, V_NUM_HIDDEN_LAYERS=1)
+
+
+@pytest.fixture(autouse=True)
+def a_new_process(monkeypatch):
+    "Earlier tests in this process may have set up the logger of a training; a shell has none."
+    log = logging.getLogger('xmodaler_nb')
+    monkeypatch.setattr(log, 'handlers', [])
+    monkeypatch.setattr(log, 'level', logging.NOTSET)
+    log.manager._clear_cache()
 
 
 @pytest.fixture(scope='module')
