@@ -126,16 +126,21 @@ def without_dropout(step):
 PRODUCTS = ('mm', 'addmm', 'bmm', 'baddbmm', 'mv', 'linear', 'mkldnn_linear', 'mkldnn_convolution', 'convolution_backward', '_scaled_dot_product_flash_attention_for_cpu',
             '_scaled_dot_product_flash_attention_for_cpu_backward')
 
+def allocated_peak(profiled):
+    "The most that torch had allocated at once while a profiler watched (MB)."
+    now = peak = 0
+    for e in sorted((e for e in profiled.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns()):
+        now += e.nbytes()
+        peak = max(peak, now)
+    return peak/2**20
+
+
 def profile_step(step):
     "Peak of what one step allocates (MB), and the share of its time that matrix products take."
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: step()
-    now = peak = 0
-    for e in sorted((e for e in p.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns()):
-        now += e.nbytes()
-        peak = max(peak, now)
     rows = p.key_averages()
-    return peak/2**20, sum(r.self_cpu_time_total for r in rows if r.key.removeprefix('aten::') in PRODUCTS)/sum(r.self_cpu_time_total for r in rows)
+    return allocated_peak(p), sum(r.self_cpu_time_total for r in rows if r.key.removeprefix('aten::') in PRODUCTS)/sum(r.self_cpu_time_total for r in rows)
 
 
 def compare(name, small=False, repeats=3, with_profile=False):

@@ -197,11 +197,7 @@ def peak(f):
     "Megabytes that torch allocates at once."
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: f()
-    now = top = 0
-    for e in sorted((e for e in p.profiler.kineto_results.events() if e.name() == '[memory]'), key=lambda e: e.start_ns()):
-        now += e.nbytes()
-        top = max(top, now)
-    return top/2**20
+    return plain.allocated_peak(p)
 
 
 def main(argv=None):

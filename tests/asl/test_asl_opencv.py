@@ -6,17 +6,10 @@ from xmodaler_nb.asl import predict_on_camera as cam, predict_on_video as pov, v
 from xmodaler_nb.asl.data.resample import prepare_clips
 from xmodaler_nb.asl.signer.machine import SignerModel
 from xmodaler_nb.asl.signs import make_signs, sign_rows
+from test_asl_video import Display
 
 cv2 = pytest.importorskip('cv2')
 RED = (220, 40, 30)
-
-
-class Display:
-    def __init__(self, most=10**6): self.frames, self.most, self.closed = [], most, False
-    def show(self, frame):
-        self.frames.append(frame)
-        return len(self.frames) < self.most
-    def close(self): self.closed = True
 
 
 class Cv2:
