@@ -109,8 +109,6 @@ def decode(args, card):
             said = {n: f[n]() for n in found}
             same = {n: (said[n] == said['plain']).all(-1).float().mean().item() for n in found}
             yield from rows('decode', family, found, 'plain', args.images, same_sentences=same, waits={n: waits(card, f[n]) for n in found if n != 'plain'})
-        for n in f.values(): del n
-        del model, half, f
 
 
 def generate(args, card):
@@ -166,7 +164,6 @@ def train(args, card):
         first = {name: float(step()) for name, step in f.items() if name in ('plain', 'float32')}
         found = measure(card, f, args.repeats, warm=2)
         yield from rows('train', family, found, 'plain', n, waits={name: waits(card, f[name]) for name in ('float32', 'bf16') if name in found}, first_loss=first)
-        del f, ours
 
 
 def loader(args, card):
