@@ -22,7 +22,9 @@ from xmodaler_nb.config import Batch, config_file, kfg
 from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets.collate import collate
 from xmodaler_nb.modeling import build_model
+from xmodaler_nb.functional import decodes_word_pieces
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, GreedyDecoder
+from xmodaler_nb.modeling.decode_strategy.decode_strategy import BERT_SEP
 from xmodaler_nb.modeling.decode_strategy.state import DictState
 from xmodaler_nb.modeling.layers import few_rows
 from plain import FAMILIES, SMALL, SMALL_MORE, explicit_attention, samples
@@ -35,13 +37,21 @@ TARGETS = dict(transformer=3., meshed_memory=3., updown=2.)
 def make(name, images, small=False):
     "Config, model in evaluation mode whose sentences do not end early, and a batch."
     opts = ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', '', 'MODEL.MAX_SEQ_LEN', 20] + (SMALL + SMALL_MORE.get(name, []) if small else [])
+    if small and name == 'tden': opts += ['MODEL.VOCAB_SIZE', 120]             # [CLS] and [SEP] are 101 and 102
     cfg = load_cfg_file(config_file(FAMILIES[name]), opts)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    with torch.no_grad(): getattr(model.predictor, 'logits', model.predictor).bias[0] = -1e4
+    with torch.no_grad(): never_ends(model.predictor, cfg)
     batch = collate(samples(cfg, images=images, captions=1))
     words = (kfg.G_TOKENS_IDS, kfg.G_TARGET_IDS, kfg.TOKENS_MASKS)
     return cfg, model, Batch({k: v for k, v in batch.items() if k not in words})
+
+
+def never_ends(predictor, cfg):
+    "Take the end mark out of the vocabulary: word 0, or [SEP] where words are pieces."
+    end = BERT_SEP if decodes_word_pieces(cfg) else 0
+    bias = predictor.logits.bias if hasattr(predictor, 'logits') else predictor.bias
+    if end < len(bias): bias[end] = -1e4
 
 
 # ---- the plain recipe ----------------------------------------------------------------------------------------------------------------------------------
