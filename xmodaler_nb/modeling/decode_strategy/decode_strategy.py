@@ -78,6 +78,7 @@ class DecodeStrategy(nn.Module):
         begin_words=(),       # words or ids that the sentence begins with
         say_unknown=False,    # may a sentence contain UNK?
         trace=False,          # record a `DecodeTrace` at every call
+        cuda_graphs=False,    # on a GPU, record the kernels of a batch shape and replay them (see `graphs`)
     ):
         super().__init__()
         if beam_size < 1: raise ValueError(f"DECODE_STRATEGY.BEAM_SIZE is {beam_size}, but must be 1 or more")
@@ -90,6 +91,7 @@ class DecodeStrategy(nn.Module):
         self.sync_every = sync_every
         self.trace = trace
         self.say_unknown = say_unknown
+        self.cuda_graphs, self.recorder = cuda_graphs, None
         self._vocab = self._rules = self._unspoken = None
         self.rule_args = dict(min_length=min_length, max_length=max_length, no_repeat_ngram=no_repeat_ngram,
                               banned_words=list(banned_words), required_words=list(required_words),
@@ -107,7 +109,7 @@ class DecodeStrategy(nn.Module):
                     sync_every=d.get('SYNC_EVERY', 0), min_length=d.get('MIN_LENGTH', 0),
                     max_length=d.get('MAX_LENGTH', 0), no_repeat_ngram=d.get('NO_REPEAT_NGRAM', 0),
                     banned_words=d.get('BANNED_WORDS', []), required_words=d.get('REQUIRED_WORDS', []),
-                    say_unknown=d.get('SAY_UNKNOWN', False))
+                    say_unknown=d.get('SAY_UNKNOWN', False), cuda_graphs=d.get('CUDA_GRAPHS', False))
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #d0733fa5
 @patch
@@ -119,7 +121,8 @@ def forward(self:DecodeStrategy,
 ) -> dict:              # IDS, G_SENTS_IDS, G_LOGP, and what the strategy adds
     "Decode a batch."
     if trace is not None: batched_inputs = {**batched_inputs, kfg.TRACE: trace}
-    out = self._forward(batched_inputs, model)
+    out = self.recorded_forward(batched_inputs, model) if self.cuda_graphs else None
+    if out is None: out = self._forward(batched_inputs, model)
     if output_sents: out[kfg.OUTPUT] = self.output_sents(out[kfg.G_SENTS_IDS])
     return out
 
@@ -191,10 +194,11 @@ def unspoken(self:DecodeStrategy,
     if self._unspoken is None:
         known = self._vocab is not None or Path(self.vocab_path or '').is_file()
         ids = unknown_ids(self.vocab) if known and not self.say_unknown else []
-        self._unspoken = [i for i in ids if i not in self.rules.required and i < log_probs.size(1)]
-    if not self._unspoken: return log_probs
-    ids = torch.tensor(self._unspoken, device=log_probs.device)
-    return log_probs.index_fill(1, ids, -float('inf'))
+        ids = [i for i in ids if i not in self.rules.required and i < log_probs.size(1)]
+        self._unspoken = torch.tensor(ids, dtype=torch.long)
+    if not len(self._unspoken): return log_probs
+    self._unspoken = self._unspoken.to(log_probs.device)             # once: a copy waits for the device
+    return log_probs.index_fill(1, self._unspoken, -float('inf'))
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #9a83202c
 @patch
