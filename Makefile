@@ -9,7 +9,7 @@ WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc)
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 
-.PHONY: help setup demo understand real photos test test-export test-nbs test-py test-portable nbs docs readme contents bench models export clean
+.PHONY: help setup demo understand real photos gpu test test-export test-nbs test-py test-portable nbs docs readme contents bench models export clean
 help:        ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
 
@@ -48,6 +48,11 @@ test-py: setup      ## pytest
 
 test-portable: setup  ## notebooks and pytest as other processors, threads and seeds would run them: ARGS='--variant avx2 nbs/14_engine'
 	$(BIN)/python tests/portable.py $(ARGS)
+
+gpu: setup  ## on a machine with a GPU: parity and GPU tests there, then the measurements (8 minutes): make gpu VENV=path/to/venv
+	XMODALER_DEVICE=cuda $(BIN)/python -m pytest -q -m 'not slow' tests/parity/test_captioners.py tests/parity/test_decoding.py tests/parity/test_understanding.py $(ARGS)
+	$(BIN)/python -m pytest -q -m cuda tests $(ARGS)
+	$(BIN)/python benchmarks/gpu.py --out benchmarks/gpu.json --table benchmarks/gpu.md
 
 export: setup  ## write the package from the notebooks
 	$(BIN)/nbdev_export

@@ -22,7 +22,9 @@ from xmodaler_nb.config import Batch, config_file, kfg
 from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.datasets.collate import collate
 from xmodaler_nb.modeling import build_model
+from xmodaler_nb.functional import decodes_word_pieces
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, GreedyDecoder
+from xmodaler_nb.modeling.decode_strategy.decode_strategy import BERT_SEP
 from xmodaler_nb.modeling.decode_strategy.state import DictState
 from xmodaler_nb.modeling.layers import few_rows
 from plain import FAMILIES, SMALL, SMALL_MORE, explicit_attention, samples
@@ -35,13 +37,21 @@ TARGETS = dict(transformer=3., meshed_memory=3., updown=2.)
 def make(name, images, small=False):
     "Config, model in evaluation mode whose sentences do not end early, and a batch."
     opts = ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', '', 'MODEL.MAX_SEQ_LEN', 20] + (SMALL + SMALL_MORE.get(name, []) if small else [])
+    if small and name == 'tden': opts += ['MODEL.VOCAB_SIZE', 120]             # [CLS] and [SEP] are 101 and 102
     cfg = load_cfg_file(config_file(FAMILIES[name]), opts)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    with torch.no_grad(): model.predictor.logits.bias[0] = -1e4
+    with torch.no_grad(): never_ends(model.predictor, cfg)
     batch = collate(samples(cfg, images=images, captions=1))
     words = (kfg.G_TOKENS_IDS, kfg.G_TARGET_IDS, kfg.TOKENS_MASKS)
     return cfg, model, Batch({k: v for k, v in batch.items() if k not in words})
+
+
+def never_ends(predictor, cfg):
+    "Take the end mark out of the vocabulary: word 0, or [SEP] where words are pieces."
+    end = BERT_SEP if decodes_word_pieces(cfg) else 0
+    bias = predictor.logits.bias if hasattr(predictor, 'logits') else predictor.bias
+    if end < len(bias): bias[end] = -1e4
 
 
 # ---- the plain recipe ----------------------------------------------------------------------------------------------------------------------------------
@@ -75,15 +85,29 @@ def plain_meshed(model, b):
     return {kfg.G_HIDDEN_STATES: [x], kfg.HISTORY_STATES: past}
 
 
-PLAIN_STEPS = dict(transformer=plain_transformer, clip_transformer=plain_transformer, meshed_memory=plain_meshed)
+def plain_tden(model, b):
+    "The text layers first, with the inputs of all words so far kept for each; then as the Transformer."
+    x, t, past = b[kfg.G_TOKEN_EMBED][:,None], b[kfg.TIME_STEP], []
+    for layer, seen in zip(model.encoder.layers, b[kfg.ENC_HISTORY_STATES]):
+        past.append(torch.cat([seen, x], 1))
+        s = layer.attention
+        a, _ = explicit_attention(s.self.query(x), s.self.key(past[-1]), s.self.value(past[-1]), b[kfg.EXT_G_TOKENS_MASKS][:,:,t:t+1,:t+1], s.self.num_attention_heads)
+        x = s.output(a, x)
+        x = layer.output(layer.intermediate(x), x)
+    return {**plain_transformer(model, b.merge({kfg.G_TOKEN_EMBED: x[:,0]})), kfg.ENC_HISTORY_STATES: past}
+
+
+PLAIN_STEPS = dict(transformer=plain_transformer, clip_transformer=plain_transformer, tden=plain_tden, meshed_memory=plain_meshed)
 
 def plain_start(name, model, batch):
     "Encode; one row per image."
     b = model.encode(Batch(batch).merge({kfg.G_TOKENS_TYPE: batch[kfg.G_TOKENS_TYPE][:,:20]}))
+    if isinstance(b[kfg.ATT_FEATS], list): b = b.merge({kfg.ATT_FEATS: b[kfg.ATT_FEATS][-1]})      # the last layer
     if name not in PLAIN_STEPS: return Batch({k: v for k, v in b.merge(model.decoder.preprocess(b)).items() if k != kfg.P_GLOBAL_FEATS})   # multiplied again at every word
     layers = model.decoder.layers if name == 'meshed_memory' else model.decoder.g_layers
     d = b[kfg.ATT_FEATS].size(-1)
-    return b.merge({kfg.HISTORY_STATES: [b[kfg.ATT_FEATS].new_zeros(len(batch[kfg.ATT_FEATS]), 0, d) for _ in layers]})
+    empty = b[kfg.ATT_FEATS].new_zeros(len(batch[kfg.ATT_FEATS]), 0, d)
+    return b.merge({kfg.HISTORY_STATES: [empty for _ in layers], **({kfg.ENC_HISTORY_STATES: [empty for _ in model.encoder.layers]} if name == 'tden' else {})})
 
 
 class untransposed(contextlib.ContextDecorator):
@@ -97,8 +121,8 @@ def plain_beam(name, model, batch, k, steps=20):
     "Sentences (n, steps): full sort, everything gathered, always all steps."
     decode = PLAIN_STEPS.get(name, lambda model, b: model.decoder(b))
     b = plain_start(name, model, batch)
-    n = len(batch[kfg.ATT_FEATS])
-    words, scores, sentences, active = torch.zeros(n, dtype=torch.long), torch.zeros(n, 1), [], torch.ones(n, 1, 1)
+    n, on = len(batch[kfg.ATT_FEATS]), dict(device=batch[kfg.ATT_FEATS].device)
+    words, scores, sentences, active = torch.zeros(n, dtype=torch.long, **on), torch.zeros(n, 1, **on), [], torch.ones(n, 1, 1, **on)
     for t in range(steps):
         b = b.merge({kfg.G_TOKENS_IDS: words, kfg.TIME_STEP: t})
         b = b.merge(model.token_embed(b))
@@ -112,8 +136,8 @@ def plain_beam(name, model, batch, k, steps=20):
         scores, order = total.flatten(1).sort(-1, descending=True)
         scores, order = scores[:,:k], order[:,:k]
         beams, word = order//lp.size(-1), order % lp.size(-1)
-        rows = (beams + torch.arange(n)[:,None]*lp.size(1)).flatten()
-        for key in (kfg.HISTORY_STATES,) if kfg.HISTORY_STATES in b else (kfg.G_HIDDEN_STATES, kfg.G_CELL_STATES): b[key] = [s[rows] for s in b[key]]
+        rows = (beams + torch.arange(n, **on)[:,None]*lp.size(1)).flatten()
+        for key in (k for k in (kfg.HISTORY_STATES, kfg.ENC_HISTORY_STATES) if k in b) if kfg.HISTORY_STATES in b else (kfg.G_HIDDEN_STATES, kfg.G_CELL_STATES): b[key] = [s[rows] for s in b[key]]
         active, sentences = active.gather(1, beams[...,None]), [s.gather(1, beams) for s in sentences] + [word]
         words = word.flatten()
         if t == 0: b = b.merge({key: b[key].repeat_interleave(k, 0) for key in REPEATED if torch.is_tensor(b.get(key)) and len(b[key]) == n})

@@ -1,5 +1,5 @@
 "Reading the golden model files: a config, weights, inputs, and what X-modaler answered."
-import json, tempfile
+import json, os, tempfile
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
@@ -9,6 +9,9 @@ from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.modeling import build_model
 from xmodaler_nb.utils.testing import test_near as near
 
+DEVICE = os.environ.get('XMODALER_DEVICE', 'cpu')        # where the parity tests compute
+seeded_draw = pytest.mark.skipif(DEVICE != 'cpu', reason="the same seed draws other numbers on another device")
+
 IMAGE_KEYS = ('ATT_FEATS', 'ATT_MASKS', 'ATT_FEATS_LOC', 'RELATION', 'ATTRIBUTE', 'GLOBAL_FEATS')
 
 
@@ -17,11 +20,11 @@ class Golden:
     def __init__(self, name, folder='models'):
         path = golden_dir()/folder/name
         if not path.with_suffix('.json').exists(): pytest.skip(f'no golden file {path}.json')
-        self.name, self.meta, self.tensors = name, json.loads(path.with_suffix('.json').read_text()), load_file(path.with_suffix('.safetensors'))
+        self.name, self.meta, self.tensors = name, json.loads(path.with_suffix('.json').read_text()), load_file(path.with_suffix('.safetensors'), device=DEVICE)
 
     def opts(self):
         "Overrides as a flat list; a made-up WordPiece vocabulary in the file stands for the published one."
-        more = {'MODEL.DEVICE': 'cpu', **({'MODEL.PRETRAINING.MODEL_NAME': self.vocab_file(), 'SCORER.EOS_ID': self.meta['eos_id']} if 'bert_vocab' in self.meta else {})}
+        more = {'MODEL.DEVICE': DEVICE, **({'MODEL.PRETRAINING.MODEL_NAME': self.vocab_file(), 'SCORER.EOS_ID': self.meta['eos_id']} if 'bert_vocab' in self.meta else {})}
         return [x for kv in {**self.meta['overrides'], **more}.items() for x in kv]
 
     def vocab_file(self):
@@ -37,7 +40,7 @@ class Golden:
         "In eval mode, with the golden weights; no name may be missing or unexpected."
         model = build_model(self.cfg(*more))
         model.load_state_dict(self.group('state_dict.'), strict=True)
-        return model.eval()
+        return model.to(DEVICE).eval()
 
     def group(self, prefix):
         "Tensors below a prefix; lists stored as name.0, name.1 … are lists again."

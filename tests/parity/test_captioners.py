@@ -1,6 +1,6 @@
 "Captioners against the numbers X-modaler computed: batches, logits, losses, gradients, scheduled sampling, policy gradients (decoding: test_decoding.py)."
 import numpy as np, pytest, torch
-from golden_models import Golden, near, no_dropout
+from golden_models import Golden, near, no_dropout, seeded_draw
 from xmodaler_nb.config import kfg
 from xmodaler_nb.losses import RewardCriterion, build_losses
 
@@ -47,6 +47,7 @@ def test_teacher_forcing(golden, rows):
     assert unused == golden.meta['values']['params_without_grad']
 
 
+@seeded_draw
 @rnn
 @pytest.mark.parametrize('rows', ['expanded', 'images'])
 def test_scheduled_sampling(golden, rows):
@@ -62,6 +63,7 @@ def check_decoded(golden, out, name, noise):
     golden.near(out[kfg.G_LOGP], f'output.{name}.G_LOGP', f'{noise} logp')
 
 
+@seeded_draw
 @family
 def test_sampling_and_policy_gradient(golden):
     "A seeded draw, and the gradient of the reward-weighted log-probability."

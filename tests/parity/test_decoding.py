@@ -1,6 +1,6 @@
 "Decoding of whole models: what X-modaler said with the same weights and pictures."
 import pytest, torch
-from golden_models import Golden
+from golden_models import DEVICE, Golden, seeded_draw
 from xmodaler_nb.config import kfg
 from xmodaler_nb.utils.testing import test_near as near
 
@@ -54,6 +54,7 @@ def test_beam(golden, key):
     finally: searcher.beam_size = size
 
 
+@seeded_draw
 def test_sampling(golden):
     if 'output.sample.' not in golden: pytest.skip(f'{golden}: no golden samples')
     batch = golden.batch('input_gen').merge({kfg.DECODE_BY_SAMPLE: True})
@@ -105,9 +106,9 @@ def test_attention_follows_the_surviving_beam(golden):
         trace = model(batch.merge({kfg.TRACE: True}), use_beam_search=True)[kfg.TRACE]
         for i in range(0 if golden.name in ('video_mplstm', 'lstm_a') else n):
             h, words = trace.best(i), [model.beam_searcher.bos_token_id, *trace.best(i).ids]
-            state = model.init_state(batch).reorder(torch.tensor([[i]]), whole=False).record_attention()
+            state = model.init_state(batch).reorder(torch.tensor([[i]], device=DEVICE), whole=False).record_attention()
             for t in range(len(h.ids)):
-                _, state = model.step(torch.tensor(words[t:t+1]), state)
+                _, state = model.step(torch.tensor(words[t:t+1], device=DEVICE), state)
                 near(h.attention[t], state.attention()[0], atol=1e-5)
                 if golden.name in LOOK_BACK: near(h.word_attention[t,:t+1], state.word_attention()[0], atol=1e-5)
 

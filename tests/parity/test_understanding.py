@@ -21,7 +21,7 @@ def items(golden):
 
 def answers_alike(got, want):
     "Numbers of answers, as an array or a tensor."
-    assert np.array_equal(np.asarray(got), want.numpy())
+    assert np.array_equal(np.asarray(got.cpu() if torch.is_tensor(got) else got), want.cpu().numpy())
 
 def check_losses(golden, model, out, part='', noise=None):
     "Losses by name, gradients, the gradient's norm, and which parameters have none."

@@ -28,6 +28,7 @@ _C.DATALOADER.SEQ_PER_SAMPLE = 5                 # captions drawn per image and 
 _C.DATALOADER.MAX_FEAT_NUM = -1                  # regions kept; −1 follows upstream and drops the last one
 _C.DATALOADER.NEGATIVE_SIZE = -1                 # negatives per positive (single-stream retrieval)
 _C.DATALOADER.NEGATIVE_SAME_IMAGE = True         # ours: may a mined one be another caption of the image?
+_C.DATALOADER.MIRROR_WORDS = False              # ours: left and right in VCR's texts follow a mirrored picture
 _C.DATALOADER.INF_BATCH_SIZE = 200               # pairs scored at once (single-stream retrieval)
 _C.DATALOADER.USE_GLOBAL_V = True                # prepend the mean region
 _C.DATALOADER.SAMPLE_PROB = 0.2                  # chance of replacing a semantic word (COS-Net)
@@ -124,6 +125,7 @@ _C.DECODE_STRATEGY = CN(dict(NAME='BeamSearcher', BEAM_SIZE=1,
     TAIL='upstream',                             # greedy and sampling: 'drop' lets finished rows leave the batch
     # steps between two checks whether all rows are finished; 0 = 1 on the CPU, 4 elsewhere
     SYNC_EVERY=0,
+    CUDA_GRAPHS=False,                           # on a GPU, record the kernels of a batch shape and replay them
     # sampling: logits / temperature; the k likeliest words (0 = all); the likeliest words with total probability p
     TEMPERATURE=1.0, TOP_K=0, TOP_P=1.0,
     MIN_LENGTH=0, MAX_LENGTH=0,                  # words before the end mark, at least and at most; 0 = no rule
@@ -145,6 +147,7 @@ _C.CUDNN_BENCHMARK = True
 # %% ../../nbs/03_config/10_defaults.ipynb #0d085919
 # keys of the default tree that X-modaler does not know
 EXTENSION_KEYS = ('MODEL.EXPAND', 'MODEL.BIND', 'MODEL.BACKBONE', 'RL', 'DATALOADER.NEGATIVE_SAME_IMAGE',
+                  'DATALOADER.MIRROR_WORDS',
                   *(f'ENGINE.{k}' for k in _C.ENGINE if k != 'NAME'))
 
 def without_extension_keys(

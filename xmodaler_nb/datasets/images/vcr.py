@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ...config import configurable, kfg
 from ..build import DATASETS_REGISTRY
 from ..layout import SPLITS
-from ..mirror import as_float, with_suffix
+from ..mirror import as_float, exchange, left_and_right, with_suffix
 from ..word_pieces import (build_tokenizer, cache_origin, cached_entries, check_known,
                                               read_json_lines)
 from ...functional import read_np_bbox
@@ -142,6 +142,7 @@ class VCRDataset:
         seq_per_img:int,   # must be 4
         use_global_v:bool, # put the mean region in front
         tokenizer,         # `BertTokenizer`
+        mirror_words=False,# exchange left and right where the picture is mirrored; X-modaler does not
     ):
         if task_name not in LENGTHS: raise ValueError(f"the task is {task_name!r}, but must be {' or '.join(LENGTHS)}")
         if stage not in SPLITS: raise ValueError(f"stage is {stage!r}, but must be train, val or test")
@@ -151,15 +152,15 @@ class VCRDataset:
         self.max_feat_num, self.use_global_v = max_feat_num, use_global_v
         self.seq_per_img, self.tokenizer = seq_per_img, tokenizer
         self.mirror = stage == 'train' and feature_files(with_suffix(feats_folder, '_mirror')) is not None
+        self.sides = left_and_right(tokenizer) if mirror_words else None
 
     @classmethod
     def from_config(cls, cfg, stage:str='train;VCR_Q-A'):
         "Arguments from `DATALOADER`, `MODEL.MAX_SEQ_LEN` and `MODEL.PRETRAINING`."
-        d = cfg.DATALOADER
-        stage, _, task = stage.partition(';')
+        d, (stage, _, task) = cfg.DATALOADER, stage.partition(';')
         return dict(stage=stage, task_name=task or 'VCR_Q-A', anno_folder=d.ANNO_FOLDER, feats_folder=d.FEATS_FOLDER,
                     max_feat_num=d.MAX_FEAT_NUM, max_seq_len=cfg.MODEL.MAX_SEQ_LEN, seq_per_img=d.SEQ_PER_SAMPLE,
-                    use_global_v=d.USE_GLOBAL_V, tokenizer=build_tokenizer(cfg))
+                    use_global_v=d.USE_GLOBAL_V, tokenizer=build_tokenizer(cfg), mirror_words=d.MIRROR_WORDS)
 
     def feature_path(self,
         entry:dict,          # of `load_data`
@@ -232,10 +233,13 @@ def __call__(self:VCRDataset,
     rng=random,        # source of random numbers
 ) -> dict:             # the item
     "A question beside each of its choices, with the picture, perhaps in a mirror."
-    feats, locs = self.regions(dataset_dict, rng.random() > .5 and self.mirror)
+    mirrored = rng.random() > .5 and self.mirror
+    feats, locs = self.regions(dataset_dict, mirrored)
+    tokens = _as_ids(dataset_dict['tokens'])
+    if mirrored and self.sides: tokens = [exchange(row, self.sides) for row in tokens]
     return {kfg.IDS: str(dataset_dict['anno_id']), kfg.SEQ_PER_SAMPLE: torch.tensor(self.seq_per_img),
             kfg.ATT_FEATS: as_float(feats), kfg.ATT_FEATS_LOC: as_float(locs),
-            kfg.U_TOKENS_IDS: _as_ids(dataset_dict['tokens']), kfg.U_TOKENS_TYPE: _as_ids(dataset_dict['types']),
+            kfg.U_TOKENS_IDS: tokens, kfg.U_TOKENS_TYPE: _as_ids(dataset_dict['types']),
             kfg.U_TARGET_IDS: torch.tensor([int(dataset_dict['target'])])}
 
 def _as_ids(rows):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build_beam_searcher', 'build_greedy_decoder', 'DECODE_STRATEGY_REGISTRY', 'DictState', 'DictModel', 'as_stepper',
            'DecodeTrace', 'Hypothesis', 'TraceStep', 'Rules', 'DecodeStrategy', 'GreedyDecoder', 'BeamSearcher',
-           'DiverseBeamSearcher', 'EnsembleBeamSearcher', 'EnsembleModel']
+           'DiverseBeamSearcher', 'EnsembleBeamSearcher', 'EnsembleModel', 'Recorder', 'RecordedSearch']
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/99_decode_strategy.ipynb #51abe532
 from xmodaler_nb.modeling.decode_strategy.build import (build_beam_searcher, build_greedy_decoder,
@@ -18,8 +18,9 @@ from .greedy_decoder import GreedyDecoder
 from .beam_searcher import BeamSearcher
 from .diverse_beam_searcher import DiverseBeamSearcher
 from .ensemble_beam_searcher import EnsembleBeamSearcher, EnsembleModel
+from .graphs import Recorder, RecordedSearch
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/99_decode_strategy.ipynb #7064412d
 _all_ = ['build_beam_searcher', 'build_greedy_decoder', 'DECODE_STRATEGY_REGISTRY', 'DictState', 'DictModel',
          'as_stepper', 'DecodeTrace', 'Hypothesis', 'TraceStep', 'Rules', 'DecodeStrategy', 'GreedyDecoder',
-         'BeamSearcher', 'DiverseBeamSearcher', 'EnsembleBeamSearcher', 'EnsembleModel']
+         'BeamSearcher', 'DiverseBeamSearcher', 'EnsembleBeamSearcher', 'EnsembleModel', 'Recorder', 'RecordedSearch']

@@ -75,8 +75,10 @@ class DecodeStrategy(nn.Module):
         no_repeat_ngram=0,    # n words in a row occur at most once; 0: no rule
         banned_words=(),      # words or ids that must not occur
         required_words=(),    # words or ids that must occur
+        begin_words=(),       # words or ids that the sentence begins with
         say_unknown=False,    # may a sentence contain UNK?
         trace=False,          # record a `DecodeTrace` at every call
+        cuda_graphs=False,    # on a GPU, record the kernels of a batch shape and replay them (see `graphs`)
     ):
         super().__init__()
         if beam_size < 1: raise ValueError(f"DECODE_STRATEGY.BEAM_SIZE is {beam_size}, but must be 1 or more")
@@ -89,10 +91,13 @@ class DecodeStrategy(nn.Module):
         self.sync_every = sync_every
         self.trace = trace
         self.say_unknown = say_unknown
+        self.cuda_graphs, self.recorder = cuda_graphs, None
         self._vocab = self._rules = self._unspoken = None
         self.rule_args = dict(min_length=min_length, max_length=max_length, no_repeat_ngram=no_repeat_ngram,
-                              banned_words=list(banned_words), required_words=list(required_words))
-        if not any(isinstance(w, str) for w in [*banned_words, *required_words]): self.rules  # contradictions show now
+                              banned_words=list(banned_words), required_words=list(required_words),
+                              begin_words=list(begin_words))
+        listed = [*banned_words, *required_words, *begin_words]
+        if not any(isinstance(w, str) for w in listed): self.rules  # contradictions show now
 
     @classmethod
     def from_config(cls, cfg):
@@ -104,7 +109,7 @@ class DecodeStrategy(nn.Module):
                     sync_every=d.get('SYNC_EVERY', 0), min_length=d.get('MIN_LENGTH', 0),
                     max_length=d.get('MAX_LENGTH', 0), no_repeat_ngram=d.get('NO_REPEAT_NGRAM', 0),
                     banned_words=d.get('BANNED_WORDS', []), required_words=d.get('REQUIRED_WORDS', []),
-                    say_unknown=d.get('SAY_UNKNOWN', False))
+                    say_unknown=d.get('SAY_UNKNOWN', False), cuda_graphs=d.get('CUDA_GRAPHS', False))
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #d0733fa5
 @patch
@@ -116,7 +121,8 @@ def forward(self:DecodeStrategy,
 ) -> dict:              # IDS, G_SENTS_IDS, G_LOGP, and what the strategy adds
     "Decode a batch."
     if trace is not None: batched_inputs = {**batched_inputs, kfg.TRACE: trace}
-    out = self._forward(batched_inputs, model)
+    out = self.recorded_forward(batched_inputs, model) if self.cuda_graphs else None
+    if out is None: out = self._forward(batched_inputs, model)
     if output_sents: out[kfg.OUTPUT] = self.output_sents(out[kfg.G_SENTS_IDS])
     return out
 
@@ -154,13 +160,15 @@ def bert_tokenizer(self:DecodeStrategy): # tokenizer or None
     if callable(self.tokenizer) and not hasattr(self.tokenizer, 'ids_to_tokens'): self.tokenizer = self.tokenizer()
     return self.tokenizer
 
+_WORD_RULES = 'banned_words', 'required_words', 'begin_words'
+
 @patch(as_prop=True)
 def rules(self:DecodeStrategy) -> Rules:
     "The rules for sentences, words looked up."
     if self._rules is not None: return self._rules
-    lengths = {k: v for k, v in self.rule_args.items() if k not in ('banned_words', 'required_words')}
-    self._rules = Rules(max_seq_len=self.max_seq_len, eos=self.eos_token_id, **lengths,
-                        banned=self._rule_ids('banned_words'), required=self._rule_ids('required_words'))
+    lengths = {k: v for k, v in self.rule_args.items() if k not in _WORD_RULES}
+    words = {k.removesuffix('_words'): self._rule_ids(k) for k in _WORD_RULES}
+    self._rules = Rules(max_seq_len=self.max_seq_len, eos=self.eos_token_id, **lengths, **words)
     return self._rules
 
 @patch
@@ -186,10 +194,11 @@ def unspoken(self:DecodeStrategy,
     if self._unspoken is None:
         known = self._vocab is not None or Path(self.vocab_path or '').is_file()
         ids = unknown_ids(self.vocab) if known and not self.say_unknown else []
-        self._unspoken = [i for i in ids if i not in self.rules.required and i < log_probs.size(1)]
-    if not self._unspoken: return log_probs
-    ids = torch.tensor(self._unspoken, device=log_probs.device)
-    return log_probs.index_fill(1, ids, -float('inf'))
+        ids = [i for i in ids if i not in self.rules.required and i < log_probs.size(1)]
+        self._unspoken = torch.tensor(ids, dtype=torch.long)
+    if not len(self._unspoken): return log_probs
+    self._unspoken = self._unspoken.to(log_probs.device)             # once: a copy waits for the device
+    return log_probs.index_fill(1, self._unspoken, -float('inf'))
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #9a83202c
 @patch
