@@ -615,7 +615,7 @@ def _is_plain(
 
 
 # %% ../../nbs/02_utils/80_safe_pickle.ipynb #c9720e8c
-TUPLES_WITHIN = 2000      # a bound for tuples within tuples; Python's machine calls itself for each when it looks up a key
+TUPLES_WITHIN = 2000      # tuples within tuples; a key of so many is looked up by as many calls in C
 
 def _nest(depth, op):
     "Keep, for every open mark, a bound for the depth of the tuples made since; is it small?"
