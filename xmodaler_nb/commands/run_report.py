@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Experiment', 'metrics_summary', 'print_summary', 'from_worst_to_best', 'make_examples', 'report_page',
-           'build_checked_engine', 'evaluate_and_report', 'compare_with_others', 'check_reportable', 'run_experiment']
+           'build_checked_engine', 'readable_split', 'loader_parts', 'evaluate_and_report', 'compare_with_others',
+           'check_reportable', 'run_experiment']
 
 # %% ../../nbs/18_commands/08_run_report.ipynb #34166d79
 import json
@@ -13,11 +14,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from torch.utils.data import DataLoader
 from ..captioner import Captioner
 from ..config import CfgNode
 from ..datasets.check import check_datasets
+from ..datasets.readable import broken_items, without_items
 from ..datasets.pictures import evenly_spaced
 from ..engine.build import build_engine
+from ..functional import as_id
 from ..evaluation.split import decode, read_references, score_split
 from ..look import render_caption_card, report as r
 from ..utils.checkpoint_files import write_text
@@ -99,12 +103,40 @@ def report_page(
 
 # %% ../../nbs/18_commands/08_run_report.ipynb #0c50bce8
 def build_checked_engine(
-    cfg:CfgNode, # the run's config
-):               # the engine, before weights are loaded
+    cfg:CfgNode,          # the run's config
+    evaluation:bool=False,# is nothing trained? Feature files are then looked at by `readable_split`
+):                        # the engine, before weights are loaded
     "Check the data, so that an error in it stops the run now and not after an hour; then build the engine."
-    for report in check_datasets(cfg): logging.getLogger(__name__).info('%s', report)
+    for report in check_datasets(cfg, sample=0 if evaluation else 3): logging.getLogger(__name__).info('%s', report)
     return build_engine(cfg)
 
+def readable_split(
+    trainer,    # an engine
+    stage:str,  # 'val' or 'test'
+) -> tuple:     # (loader, evaluator, {id: why it cannot be used}); the first two are for the other items
+    "What an evaluation can use of a split; an error if that is nothing."
+    loaders, evaluator = getattr(trainer, f'{stage}_data_loader'), getattr(trainer, f'{stage}_evaluator')
+    parts = loader_parts(loaders)
+    broken = [broken_items(part, trainer.cfg) for part in parts]
+    failed = {i: why for found in broken for i, why in found.values()}
+    if not failed: return loaders, evaluator, {}
+    if any(len(b) == len(p.dataset) for b, p in zip(broken, parts)): raise ValueError(_nothing_left(stage, failed))
+    left = [without_items(p, b) for p, b in zip(parts, broken)]
+    evaluator = evaluator.without(failed) if hasattr(evaluator, 'without') else evaluator
+    return left if len(left) > 1 else left[0], evaluator, failed
+
+def loader_parts(
+    loaders,  # of a stage: a loader, any iterable of batches, or a list of loaders
+) -> list:    # of loaders; two for VCR
+    "The loaders of a stage."
+    several = isinstance(loaders, list) and all(isinstance(p, DataLoader) for p in loaders)
+    return loaders if several else [loaders]
+
+def _nothing_left(stage, failed):
+    "The error for a split without one usable item."
+    return f"{stage}: none of the {len(failed)} items can be used; the first: {next(iter(failed.values()))}"
+
+# %% ../../nbs/18_commands/08_run_report.ipynb #801ed56c
 def evaluate_and_report(
     trainer,               # after training
     experiment:Experiment, # what to compare with
@@ -112,13 +144,15 @@ def evaluate_and_report(
     "Caption and score the test split, compare, and write metrics.json, captions.json and report.html."
     cfg, out, start = trainer.cfg, Path(trainer.cfg.OUTPUT_DIR), time.perf_counter()
     refs = read_references(cfg.INFERENCE.TEST_ANNFILE)
-    captions = {k: dict(decode(trainer.model, trainer.test_data_loader, k)) for k in ('greedy', 'beam')}
+    loader, _, failed = readable_split(trainer, 'test')
+    refs = {i: r for i, r in refs.items() if i not in set(map(as_id, failed))}
+    captions = {k: dict(decode(trainer.model, loader, k)) for k in ('greedy', 'beam')}
     scored = {k: score_split(c, refs) for k, c in captions.items()}
     timing = {**experiment.timing, 'evaluate': time.perf_counter() - start}
     numbers, rows = experiment.compare(refs)
     summary = metrics_summary({k: v[0] for k, v in scored.items()}, numbers,
                               {k: round(v, 1) for k, v in timing.items()})
-    summary['compare_table'] = rows
+    summary |= {'compare_table': rows, **({'failed': failed} if failed else {})}
     write_text(out/'metrics.json', to_json(summary, indent=1))
     write_text(out/'captions.json', to_json(captions, indent=1))
     write_text(out/'report.html', _report(experiment, out, summary, captions, refs, scored['beam'][1]))

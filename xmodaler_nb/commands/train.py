@@ -8,9 +8,9 @@ __all__ = ['setup_cfg', 'check_weights', 'evaluate_only', 'train', 'write_report
 # %% ../../nbs/18_commands/10_train.ipynb #3289ee86
 import argparse
 from torch import nn
-from .command import command
+from .command import command, report_failures
 from .run_report import build_checked_engine, check_reportable, evaluate_and_report
-from .run_report import print_summary, run_experiment
+from .run_report import loader_parts, print_summary, readable_split, run_experiment
 from ..checkpoint import XmodalerCheckpointer
 from ..config import CfgNode
 from ..engine.setup import default_argument_parser, default_setup
@@ -56,15 +56,18 @@ def check_weights(
 
 # %% ../../nbs/18_commands/10_train.ipynb #9033084c
 def evaluate_only(
-    cfg:CfgNode, # the run's config
-    trainer,     # its engine, weights loaded
-) -> dict:       # stage → scores
+    cfg:CfgNode,      # the run's config
+    trainer,          # its engine, weights loaded
+    failed:dict=None, # filled with id → why, for what cannot be read
+) -> dict:            # stage → scores of what can be read
     "Score the validation and the test split, and print the scores."
     results = {}
     for stage in ('val', 'test'):
-        loader = getattr(trainer, f'{stage}_data_loader')
-        if loader is None: continue
-        scores = trainer.test(trainer.cfg, trainer.model, loader, getattr(trainer, f'{stage}_evaluator'), epoch=-1)
+        if getattr(trainer, f'{stage}_data_loader') is None: continue
+        loader, evaluator, broken = readable_split(trainer, stage)
+        if broken and failed is None: raise ValueError(next(iter(broken.values())))
+        scores = trainer.test(trainer.cfg, trainer.model, loader, evaluator, epoch=-1)
+        if broken: failed |= {f'{stage} {i}': why for i, why in broken.items()}
         results[stage] = scores
         print(stage, to_json(scores) if isinstance(scores, dict) else scores)
     if not results: raise ValueError('nothing to evaluate: the config names neither DATASETS.VAL nor DATASETS.TEST')
@@ -76,11 +79,24 @@ def train(
 ):        # results of the evaluation, or None after training
     "What every process of a run does."
     cfg = setup_cfg(args)
-    trainer = build_checked_engine(cfg)
+    trainer = build_checked_engine(cfg, args.eval_only)
     trainer.resume_or_load(resume=args.resume)
-    if args.eval_only: return evaluate_only(cfg, trainer)
+    if args.eval_only: return _evaluate(cfg, trainer)
     trainer.train()
     if getattr(args, 'report', False) and is_main_process(): write_report(trainer, args.config_file)
+
+def _evaluate(cfg, trainer):
+    "Evaluate what can be read; at the end an error that names the rest."
+    failed = {}
+    results = evaluate_only(cfg, trainer, failed)
+    if not failed: return results
+    if is_main_process(): report_failures(failed, _n_items(trainer))
+    raise ValueError(f"{len(failed)} items could not be used: the scores above are those of the others")
+
+def _n_items(trainer):
+    "How many items the two splits have."
+    loaders = [trainer.val_data_loader, trainer.test_data_loader]
+    return sum(len(p.dataset) for loader in loaders if loader is not None for p in loader_parts(loader))
 
 def write_report(
     trainer,     # after training

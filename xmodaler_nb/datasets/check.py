@@ -236,7 +236,7 @@ def _sample_problems(cfg, mapper, entries, sample):
 def check_dataset(
     cfg,          # whole config
     stage='train',# 'train', 'val' or 'test'; perhaps with a task, 'train;VCR_QA-R'
-    sample=3,     # how many feature files to open, or 'all'
+    sample=3,     # how many feature files to open, or 'all'; 0: nothing about feature files is checked
 ):                # DatasetReport, or None when the stage names no data set
     "Check everything a stage will use; DatasetError for what will not work."
     split, _, task = stage.partition(';')
@@ -248,9 +248,9 @@ def check_dataset(
     words = '' if decodes_word_pieces(cfg) else cfg.INFERENCE.VOCAB
     problems, warnings = vocabulary_problems(words, cfg.MODEL.VOCAB_SIZE)
     problems += piece_problems(mapper, cfg.MODEL.VOCAB_SIZE)
-    missing = missing_features(mapper, entries)
+    missing = missing_features(mapper, entries) if sample else []
     problems += missing + token_problems(entries, cfg.MODEL.VOCAB_SIZE) + _stage_problems(cfg, split, entries)
-    opened, items = ([], []) if missing else _sample_problems(cfg, mapper, entries, sample)
+    opened, items = ([], []) if missing or not sample else _sample_problems(cfg, mapper, entries, sample)
     problems += opened
     if problems: raise DatasetError(f'{name} {stage}', problems)
     return _make_report(cfg, name, stage, entries, items, warnings)

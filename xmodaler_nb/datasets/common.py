@@ -127,6 +127,12 @@ class MapDataset:
         "What makes items of entries."
         return self._map_func
 
+    def entry(self,
+        index:int, # position
+    ):             # what the mapper will get
+        "An entry before it is mapped."
+        return self._dataset[index]
+
     def __len__(self): return len(self._dataset)
 
     def __getitem__(self,

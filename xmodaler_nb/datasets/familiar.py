@@ -80,12 +80,17 @@ def loader_features(
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
-            items = [data[i] for i in evenly_spaced_indices(len(data), n)]
+            items = [_read(data, i) for i in evenly_spaced_indices(len(data), n)]
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
     found = [item.get(kfg.ATT_FEATS) if isinstance(item, dict) else None for item in items]
     return [f.numpy() for f in found if torch.is_tensor(f) and f.dim() == 2 and len(f)]
+
+def _read(data, i):
+    "An item, or None: a checkpoint is saved although a file has broken since."
+    try: return data[i]
+    except (OSError, ValueError, KeyError): return None
 
 def familiar_text(
     training,   # loader

@@ -63,6 +63,7 @@ class DefaultTrainer(TrainerBase):
         super().__init__()
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.ss_prob, self._interrupts, self._new_rates = 0., None, False
+        self._saved = None                     # an error, and the checkpoint that was saved because of it
         self.place.limit = cfg.ENGINE.get('WAIT_WARNING', 600)
         self.model = bind_weights(self.build_model(cfg))
         self.optimizer = self.build_optimizer(cfg, self.model)
@@ -536,8 +537,26 @@ def train(self:DefaultTrainer,
     lock = lock_run(self.cfg.OUTPUT_DIR)
     try: TrainerBase.train(self, start_iter, self.max_iter if max_iter is None else max_iter)
     except OutputGone as e: raise OutputGone(f"{e}. {self._rescue()}") from e
+    except (OSError, ValueError) as e: self._raise_saved(e)
     finally:
         if lock is not None: lock.release()
+
+@patch
+def on_data_error(self:DefaultTrainer,
+    e,  # what a loader or an evaluation raised
+):
+    "Save what has been learnt. Several processes do not fail at one moment: none can save."
+    if comm.get_world_size() > 1 or self.finished is None: return
+    try: self._saved = e, self.save_interrupted()
+    except OSError as why: logging.getLogger(__name__).error("nothing could be saved: %s", why)
+
+@patch
+def _raise_saved(self:DefaultTrainer, e):
+    "A batch or an evaluation failed: say where the checkpoint is."
+    if self._saved is None or self._saved[0] is not e: raise e
+    reason = str(e).strip().splitlines()[-1]                # of a loader process: the last line of its traceback
+    raise ValueError(f"{reason.removeprefix('ValueError: ')}. Nothing is lost: {self._saved[1]} was saved, and "
+                     "--resume goes on from there") from e
 
 @patch
 def _rescue(self:DefaultTrainer) -> str:   # what was done

@@ -53,6 +53,7 @@ class CaptionLearner(Learner):
         self.accumulate, self.extras, self.guard_nan = accumulate, None, True
         self.autocast, self.scaler = nullcontext, None
         self.first_iter, self.stop_at, self.failed, self.data_time = 0, None, False, 0.
+        self.draw_failed = None            # the error with which a loader gave no batch
         self.epoch_rng = self.resume_rng = None
         self.step_losses, self.batch, self._event_callbacks = {}, None, {}
 
@@ -267,7 +268,7 @@ def fit_iters(self:CaptionLearner,
     "Train from one iteration to another, within or across epochs."
     n = len(self.dls.train)
     if n == 0: raise ValueError("the training loader has no batches: the data set is smaller than one batch, or empty")
-    self.first_iter, self.stop_at = start, end
+    self.first_iter, self.stop_at, self.draw_failed = start, end, None
     try: self.fit(math.ceil(end/n), cbs=cbs, start_epoch=start//n)
     finally: self.first_iter, self.stop_at = 0, None
 
@@ -288,6 +289,9 @@ def _next_batch(self:CaptionLearner, it, i):
     except StopIteration:
         name = type(self.dl).__name__
         raise RuntimeError(f"{name} says it has {self.n_iter} batches and gave only {i}") from None
+    except (OSError, ValueError) as e:
+        self.draw_failed = e
+        raise
     finally: self.data_time = time.perf_counter() - start
 
 @patch

@@ -94,6 +94,7 @@ class TrainerBase:
     def __init__(self):
         self._hooks, self.learn, self.storage = [], None, None
         self.iter = self.start_iter = self.max_iter = 0
+        self.finished = None                    # the last step that this process has done
         self._cursor, self._pending, self._storage_state, self._wanted_end = None, [], None, None
         self.place = Place()
 
@@ -178,11 +179,26 @@ def _after_step_from(self:TrainerBase, first):
         self._cursor -= 1                       # the interrupted hook will have to run again
         self.on_interrupt()
         raise
+    except (OSError, ValueError) as e:
+        if hasattr(self._hooks[self._cursor], 'stage'): self._failed_evaluation(e)
+        raise
     finally: self._cursor = None
+
+@patch
+def _failed_evaluation(self:TrainerBase, e):
+    "The evaluation that failed will have to run again."
+    self._cursor -= 1
+    self.on_data_error(e)
 
 @patch
 def on_interrupt(self:TrainerBase):
     "Called when a hook was interrupted in `after_step`, a moment at which saving is safe."
+
+@patch
+def on_data_error(self:TrainerBase,
+    e,  # OSError or ValueError
+):
+    "Called when a loader gave no batch or an evaluation failed: moments at which saving is safe, too."
 
 @patch
 def pending_hooks(self:TrainerBase) -> list:   # names
@@ -261,13 +277,14 @@ class TrainerEvents(ForTrainer):
 
     def after_batch(self):
         "The step's numbers; the hooks' `after_step`."
-        self.finished = self.trainer.iter
+        self.finished = self.trainer.finished = self.trainer.iter
         if not self.own_step: self.trainer.record_step()
         self.trainer.after_step()
 
     def after_fit(self):
         "The iteration is one past the last finished step if all went well, that of the failing step if not."
         if not self.learn.failed and self.finished is not None: self.trainer.iter = self.finished+1
+        if self.learn.draw_failed is not None: self.trainer.on_data_error(self.learn.draw_failed)
         self.trainer.after_train()
 
 # %% ../../nbs/14_engine/20_train_loop.ipynb #fc2db9bf
@@ -297,7 +314,7 @@ def train(self:TrainerBase,
     "Run the loop."
     logger = logging.getLogger(__name__)
     logger.info("training from iteration %d to %d", start_iter, max_iter)
-    self.iter, self.start_iter, self.max_iter = start_iter, start_iter, max_iter
+    self.iter, self.start_iter, self.max_iter, self.finished = start_iter, start_iter, max_iter, None
     if self.learn is None: self.learn = self.build_learner().add_cbs(self._hooks)
     if isinstance(self.learn.dls.train, Steps): self.learn.dls.train.n = max_iter
     cbs = [TrainerEvents(self), RunStep(self)] if self.has_own_step() else [TrainerEvents(self)]

@@ -6,6 +6,7 @@
 __all__ = ['COCOEvaler']
 
 # %% ../../nbs/09_evaluation/76_coco_evaler.ipynb #5c5cc82f
+import copy
 import json
 import logging
 from pathlib import Path
@@ -85,3 +86,14 @@ def _check_ids(self:COCOEvaler, by_id, duplicates):
                 'more than one caption for': duplicates}
     text = '; '.join(f'{k} {_format_ids(v)}' for k, v in problems.items() if v)
     if text: raise ValueError(text)
+
+@patch
+def without(self:COCOEvaler,
+    ids,   # of pictures
+):         # an evaluator of the others
+    "The same evaluator for fewer pictures."
+    out, gone = copy.copy(self), set(map(as_id, ids))
+    refs = {i: r for i, r in read_references(self.annfile).items() if i not in gone}
+    out.ids, out.refs = list(refs), _tokenized(refs.values())
+    out.metrics = {m: make_metric(m) for m in self.metrics}
+    return out

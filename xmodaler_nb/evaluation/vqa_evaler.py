@@ -6,6 +6,7 @@
 __all__ = ['read_targets', 'VQAEvaler']
 
 # %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #beb4e23c
+import copy
 import json
 from pathlib import Path
 from fastcore.basics import patch
@@ -66,6 +67,15 @@ class VQAEvaler:
         if not ids or any(i not in self.targets for i in ids): return {'accuracy': 0.0}
         self._check_complete(ids)
         return {'accuracy': self._accuracy(ids, labels), **self._official_scores(ids, results)}
+
+    def without(self,
+        ids,   # of questions
+    ):         # an evaluator of the others
+        "The same evaluator for fewer questions."
+        out, gone = copy.copy(self), set(map(as_id, ids))
+        out.targets = {i: t for i, t in self.targets.items() if i not in gone}
+        out.annotations = [a for a in self.annotations if as_id(a['question_id']) not in gone]
+        return out
 
     def write(self, results, epoch):
         "One json per evaluation, in the form of the VQA server."
