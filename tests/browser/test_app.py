@@ -10,16 +10,32 @@ import pytest
 import torch
 from PIL import Image
 from test_explorer import CHROMIUM, free_port, missing
-from xmodaler_nb.captioner import Captioner
+from xmodaler_nb.captioner import Answerer, Captioner, Retriever
 from xmodaler_nb.modeling import build_model, load_cfg_file
 from xmodaler_nb.own.scenes.draw import render, sample_scene
-from xmodaler_nb.own.scenes.features import SceneFeatures
+from xmodaler_nb.own.scenes.features import FoundRegions, SceneFeatures
+from xmodaler_nb.datasets.task_layout import write_pieces
+from xmodaler_nb.tokenization import BertTokenizer
 
 pytestmark = pytest.mark.browser
 if missing(): pytest.skip(missing(), allow_module_level=True)
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = '<img/src=x/onerror=document.title="broken">'
 PATIENCE = 180_000
+
+
+def write_readers(folder):
+    "An untrained answerer and an untrained retriever of the same word pieces."
+    regions, pieces = FoundRegions(), write_pieces(folder/'wordpieces.txt', ['how many balls boxes are there is a red blue ball ?'])
+    def config(file, labels):
+        sizes = dict(HIDDEN_SIZE=16, NUM_ATTENTION_HEADS=2, INTERMEDIATE_SIZE=32, NUM_HIDDEN_LAYERS=1)
+        return load_cfg_file(f'mm_understanding/{file}', DATALOADER=dict(MAX_FEAT_NUM=12), MODEL=dict(
+            DEVICE='cpu', VOCAB_SIZE=len(pieces), BERT=sizes, MM_PREDICTOR=dict(LABELS_NUM=labels), WEIGHTS='',
+            TOKEN_EMBED=dict(DIM=16), VISUAL_EMBED=dict(IN_DIM=regions.dim, OUT_DIM=16)))
+    ask, find = config('vqa/uniter/vqa.yaml', 3), config('flickr30k_retrieval/uniter/flickr30k_retrieval.yaml', 1)
+    tokenizer = BertTokenizer(folder/'wordpieces.txt')
+    Answerer(build_model(ask), ask, tokenizer, ['one', 'two', HOSTILE], regions).save_pretrained(folder/'answerer')
+    Retriever(build_model(find), find, tokenizer, [], regions).save_pretrained(folder/'retriever')
 
 
 def write_model(folder):
@@ -40,11 +56,12 @@ def write_model(folder):
 def address(tmp_path_factory):
     tmp, port = tmp_path_factory.mktemp('app'), free_port()
     write_model(tmp/'model')
+    write_readers(tmp)
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), 'OMP_NUM_THREADS': '1', 'HOME': str(tmp),
            'JUPYTER_CONFIG_DIR': str(tmp/'config'), 'JUPYTER_RUNTIME_DIR': str(tmp/'runtime'), 'IPYTHONDIR': str(tmp/'ipython')}
     order = 'import sys; from xmodaler_nb.commands.app import app_main; sys.exit(app_main())'
     log = open(tmp/'log', 'w')
-    server = subprocess.Popen([sys.executable, '-c', order, '--model', str(tmp/'model'), '--port', str(port), '--no-browser'],
+    server = subprocess.Popen([sys.executable, '-c', order, '--model', str(tmp/'model'), '--answerer', str(tmp/'answerer'), '--retriever', str(tmp/'retriever'), '--port', str(port), '--no-browser'],
                               cwd=tmp, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     for _ in range(360):
         if server.poll() is not None: pytest.fail(f'xm-app ended: {(tmp/"log").read_text()[-2000:]}')
@@ -98,18 +115,38 @@ def test_every_tab(page):
     page.wait_for_function('old => document.querySelector(".sentence").innerHTML !== old', arg=before)
     open_tab(page, 'Words')
     page.get_by_label('Never say').fill('ball')
-    page.get_by_text('under the rules').first.wait_for()
+    page.get_by_text('three beams').first.wait_for()
+    page.get_by_label('Begin with').fill('big red')
+    page.get_by_text('big red').first.wait_for()
     look_at(page, 'words')
     open_tab(page, 'Needs')
     page.get_by_role('button', name='Take regions away').click()
     page.get_by_text('needed: occlusion').wait_for()
     look_at(page, 'needs')
     open_tab(page, 'Score')
-    page.get_by_label('Caption').fill(HOSTILE + ' ball')
+    page.get_by_label('Caption', exact=True).fill(HOSTILE + ' ball')
     page.get_by_text('leave out').first.wait_for()
     look_at(page, 'score')
+    open_tab(page, 'Ask')
+    ask = page.get_by_label('Question')
+    ask.fill('is there a red ball ?')
+    ask.press('Enter')
+    page.get_by_text('is there a red ball ?').wait_for()
+    assert page.locator('section.card').first.get_by_text(HOSTILE).count() == 1
+    look_at(page, 'ask')
+    open_tab(page, 'Find')
+    page.get_by_text('word by word').wait_for()
+    look_at(page, 'find')
+    open_tab(page, 'Browse')
+    page.get_by_role('button', name='Caption 12 pictures').click()
+    page.get_by_text('People say (rows)').wait_for()
+    look_at(page, 'browse')
+    page.get_by_label('People say').fill('ball')
+    page.get_by_role('button', name='Open', exact=True).click()
+    page.wait_for_function('() => document.querySelector("[role=tab][aria-selected=true]").innerText === "Look"')
     open_tab(page, 'Run')
     page.get_by_text('holds no events.jsonl').wait_for()
+    look_at(page, 'run')
     open_tab(page, 'Look')
     assert page.title() != 'broken' and page.locator('img[src=x]').count() == 0 and not page.errors
 

@@ -166,6 +166,26 @@ def find(self:Retriever,
     return self._matches([(text, self.named_item(p, str(p)), s) for p, s in paths])
 
 @patch
+def look(self:Retriever,
+    pictures:list, # or features
+    ids=None,      # their names
+) -> list:         # what `among` compares sentences with, one entry per picture
+    "Read pictures once, to ask for them often; nothing is stored."
+    read = self.read_once(pictures, ids)
+    return list(zip(read, self._picture_row([r[0] for r in read])))
+
+@patch
+def among(self:Retriever,
+    text,        # a sentence
+    looked:list, # from `look`
+    k:int=5,     # pictures wanted
+) -> list:       # of `Match`, best first
+    "Those of some pictures that a sentence describes."
+    text = self.read(text, 'sentence')
+    scores = self.scores([text], [row for _, row in looked])[0]
+    return self._matches([(text, looked[i][0], scores[i]) for i in _best(scores, k)])
+
+@patch
 def describe(self:Retriever,
     x,              # a picture or features
     k:int=5,        # sentences wanted; all if there are fewer

@@ -7,15 +7,15 @@ __all__ = ['CaptionExplorer', 'agreement', 'common_words', 'confusions', 'meteor
            'render_attention', 'render_attention_strip', 'render_beam_tree', 'render_both', 'render_caption_card',
            'render_chances', 'render_comparison', 'render_confusions', 'render_credit', 'render_film', 'render_gains',
            'render_links', 'render_match_card', 'render_matches', 'render_regions', 'render_wall', 'render_worst',
-           'run_curves', 'word_gains', 'worst', 'write_page']
+           'run_curves', 'run_panels', 'top_words', 'word_gains', 'worst', 'write_page']
 
 # %% ../../nbs/16_look/99_look.ipynb #440f2a33
 from . import report
 from . import trace                # from here on notebooks draw traces
 from .answers import render_answer_card, render_chances, render_match_card, render_matches
-from .explorer import CaptionExplorer
+from .explorer import CaptionExplorer, render_alternatives, top_words
 from .failures import (confusions, render_comparison, render_confusions, render_film, render_wall,
-    render_worst, run_curves, worst)
+    render_worst, run_curves, run_panels, worst)
 from .occlusion import agreement, occlusion, render_both
 from .page import write_page
 from xmodaler_nb.look.render import (render_attention, render_attention_strip, render_beam_tree, render_caption_card,
@@ -27,4 +27,4 @@ _all_ = ['CaptionExplorer', 'agreement', 'common_words', 'confusions', 'meteor_l
          'render_answer_card', 'render_attention', 'render_attention_strip', 'render_beam_tree', 'render_both',
          'render_caption_card', 'render_chances', 'render_comparison', 'render_confusions', 'render_credit',
          'render_film', 'render_gains', 'render_links', 'render_match_card', 'render_matches', 'render_regions',
-         'render_wall', 'render_worst', 'run_curves', 'word_gains', 'worst', 'write_page']
+         'render_wall', 'render_worst', 'run_curves', 'run_panels', 'top_words', 'word_gains', 'worst', 'write_page']

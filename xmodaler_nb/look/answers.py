@@ -44,7 +44,8 @@ def render_word_lights(
     return render_attention(image, boxes, [words[i] for i in kept], weights[kept], unlit=())
 
 # %% ../../nbs/16_look/15_answers.ipynb #120e4db5
-_CARD = 'display:flex;gap:16px;font:14px/1.4 system-ui,sans-serif;border-top:1px solid #ddd;padding:10px 0'
+_CARD = ('display:flex;flex-wrap:wrap;gap:16px;'
+         'font:14px/1.4 system-ui,sans-serif;border-top:1px solid #ddd;padding:10px 0')
 
 def _line(text, style='color:#777'): return f'<div style="{style}">{escape(str(text))}</div>'
 
@@ -54,7 +55,8 @@ def _card(x, lines, width):
     if unknown: lines = [*lines, _line(f"unknown to the model: {', '.join(unknown)}", 'color:#a33')]
     text = ''.join([*lines, render_word_lights(image, boxes, x.words, attention)])
     picture = render_regions(image, boxes, width=width)
-    return f'<section class="card" style="{_CARD}"><div>{picture}</div><div>{text}</div></section>'
+    return (f'<section class="card" style="{_CARD}"><div>{picture}</div>'
+            f'<div style="flex:1 1 14em;min-width:0;overflow-wrap:anywhere">{text}</div></section>')
 
 def render_answer_card(
     answer,        # with `question`, `best`, `words`; if known `image`, `boxes`, `attention`, `unknown`: an `Answer`

@@ -60,11 +60,12 @@ def _plot_curve(ax, points, title, levels):
 # %% ../../nbs/16_look/40_report.ipynb #a6b0bea1
 def figure_html(
     fig,    # matplotlib figure
+    alt='figure', # what it shows, for who cannot see it
 ) -> str:   # an <img> element that holds the picture itself
     "A figure inside the page."
     out = io.BytesIO()
     fig.savefig(out, format='png', dpi=110, bbox_inches='tight')
-    return f'<img src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}" alt="figure">'
+    return f'<img src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}" alt="{escape(alt)}">'
 
 # %% ../../nbs/16_look/40_report.ipynb #89fd0a06
 def _cell(v): return f'{v:.3f}' if isinstance(v, float) else escape(str(v))

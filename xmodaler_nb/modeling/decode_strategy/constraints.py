@@ -32,6 +32,7 @@ class Rules:
         no_repeat_ngram:int=0, # 0: no rule
         banned=(),             # word ids
         required=(),           # word ids
+        begin=(),              # word ids that the sentence begins with, in this order
     ):
         self.max_seq_len = max_seq_len
         self.eos = eos
@@ -39,37 +40,50 @@ class Rules:
         self.no_repeat_ngram = no_repeat_ngram
         self.max_length = min(max_length or max_seq_len, max_seq_len)
         self.banned, self.required = sorted(set(banned)), list(dict.fromkeys(required))
+        self.begin = list(begin)
         self._check()
         self._id_tensors = {}  # ids as tensors, by device: made once, not at every step
 
-    def _check(self):
-        "Rules that cannot all hold are refused before anything is decoded."
-        if self.min_length > self.max_length:
-            raise ValueError(f"MIN_LENGTH {self.min_length} is larger than the longest sentence, {self.max_length} "
-                             f"words")
-        if both := set(self.banned) & set(self.required):
-            raise ValueError(f"words {sorted(both)} are both banned and required")
-        if len(self.required) > self.max_length:
-            raise ValueError(f"{len(self.required)} required words do not fit into {self.max_length} words")
-        if self.eos in self.required: raise ValueError(f"the end mark {self.eos} cannot be a required word")
-        if self.no_repeat_ngram < 0:
-            raise ValueError(f"NO_REPEAT_NGRAM is {self.no_repeat_ngram}, but must be 0 or more")
-        if self.no_repeat_ngram == 1 and self.min_length:
-            raise ValueError("NO_REPEAT_NGRAM 1 with a MIN_LENGTH can run out of words; use 2 or more")
-
     def __bool__(self):
         return bool(self.min_length or self.max_length < self.max_seq_len or self.no_repeat_ngram or self.banned
-                    or self.required)
+                    or self.required or self.begin)
 
     @property
     def needs_history(self) -> bool:
         "Whether any rule reads the words so far."
         return bool(self.no_repeat_ngram or self.required)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #83de62fc
+# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #6ab0f81d
+@patch
+def _check(self:Rules):
+    "Rules that cannot all hold are refused before anything is decoded."
+    if self.min_length > self.max_length:
+        raise ValueError(f"MIN_LENGTH {self.min_length} is larger than the longest sentence, {self.max_length} "
+                         f"words")
+    if both := set(self.banned) & set(self.required):
+        raise ValueError(f"words {sorted(both)} are both banned and required")
+    if len(self.required) > self.max_length:
+        raise ValueError(f"{len(self.required)} required words do not fit into {self.max_length} words")
+    if self.eos in self.required: raise ValueError(f"the end mark {self.eos} cannot be a required word")
+    self._check_begin()
+    if self.no_repeat_ngram < 0:
+        raise ValueError(f"NO_REPEAT_NGRAM is {self.no_repeat_ngram}, but must be 0 or more")
+    if self.no_repeat_ngram == 1 and self.min_length:
+        raise ValueError("NO_REPEAT_NGRAM 1 with a MIN_LENGTH can run out of words; use 2 or more")
+
+@patch
+def _check_begin(self:Rules):
+    "A beginning that can be said."
+    if both := set(self.banned) & set(self.begin):
+        raise ValueError(f"words {sorted(both)} are banned, but the sentence shall begin with them")
+    if len(self.begin) > self.max_length or self.eos in self.begin:
+        raise ValueError(f"the beginning {self.begin} must have at most {self.max_length} words and not hold the "
+                         f"end mark {self.eos}")
+
+# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #55a14caa
 @patch
 def ids(self:Rules,
-    name:str, # 'banned', 'required' or 'eos'
+    name:str, # 'banned', 'required', 'begin' or 'eos'
     device,   # where the tensor is needed
 ) -> Tensor:  # (c,) int64
     "Word ids as a tensor."
@@ -85,6 +99,7 @@ def missing(self:Rules,
     "Which required words are still to come."
     return (prefix[:, None] != self.ids('required', prefix.device)[:, None]).all(-1)
 
+# %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #1eb486c6
 @patch
 def apply(self:Rules,
     log_probs:Tensor,  # (r, v)
@@ -93,6 +108,7 @@ def apply(self:Rules,
 ) -> Tensor:           # (r, v), forbidden words at -inf
     "The log-probabilities under the rules."
     x, inf = log_probs, float('inf')
+    if t < len(self.begin): return self._only(x, self.ids('begin', x.device)[t:t+1])
     if self.banned: x = x.index_fill(1, self.ids('banned', x.device), -inf)
     if self.no_repeat_ngram and t >= self.no_repeat_ngram:
         words, forbidden = repeating_words(prefix, self.no_repeat_ngram)
@@ -104,6 +120,11 @@ def apply(self:Rules,
     stuck = (x.amax(-1) == -inf) & (end == -inf)  # no word is left: end the sentence
     end = torch.where(stuck, log_probs[:, self.eos], end)
     return x.index_copy(1, self.ids('eos', x.device), end[:, None])
+
+@patch
+def _only(self:Rules, x, id):
+    "One word, whatever its probability; `id`: (1,)."
+    return torch.full_like(x, -float('inf')).index_copy(1, id, x.index_select(1, id))
 
 @patch
 def _require(self:Rules, x, t, prefix):

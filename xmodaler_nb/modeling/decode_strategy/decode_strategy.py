@@ -75,6 +75,7 @@ class DecodeStrategy(nn.Module):
         no_repeat_ngram=0,    # n words in a row occur at most once; 0: no rule
         banned_words=(),      # words or ids that must not occur
         required_words=(),    # words or ids that must occur
+        begin_words=(),       # words or ids that the sentence begins with
         say_unknown=False,    # may a sentence contain UNK?
         trace=False,          # record a `DecodeTrace` at every call
         cuda_graphs=False,    # on a GPU, record the kernels of a batch shape and replay them (see `graphs`)
@@ -93,8 +94,10 @@ class DecodeStrategy(nn.Module):
         self.cuda_graphs, self.recorder = cuda_graphs, None
         self._vocab = self._rules = self._unspoken = None
         self.rule_args = dict(min_length=min_length, max_length=max_length, no_repeat_ngram=no_repeat_ngram,
-                              banned_words=list(banned_words), required_words=list(required_words))
-        if not any(isinstance(w, str) for w in [*banned_words, *required_words]): self.rules  # contradictions show now
+                              banned_words=list(banned_words), required_words=list(required_words),
+                              begin_words=list(begin_words))
+        listed = [*banned_words, *required_words, *begin_words]
+        if not any(isinstance(w, str) for w in listed): self.rules  # contradictions show now
 
     @classmethod
     def from_config(cls, cfg):
@@ -157,13 +160,15 @@ def bert_tokenizer(self:DecodeStrategy): # tokenizer or None
     if callable(self.tokenizer) and not hasattr(self.tokenizer, 'ids_to_tokens'): self.tokenizer = self.tokenizer()
     return self.tokenizer
 
+_WORD_RULES = 'banned_words', 'required_words', 'begin_words'
+
 @patch(as_prop=True)
 def rules(self:DecodeStrategy) -> Rules:
     "The rules for sentences, words looked up."
     if self._rules is not None: return self._rules
-    lengths = {k: v for k, v in self.rule_args.items() if k not in ('banned_words', 'required_words')}
-    self._rules = Rules(max_seq_len=self.max_seq_len, eos=self.eos_token_id, **lengths,
-                        banned=self._rule_ids('banned_words'), required=self._rule_ids('required_words'))
+    lengths = {k: v for k, v in self.rule_args.items() if k not in _WORD_RULES}
+    words = {k.removesuffix('_words'): self._rule_ids(k) for k in _WORD_RULES}
+    self._rules = Rules(max_seq_len=self.max_seq_len, eos=self.eos_token_id, **lengths, **words)
     return self._rules
 
 @patch
