@@ -27,7 +27,7 @@ TARGET = 50e-6   # seconds per iteration
 
 def manager(model, folder):
     "A manager with a log, a table and two triggers that watch the loss."
-    m = ExtensionsManager(model, {}, 10**9, iters_per_epoch=EPOCH, out_dir=folder, stop_trigger=EarlyStoppingTrigger(monitor='loss', patience=10**9, max_trigger=(10**9, 'epoch')))
+    m = ExtensionsManager(model, {}, 10**6, iters_per_epoch=EPOCH, out_dir=folder, stop_trigger=EarlyStoppingTrigger(monitor='loss', patience=10**9, max_trigger=(10**6, 'epoch')))
     m.extend(LogReport(filename='log.jsonl', append=True))
     m.extend(PrintReport(out=io.StringIO()))
     m.extend(lambda manager: None, name='best', trigger=MinValueTrigger('loss'))

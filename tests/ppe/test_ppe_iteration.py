@@ -64,7 +64,7 @@ def test_the_interval_and_what_it_may_fire_agree(tmp_path):
 
 
 def test_the_bookkeeping_of_an_iteration_is_few_calls(tmp_path):
-    "Counted, not timed, so a busy machine cannot fail it: 158 calls of Python functions were 69 µs."
+    "Counted, not timed, so a busy machine cannot fail it: 158 calls of Python functions were 69 µs, 20 are 25 µs."
     stop = EarlyStoppingTrigger(monitor='loss', patience=10**9, max_trigger=(10**9, 'epoch'))
     m = ExtensionsManager(nn.Linear(1, 1), {}, 10**9, iters_per_epoch=10**6, out_dir=tmp_path, stop_trigger=stop, extensions=[LogReport(), PrintReport()])
     m.extend(lambda manager: None, name='best', trigger=MinValueTrigger('loss'))
@@ -75,7 +75,7 @@ def test_the_bookkeeping_of_an_iteration_is_few_calls(tmp_path):
     try:
         with m.run_iteration(): report({'loss': 1.})
     finally: sys.setprofile(None)
-    assert len(calls) <= 60, calls
+    assert len(calls) <= 24, calls
 
 
 def test_what_waits_on_a_device_or_is_called_later_is_still_counted(tmp_path):

@@ -85,8 +85,9 @@ def report(self:Reporter,
     observer=None,   # who reports; None: the names are stored as they are
 ):
     "Store values in the observation; a later value of the same name replaces an earlier one."
-    front = '' if observer is None else self._name_of(observer) + '/'
-    for k, v in values.items(): self.observation[front + k] = v.detach() if isinstance(v, torch.Tensor) else v
+    front, seen = '' if observer is None else self._name_of(observer) + '/', self.observation
+    for k, v in values.items():
+        seen[front + k] = v if type(v) is float or not isinstance(v, torch.Tensor) else v.detach()
 
 @patch
 def _name_of(self:Reporter, observer):
@@ -113,6 +114,7 @@ def _number(x):
 
 class Summary:
     "Weighted sums of a value and of its square."
+    __slots__ = ('_x', '_x2', '_n', '_waiting')
     def __init__(self): self._x, self._x2, self._n, self._waiting = 0., 0., 0, []
 
     def add(self,
@@ -191,8 +193,8 @@ class DictSummary:
     ):
         "Count the values of a dictionary."
         for name, v in d.items():
-            if type(v) is float and name in self._summaries:      # nearly always
-                s = self._summaries[name]
+            s = self._summaries.get(name)
+            if s is not None and type(v) is float:                # nearly always
                 s._x, s._x2, s._n = s._x + v, s._x2 + v*v, s._n + 1
             else: self._add(name, *_value_and_weight(name, v))
 
@@ -251,11 +253,9 @@ def publish(
 ) -> dict:                 # what was left out because reading it would take time
     "Put an observation into the storage; what is there already stays."
     left, known = {}, observed(storage) if known is None else known
-    for k, v in observation.items():
-        if k in known: continue
-        hint = storage._hints.get(k, smooth is None or k in smooth)
-        if type(v) is float: storage.put_scalar(k, v, hint)       # nearly always
-        elif not wait and _takes_time(v): left[k] = v
+    for k, v in storage.put_again({k: v for k, v in observation.items() if k not in known}).items():
+        hint = storage.smoothing_hints().get(k, smooth is None or k in smooth)
+        if not wait and _takes_time(v): left[k] = v
         else: _put(storage, k, v, hint)
     return left
 

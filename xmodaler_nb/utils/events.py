@@ -73,6 +73,7 @@ class EventStorage:
     ):
         self.start_iter = self._iter = start_iter
         self._history, self._latest, self._hints = {}, {}, {}
+        self._put_at = None    # the iteration of the last number
         self._images, self._histograms = [], []
         self._prefix = ''
 
@@ -115,7 +116,7 @@ def put_scalar(self:EventStorage,
                                      f"{smoothing_hint}")
     if name not in self._history: self._history[name] = HistoryBuffer()
     self._history[name].update(value, self._iter)
-    self._latest[name] = (value, self._iter)
+    self._latest[name], self._put_at = (value, self._iter), self._iter
 
 @patch
 def put_scalars(self:EventStorage, *,
@@ -167,6 +168,22 @@ def latest_with_smoothing_hint(self:EventStorage,
     "The last values, smoothed where their hint is True."
     return {k: (self._history[k].median(window_size) if self._hints[k] else v, i)
             for k, (v, i) in self._latest.items()}
+
+# %% ../../nbs/02_utils/30_events.ipynb #e093db25
+@patch
+def put_again(self:EventStorage,
+    values:dict,    # name → value; a name keeps its hint
+) -> dict:          # what is new here, or no Python float: to be put one by one
+    "Record the next values of known names: what `put_scalar` does, in one call for all."
+    left, i = {}, self._iter
+    for k, v in values.items():
+        h = None if self._prefix or type(v) is not float else self._history.get(k)
+        if h is None or len(h._data) >= h._max: left[k] = v
+        else:
+            h._data.append((v, i))
+            h._count, h._sum, self._latest[k] = h._count + 1, h._sum + v, (v, i)
+    if values: self._put_at = i
+    return left
 
 # %% ../../nbs/02_utils/30_events.ipynb #4fd4c554
 @patch
@@ -222,7 +239,7 @@ def load_state_dict(self:EventStorage,
         h._data, h._count, h._sum = [tuple(d) for d in s['data']], s['count'], s['sum']
         self._hints[k] = state['hints'][k]
         if h._data: self._latest[k] = h._data[-1]
-    self.start_iter = max(self.start_iter, state['iter'] + 1)
+    self.start_iter, self._put_at = max(self.start_iter, state['iter'] + 1), state['iter']
 
 # %% ../../nbs/02_utils/30_events.ipynb #fe27647b
 class EventWriter:

@@ -83,12 +83,12 @@ class DecodeStrategy(nn.Module):
         super().__init__()
         if beam_size < 1: raise ValueError(f"DECODE_STRATEGY.BEAM_SIZE is {beam_size}, but must be 1 or more")
         self.vocab_path = vocab_path
-        self.beam_size, self.max_seq_len = beam_size, max_seq_len
+        self.beam_size = beam_size
+        self.max_seq_len = max_seq_len
         self.tokenizer = bert_tokenizer
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
-        self.sync_every = sync_every
-        self.trace, self.say_unknown = trace, say_unknown
+        self.sync_every, self.trace, self.say_unknown = sync_every, trace, say_unknown
         self.cuda_graphs, self.recorder = cuda_graphs, None
         self._vocab = self._rules = self._unspoken = None
         self.rule_args = dict(min_length=min_length, max_length=max_length, no_repeat_ngram=no_repeat_ngram,

@@ -32,7 +32,7 @@ class TrainerManager(BaseExtensionsManager):
         trainer,   # that is about to train
     ):
         "Take the trainer's parts."
-        self.trainer, self._storage, self._iters_per_epoch = trainer, trainer.storage, iters_per_epoch(trainer)
+        self.trainer, self._storage, self.iters_per_epoch = trainer, trainer.storage, iters_per_epoch(trainer)
         model, optimizer = getattr(trainer, 'model', None), getattr(trainer, 'optimizer', None)
         self._models = {} if model is None else {'main': comm.unwrap_model(model)}
         self._optimizers = {} if optimizer is None else {'main': optimizer}

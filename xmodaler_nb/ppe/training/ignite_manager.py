@@ -46,10 +46,10 @@ def set_ignite_handlers(self:IgniteExtensionsManager):
 
 @patch
 def _on_start(self:IgniteExtensionsManager, engine):
-    self._iters_per_epoch = engine.state.epoch_length
+    self.iters_per_epoch = engine.state.epoch_length
     self.start_extensions()
     engine.state.iteration = self._completed()
-    engine.state.epoch = self._completed()//self._iters_per_epoch
+    engine.state.epoch = self._completed()//self.iters_per_epoch
     if self._scopes is not None: return                  # attached in an earlier run
     self._scopes, events = [], self._events
     engine.add_event_handler(events.ITERATION_STARTED, self._on_iteration)
@@ -73,7 +73,7 @@ def _leave(self:IgniteExtensionsManager):
 def _on_iteration_end(self:IgniteExtensionsManager, engine):
     try: self._complete()
     finally: self._leave()
-    if self._stop_at is not None and self._completed() % self._iters_per_epoch: engine.terminate()
+    if self._stop_at is not None and self._completed() % self.iters_per_epoch: engine.terminate()
 
 @patch
 def _on_epoch_end(self:IgniteExtensionsManager, engine):

@@ -12,11 +12,11 @@ from contextlib import nullcontext
 from fastcore.basics import patch
 from torch import nn
 from ..profiler import record
-from ..reporting import Reporter, observed, publish
+from ..reporting import _LOCAL, Reporter, observed, publish
 from .extension import ExtensionEntry, PRIORITY_SNAPSHOT
-from .trigger import CallableTrigger, get_trigger
+from .trigger import CallableTrigger, IntervalTrigger, get_trigger
 from ..writing import SimpleWriter
-from ...utils.events import EventStorage
+from ...utils.events import _STACK, EventStorage
 
 # %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #bc69bd8b
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class BaseExtensionsManager:
         self._optimizers = dict(optimizers) if isinstance(optimizers, Mapping) else {'main': optimizers}
         self.max_epochs, self._transform, self._profile = max_epochs, transform_model, enable_profile or enable_trace
         self._stop_trigger = get_trigger(stop_trigger or (max_epochs, 'epoch'))
-        self._state_objects, self._iters_per_epoch = dict(state_objects or {}), 1
+        self._state_objects, self.iters_per_epoch = dict(state_objects or {}), 1
         self.writer = writer or SimpleWriter(out_dir=str(out_dir))
         self._out_dir = str(out_dir)
         self.writer.initialize(self.out)
@@ -70,6 +70,11 @@ def _set_up(self:BaseExtensionsManager):
     self._own_stop_trigger, self._stop_at = copy.deepcopy(self._stop_trigger), None
     self._asked_at = None       # the iteration at which the stop trigger was asked
     self.why = ''               # an extension wants the end, and says why
+
+@patch
+def _completed(self:BaseExtensionsManager):
+    "Completed iterations; does not start anything."
+    return self._storage.iter + self._after_step
 
 @patch
 def _new_reporter(self:BaseExtensionsManager):
@@ -132,12 +137,20 @@ def get_extension(self:BaseExtensionsManager,
     raise ValueError(f"no extension is named {name!r}; there are: {', '.join(self._extensions) or 'none'}")
 
 # %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #2fd54120
+def _asked(entry):
+    "How an entry is called each time: (its trigger, None if it always fires, saves it, the entry, its extension)."
+    t = entry.trigger
+    always = type(t) is IntervalTrigger and t.unit == 'iteration' and t.period <= 1
+    return None if always else t, entry.priority <= PRIORITY_SNAPSHOT, entry, entry.extension
+
 @patch
 def start_extensions(self:BaseExtensionsManager):
     "Sort and initialise the extensions; call those that are wanted before the training. Happens once."
     if self._started: return
     self._started = True
+    self.__dict__['iteration'] = self._completed()      # a plain attribute from now on
     self.extensions = sorted(self._extensions.items(), key=lambda item: -item[1].priority)
+    self._plan = [_asked(entry) for _, entry in self.extensions]
     self._readers_of_models = [e for _, e in self.extensions if e.extension.needs_model_state]
     for _, entry in self.extensions:
         if not entry.trigger.finished: entry.extension.initialize(self)
@@ -146,35 +159,29 @@ def start_extensions(self:BaseExtensionsManager):
             if entry.call_before_training: entry.extension(self)
 
 # %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #ea94e8bf
-@patch
-def _completed(self:BaseExtensionsManager):
-    "Completed iterations; does not start anything."
-    return self._storage.iter + self._after_step
+class _Counter:
+    "Completed iterations. A plain attribute of the manager covers it as soon as the extensions were started."
+    def __get__(self, manager, owner):
+        if manager is None: return self
+        manager.start_extensions()
+        return manager._completed()
 
-@patch(as_prop=True)
-def iteration(self:BaseExtensionsManager) -> int:
-    "Completed iterations."
-    if not self._started: self.start_extensions()
-    return self._storage._iter + self._after_step
+BaseExtensionsManager.iteration = _Counter()
 
 @patch
 def _set_iteration(self:BaseExtensionsManager, n):
     self._storage.iter, self._after_step = int(n), 0
-
-@patch(as_prop=True)
-def iters_per_epoch(self:BaseExtensionsManager) -> int:
-    "Iterations of one epoch."
-    return self._iters_per_epoch
+    if self._started: self.__dict__['iteration'] = int(n)
 
 @patch(as_prop=True)
 def epoch(self:BaseExtensionsManager) -> int:
     "Completed epochs."
-    return self.iteration // self._iters_per_epoch
+    return self.iteration // self.iters_per_epoch
 
 @patch(as_prop=True)
 def epoch_detail(self:BaseExtensionsManager) -> float:
     "Completed epochs with their fraction."
-    return self.iteration/self._iters_per_epoch
+    return self.iteration/self.iters_per_epoch
 
 @patch(as_prop=True)
 def is_before_training(self:BaseExtensionsManager) -> bool:
@@ -228,7 +235,7 @@ def needs_model_state(self:BaseExtensionsManager,
     "May an extension that reads the weights be called then?"
     self.start_extensions()
     n = self._completed() + 1 if iteration is None else iteration
-    return any(e.trigger.may_fire(n, self._iters_per_epoch) for e in self._readers_of_models)
+    return any(e.trigger.may_fire(n, self.iters_per_epoch) for e in self._readers_of_models)
 
 @patch
 def needs_state_this_iteration(self:BaseExtensionsManager) -> bool:
@@ -238,15 +245,16 @@ def needs_state_this_iteration(self:BaseExtensionsManager) -> bool:
 @patch
 def run_extensions(self:BaseExtensionsManager):
     "Ask all triggers and call what is due."
-    late = []
+    late, n = [], self.iteration
     self._models_locked = not self._readers_of_models or not self.needs_state_this_iteration()
     try:
-        for _, entry in self.extensions:
-            if not entry.trigger(self): continue
-            if entry.priority <= PRIORITY_SNAPSHOT: late.append(entry)
+        for trigger, saves, entry, extension in self._plan:
+            if trigger is not None and not trigger(self): continue
+            if saves: late.append(entry)
             elif self._profile: self._timed_call(entry)
-            else: entry.extension(self)
-        self._ask_for_the_end()
+            else: extension(self)
+        self._asked_at, end = n, self._own_stop_trigger(self)
+        self._stop_at = n if end or self.why else None
         for entry in late: self._timed_call(entry)
     finally: self._models_locked = False
 
@@ -254,12 +262,6 @@ def run_extensions(self:BaseExtensionsManager):
 @patch
 def _timed_call(self:BaseExtensionsManager, entry):
     with record(f'extension.{entry.name}') if self._profile else nullcontext(): entry.extension(self)
-
-@patch
-def _ask_for_the_end(self:BaseExtensionsManager):
-    "Ask the manager's own copy of the stop trigger, and keep the answer."
-    self._asked_at, end = self._completed(), self._own_stop_trigger(self)
-    self._stop_at = self._asked_at if end or self.why else None
 
 @patch
 def stop(self:BaseExtensionsManager,
@@ -302,29 +304,37 @@ _UNREAD = 50        # iterations whose GPU numbers may wait
 @patch
 def _begin(self:BaseExtensionsManager):
     if self._finalized: raise RuntimeError("run_iteration() was called after the training had ended (finalize())")
-    self.start_extensions()
+    if not self._started: self.start_extensions()
     if self._start_execution is None: self._start_execution = time.time()
-    if self._after_step: self._storage.step()
+    if self._after_step: self._storage._iter += 1
     self.observation, self._after_step, self._stop_at = {}, 0, None
 
 @patch
 def _complete(self:BaseExtensionsManager):
     "The step is done: count it, and let the extensions see what the library put into the storage."
-    self._after_step = 1
-    known = observed(self._storage)
+    storage, self._after_step = self._storage, 1
+    self.__dict__['iteration'] = storage._iter + 1
+    known = observed(storage) if storage._put_at == storage._iter else ()
     if known: self.observation.update({k: v for k, v in known.items() if k not in self.observation})
-    noisy = set(self.observation)                 # of single steps; what extensions add is exact
+    noisy = [*self.observation]                   # of single steps; what extensions add is exact
     self.run_extensions()
-    left = publish(self._storage, self.observation, known=known, smooth=noisy)
+    left = self.observation if known else storage.put_again(self.observation)
+    if left: self._publish(left, known, noisy)
+
+@patch
+def _publish(self:BaseExtensionsManager, values, known, noisy):
+    "Put what needs a closer look into the storage, or note it for later."
+    left = publish(self._storage, values, known=known, smooth=noisy)
     if left: self._unread.append((self._storage.iter, left))
     if len(self._unread) > _UNREAD: self._read_all()
 
 @patch
 def _read_all(self:BaseExtensionsManager):
     "Put the numbers that waited on a device into the storage."
-    waiting, self._unread, now = self._unread, [], self._storage.iter
-    for self._storage.iter, values in waiting: publish(self._storage, values, wait=True)
-    self._storage.iter = now
+    waiting, self._unread, s = self._unread, [], self._storage
+    now = s._iter, s._put_at
+    for s._iter, values in waiting: publish(s, values, wait=True)
+    s._iter, s._put_at = now
 
 @patch(as_prop=True)
 def storage(self:BaseExtensionsManager) -> EventStorage:
@@ -335,17 +345,17 @@ def storage(self:BaseExtensionsManager) -> EventStorage:
 # %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #450e3be9
 class _Iteration:
     "One iteration: what belongs around its body."
-    def __init__(self, manager, step_optimizers): self._manager, self._names = manager, step_optimizers or ()
-
+    __slots__ = ('_manager', '_names', '_optimizers', '_before', '_reporters', '_clock')
     def __enter__(self):
         m = self._manager
-        m._begin()
-        self._optimizers = [m._optimizers[n] for n in self._names]
+        if m._finalized or not m._after_step: m._begin()
+        else: m._storage._iter, m.observation, m._after_step, m._stop_at = m._storage._iter + 1, {}, 0, None
+        self._optimizers = [m._optimizers[n] for n in self._names] if self._names else ()
         self._before, m.reporter.observation = m.reporter.observation, m.observation
-        self._clock = record('run_iteration') if m._profile else None
-        m._storage.__enter__()
-        m.reporter.__enter__()
-        if m._profile: self._clock.__enter__()
+        _STACK.append(m._storage)                        # `with` for both, without their calls
+        self._reporters = _LOCAL.reporters
+        self._reporters.append(m.reporter)
+        if m._profile: self._start_clock()
         try:
             for o in self._optimizers: o.zero_grad()
         except BaseException as e:
@@ -361,14 +371,19 @@ class _Iteration:
         except BaseException as e:
             exc = e
             raise
-        finally: self._close(exc)
+        finally:
+            m.reporter.observation = self._before
+            self._reporters.pop()
+            if _STACK.pop() is not m._storage: raise AssertionError("an event storage was left open in an iteration")
+            if exc is not None or m._profile: self._tell(exc)
         if exc is None and m._stop_at is not None: m.finalize()
 
-    def _close(self, exc):
+    def _start_clock(self):
+        self._clock = record('run_iteration')
+        self._clock.__enter__()
+
+    def _tell(self, exc):
         m = self._manager
-        m.reporter.observation = self._before
-        m.reporter.__exit__()
-        m._storage.__exit__()
         if m._profile: self._clock.__exit__(exc and type(exc), exc, exc and exc.__traceback__)
         if isinstance(exc, Exception): m._failed_with(exc)
 
@@ -394,13 +409,15 @@ class ExtensionsManager(BaseExtensionsManager):
         super().__init__(models, optimizers, max_epochs, extensions=extensions, out_dir=out_dir, writer=writer,
                          stop_trigger=stop_trigger, transform_model=transform_model, enable_profile=enable_profile,
                          enable_trace=enable_trace, state_objects=state_objects)
-        self._iters_per_epoch = iters_per_epoch
+        self.iters_per_epoch = iters_per_epoch     # of one epoch
 
     def run_iteration(self, *,
         step_optimizers=None,   # names of optimizers to clear before and to step after the body
     ):
         "One iteration, as the context of its body."
-        return _Iteration(self, step_optimizers)
+        iteration = _Iteration()
+        iteration._manager, iteration._names = self, step_optimizers
+        return iteration
 
 # %% ../../../nbs/40_ppe/30_training/30_manager.ipynb #27402341
 def _states(objects): return {k: o.state_dict() for k, o in objects.items() if hasattr(o, 'state_dict')}
@@ -450,4 +467,4 @@ def _load_stop(self:BaseExtensionsManager, saved):
     self._stop_at, self._asked_at = (saved.get('at'), saved.get('asked')) if saved.get('trigger') else (None, None)
     for t in (self._own_stop_trigger, self._stop_trigger): t.load_state_dict(saved.get('trigger') or {})
     is_over = getattr(self._stop_trigger, 'is_over', None)
-    if is_over and not is_over(self._completed(), self._iters_per_epoch): self._stop_at = None
+    if is_over and not is_over(self._completed(), self.iters_per_epoch): self._stop_at = None

@@ -74,6 +74,36 @@ class TimeTrigger(Trigger):
     def load_state_dict(self, to_load): self._next_time = to_load['next_time']
 
 # %% ../../../nbs/40_ppe/30_training/10_triggers.ipynb #bf957b29
+_WAIT = 10_000      # floats in a list
+
+class _Values(DictSummary):
+    "The summary of one value. Floats wait in a list: to append one is all that an iteration has to do."
+    def __init__(self, name):
+        super().__init__()
+        self._name, self.floats = name, []
+
+    def add(self, d):
+        "Count values of a dictionary, after those that wait."
+        floats, self.floats = self.floats, []
+        for v in floats: super().add({self._name: v})
+        super().add(d)
+
+    def compute_mean(self):
+        "The mean, with those that wait."
+        self.add({})
+        return super().compute_mean()
+
+    def state_dict(self):
+        "The sums, with those that wait."
+        self.add({})
+        return super().state_dict()
+
+    def load_state_dict(self, to_load):
+        "Continue with these sums."
+        self.floats = []
+        super().load_state_dict(to_load)
+
+# %% ../../../nbs/40_ppe/30_training/10_triggers.ipynb #5d9603f0
 class BestValueTrigger(Trigger):
     "Fires when the mean of a value over an interval is better than all before."
     def __init__(self,
@@ -82,20 +112,24 @@ class BestValueTrigger(Trigger):
         trigger=(1, 'epoch'),   # the interval
     ):
         self._key, self._compare, self._interval_trigger = key, compare, get_trigger(trigger)
-        self._best_value, self._summary, self._seen = None, DictSummary(), set()
+        self._best_value, self._summary, self._seen = None, _Values(key), set()
 
     def may_fire(self, iteration, epoch_length):
         "At the end of an interval."
         return self._interval_trigger.may_fire(iteration, epoch_length)
 
     def __call__(self, manager):
-        observation = manager.observation
-        if self._key in observation: self._summary.add({self._key: observation[self._key]})
-        else: self._seen.update(observation)
+        value = manager.observation.get(self._key)
+        if type(value) is float and len(floats := self._summary.floats) < _WAIT: floats.append(value)
+        else: self._count(manager.observation)
         return self._interval_trigger(manager) and self._decide()
 
+    def _count(self, observation):
+        if self._key in observation: self._summary.add({self._key: observation[self._key]})
+        else: self._seen.update(observation)
+
     def _decide(self):
-        means, self._summary = self._summary.compute_mean(), DictSummary()
+        means, self._summary = self._summary.compute_mean(), _Values(self._key)
         if self._key not in means:
             seen = ', '.join(sorted(self._seen)) or 'nothing'
             raise KeyError(f"'{self._key}' was not reported in this interval; reported: {seen}")
@@ -149,7 +183,7 @@ class EarlyStoppingTrigger(Trigger):
         self.monitor, self.patience, self.verbose, self.count = monitor, patience, verbose, 0
         self._max_trigger, self._interval_trigger = get_trigger(max_trigger), get_trigger(check_trigger)
         self._better = operator.gt if mode == 'max' or mode == 'auto' and 'accuracy' in monitor else operator.lt
-        self.best, self._summary = None, DictSummary()
+        self.best, self._summary = None, _Values(monitor)
 
     def get_training_length(self):
         "The longest that the training can be."
@@ -168,13 +202,14 @@ class EarlyStoppingTrigger(Trigger):
 def __call__(self:EarlyStoppingTrigger, manager):
     "Count the value; at a check, decide."
     value = manager.observation.get(self.monitor)
-    if value is not None: self._summary.add({self.monitor: value})
+    if type(value) is float and len(floats := self._summary.floats) < _WAIT: floats.append(value)
+    elif value is not None: self._summary.add({self.monitor: value})
     if self._max_trigger(manager): return True
     return self._interval_trigger(manager) and self._check()
 
 @patch
 def _check(self:EarlyStoppingTrigger):
-    means, self._summary = self._summary.compute_mean(), DictSummary()
+    means, self._summary = self._summary.compute_mean(), _Values(self.monitor)
     if self.monitor not in means:
         warnings.warn(f"early stopping watches '{self.monitor}', which was not reported since the last check")
         return False

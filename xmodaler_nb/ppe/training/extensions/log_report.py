@@ -18,13 +18,14 @@ from ....utils.file_io import to_json
 # %% ../../../../nbs/40_ppe/35_extensions/20_log_report.ipynb #09090572
 class LogBuffer:
     "Entries, and readers that follow them."
-    def __init__(self): self.entries, self._dropped, self._positions = [], 0, {}
+    def __init__(self): self.entries, self._dropped, self._positions, self.changes = [], 0, {}, 0
 
     def append(self,
         entry:dict,   # name → value
     ):
         "Add an entry."
         self.entries.append(entry)
+        self.changes += 1
 
     def follow(self,
         reader,   # any object that stands for the reader
@@ -47,6 +48,7 @@ class LogBuffer:
         "Take over a saved log; every reader begins anew."
         self.entries, self._dropped = list(entries), 0
         self._positions = dict.fromkeys(self._positions, 0)
+        self.changes += 1
 
 # %% ../../../../nbs/40_ppe/35_extensions/20_log_report.ipynb #bfd62d74
 def _plain(entry): return {k: v.item() if hasattr(v, 'item') else v for k, v in entry.items()}

@@ -70,7 +70,7 @@ class PrintReport(Extension):
     ):
         self._entries, self._log_report, self._out = entries, log_report, out
         self._names, self._shown, self._table = list(entries or ()), [], None
-        self._header_due, self._report = True, None
+        self._header_due, self._report, self._changes = True, None, None
 
     def get_log_report(self, manager) -> LogReport:
         "The log that is printed."
@@ -89,7 +89,10 @@ def __call__(self:PrintReport, manager):
     "Print what is new."
     report = self._report or self.get_log_report(manager)
     if report is self._log_report: report(manager)
-    for entry in report._buffer.follow(self): self._print(entry, report)
+    log = report._buffer
+    if log.changes == self._changes: return
+    self._changes = log.changes
+    for entry in log.follow(self): self._print(entry, report)
 
 @patch
 def _print(self:PrintReport, entry, report):
