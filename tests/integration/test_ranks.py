@@ -42,7 +42,7 @@ def run(name, more=(), epochs=3, ema=False, **engine):
     print(name, ended, t.iter, t.max_iter, weights.double().sum().item())
 '''
 SWITCHES = dict(AMP=['bf16', 'fp16'], ACCUMULATE=[2], CHECKPOINT_ITERS=[2], KEEP_LAST=[1], KEEP_BEST=['val/acc', 'total_loss'],
-                EARLY_STOP=['val/acc'], GLOBAL_TOKENS=[True], SHARD_EVAL=[False], PROGRESS=[True], WAIT_WARNING=[0], COMPILE=[True], PACK_WORDS=[True],
+                EARLY_STOP=['val/acc'], GLOBAL_TOKENS=[True], SHARD_EVAL=[False], PROGRESS=[True], WAIT_WARNING=[0], COMPILE=[True], PACK_WORDS=[True], OTHER_WORDS=[True],
                 EXTENSIONS=[['LogReport']])
 
 

@@ -69,6 +69,21 @@ def test_a_checkpoint_knows_its_words(tmp_path, resume):
     with pytest.raises(ValueError, match="run.txt: word 3 is 'sleeps'; the checkpoint .*model_final was made with 'runs' there"): fresh(c, resume=resume)
 
 
+def test_fine_tuning_with_another_number_of_words(tmp_path):
+    "It was a warning once. Now it is an error that names the first word that differs, and the switch."
+    c = toy_cfg(tmp_path/'run')
+    write_vocabulary(tmp_path/'own.txt', WORDS)
+    c.INFERENCE.VOCAB = str(tmp_path/'own.txt')
+    fresh(c).train()
+    write_vocabulary(tmp_path/'own.txt', ['a', 'fast', *WORDS[1:]])
+    c.MODEL.WEIGHTS, c.OUTPUT_DIR = str(tmp_path/'run'/'model_final'), str(tmp_path/'new')
+    with pytest.raises(ValueError, match="own.txt: word 2 is 'fast'; .* was made with 'dog' there.*ENGINE.OTHER_WORDS True"): fresh(c, resume=False)
+    c.ENGINE.OTHER_WORDS = True
+    fresh(c, resume=False)
+    c.MODEL.WEIGHTS, c.OUTPUT_DIR = '', str(tmp_path/'run')
+    with pytest.raises(ValueError, match="word 2 is 'fast'"): fresh(c, resume=True)         # continuing is another thing
+
+
 @pytest.mark.parametrize('kind', [BeamSearcher, GreedyDecoder])
 def test_unk_is_said_only_on_demand(tmp_path, kind):
     "A model whose favourite word is UNK."

@@ -33,7 +33,7 @@ class ToyModel(nn.Module):
 
     def forward(self, b, use_beam_search=None, output_sents=False):
         y = self.net(b['x'])
-        if self.training and kfg.SS_PROB in b: y = y*(1 + torch.rand(1)*b[kfg.SS_PROB])
+        if self.training and kfg.SS_PROB in b: y = y*(1 + torch.rand(1).to(y)*b[kfg.SS_PROB])
         return b.merge({kfg.G_LOGITS: y, kfg.OUTPUT: [WORDS[i] for i in y.argmax(1)]})
 
 

@@ -95,7 +95,7 @@ def sign_names(
 ) -> list:    # names in the order of their classes
     "The classes that a label map names."
     try: index = json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path} cannot be read as JSON: {e}') from None
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path} cannot be read as JSON: {e}') from None
     classes = sorted(index.values())
     if classes != list(range(len(index))): raise ValueError(f'{path}: the classes must be 0, 1, …; seen {classes[:5]}')
     return sorted(index, key=index.get)

@@ -13,6 +13,7 @@ from pathlib import Path
 from .reader import SignReader
 from .signer.machine import SignerModel, load_signer
 from .signer.numbers import evaluate
+from ..utils.file_io import to_json
 
 # %% ../../nbs/42_asl/72_command.ipynb #e803e30a
 def _parser():
@@ -31,7 +32,7 @@ def _lines(file, reading, as_json):
     "What is printed of one reading."
     if not as_json: return f'{file}\n{reading!r}'
     signs = [dict(sign=s, probability=round(p, 4)) for s, p in reading.best]
-    return json.dumps(dict(file=str(file), signs=signs))
+    return to_json(dict(file=str(file), signs=signs))
 
 def _read_file(reader, file, args):
     reading = reader.read(file, args.n)

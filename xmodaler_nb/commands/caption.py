@@ -8,7 +8,6 @@ __all__ = ['LIMIT', 'captions_page', 'find_inputs', 'fetch', 'caption_parser', '
 
 # %% ../../nbs/18_commands/40_caption.ipynb #a10f4923
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from ..look import render_caption_card
 from ..look.report import report_html
 from ..datasets.pictures import CLIPS, IMAGES, load_picture
 from ..utils.checkpoint_files import write_text
-from ..utils.file_io import to_json
+from ..utils.file_io import parse_json, to_json
 
 # %% ../../nbs/18_commands/40_caption.ipynb #c1c7e12e
 def captions_page(
@@ -141,7 +140,10 @@ def done_before(
     if not file or not Path(file).is_file(): return set()
     whole = Path(file).read_text(encoding='utf-8').splitlines(keepends=True)
     if whole and not whole[-1].endswith('\n'): write_text(file, ''.join(whole[:-1]))
-    return {json.loads(line)['picture'] for line in whole if line.endswith('\n')}
+    rows = [parse_json(line, f'{file}, line {n}') for n, line in enumerate(whole, 1) if line.endswith('\n')]
+    if any(not isinstance(r, dict) or 'picture' not in r for r in rows):
+        raise ValueError(f'{file}: holds lines without a picture; xm-caption did not write it, name another file')
+    return {r['picture'] for r in rows}
 
 def _append(file, captions):
     "Add captions to a file of JSON lines."

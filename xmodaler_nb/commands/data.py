@@ -8,7 +8,6 @@ __all__ = ['load_source', 'check_command', 'backbone_for', 'write_command', 'ext
 
 # %% ../../nbs/18_commands/70_data.ipynb #5d479aaa
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..own.data import CaptionData, WrittenData, no_features, read_table, sample
 from ..own.extract import KINDS, extract_features
 from ..own.origin import verify_features
 from ..own.store_import import import_features
-from ..utils.file_io import read_json
+from ..utils.file_io import read_json, to_json
 from ..utils.store import FeatureStore
 
 # %% ../../nbs/18_commands/70_data.ipynb #e723f1ed
@@ -48,7 +47,7 @@ def check_command(
     data = load_source(args.source, args.images)
     data.segment = args.segment
     table = data.check(args.references, args.max_len)
-    if args.json: print(json.dumps([f._asdict() for f in table], ensure_ascii=False))
+    if args.json: print(to_json([f._asdict() for f in table], ensure_ascii=False))
     else: print(data, table, sep='\n')
     return 1 if table.errors else 0
 

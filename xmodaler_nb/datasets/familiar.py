@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from ..config import kfg
 from .pictures import evenly_spaced_indices
+from ..utils.file_io import to_json
 
 # %% ../../nbs/06_datasets/72_familiar.ipynb #66f66e69
 MARGIN = 1.15   # times the largest distance of a validation picture
@@ -101,5 +102,5 @@ def familiar_text(
     def text():
         some = loader_features(training)
         if len(some) < FEWEST: return None
-        return json.dumps(measure(some, loader_features(validation)).to_dict())
+        return to_json(measure(some, loader_features(validation)).to_dict())
     return text

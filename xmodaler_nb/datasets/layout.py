@@ -16,7 +16,7 @@ import pickle
 from pathlib import Path
 import numpy as np
 from ..functional import as_id, load_vocab
-from ..utils.file_io import read_json
+from ..utils.file_io import read_json, to_json
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #ff15a225
 def caption_rows(
@@ -82,7 +82,7 @@ def write_json(
     **how, # arguments of `json.dumps`
 ):
     "JSON, with letters of every alphabet as they are."
-    _write_bytes(path, json.dumps(data, ensure_ascii=False, **how).encode())
+    _write_bytes(path, to_json(data, ensure_ascii=False, **how).encode())
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #509b9261
 def write_features(

@@ -9,11 +9,11 @@ __all__ = ['SPECIAL_PIECES', 'VQA_SPLITS', 'FLICKR_SPLITS', 'CC_FILES', 'write_r
 # %% ../../nbs/06_datasets/47_task_layout.ipynb #c0c75fd5
 import csv
 import io
-import json
 from collections import Counter
 from pathlib import Path
 import numpy as np
 from .layout import _write_bytes, write_features, write_json, write_pickle, write_vocabulary
+from ..utils.file_io import to_json
 
 # %% ../../nbs/06_datasets/47_task_layout.ipynb #4a1d53b6
 SPECIAL_PIECES = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
@@ -109,7 +109,7 @@ def write_lines(
     lines:list, # of dicts
 ):
     "One JSON object per line."
-    _write_bytes(path, ''.join(json.dumps(l, ensure_ascii=False) + '\n' for l in lines).encode())
+    _write_bytes(path, ''.join(to_json(l, ensure_ascii=False) + '\n' for l in lines).encode())
 
 # %% ../../nbs/06_datasets/47_task_layout.ipynb #9e8c5c48
 FLICKR_SPLITS = dict(train='train_2014', val='val_set0_2014', test='test_set0_2014')

@@ -9,6 +9,7 @@ __all__ = ['bind_weights', 'DefaultTrainer', 'dataset_files', 'extractor_file', 
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #89f08083
 import logging, math
+from functools import partial
 from pathlib import Path
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ from .extend import extend_by_config
 from . import first_calls        # validate() and others, for the learner
 from .launch import GlobalTokens
 from .learner import CaptionLearner
+from .validation_loss import loader_with_targets
 from .learner_parts import Loaders, device_of
 from .methods import MultiLoader, TeacherForcing
 from .resume import changes_rates, check_changes, config_changes, move_schedule
@@ -212,6 +214,7 @@ def build_learner(self:DefaultTrainer) -> CaptionLearner:
     learn.add_cb(self.amp)
     if cfg.ENGINE.get('GLOBAL_TOKENS', False) and comm.get_world_size() > 1: learn.add_cb(GlobalTokens())
     learn.logger, learn.extras = (lambda *a: None), lambda: {kfg.SS_PROB: self.ss_prob}
+    learn.with_targets = partial(loader_with_targets, cfg, self.method)
     return learn
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #108eea18
@@ -518,11 +521,21 @@ def _check_source(self:DefaultTrainer, path, resume):
     words, vocab = Path(path)/'vocabulary.txt', Path(self.cfg.INFERENCE.VOCAB or '')
     if path and words.is_file() and vocab.is_file():
         own, known = load_vocab(vocab), load_vocab(words)
-        if resume or len(own) == len(known): check_words(own, vocab, known, f'the checkpoint {path}')
+        if resume or not self.cfg.ENGINE.get('OTHER_WORDS', False): self._check_words(own, vocab, known, path, resume)
     config = Path(path)/'config.yaml'
     changes = config_changes(config.read_text(encoding='utf8'), self.cfg) if resume and config.is_file() else {}
     check_changes(changes)
     self._new_rates = changes_rates(changes)
+
+@patch
+def _check_words(self:DefaultTrainer, own, vocab, known, path, resume):
+    "Weights of word i belong to word i; an error says how a fine-tuning with other words is meant."
+    try: check_words(own, vocab, known, f'the checkpoint {path}')
+    except ValueError as e:
+        if resume or self.main_loader is None: raise
+        raise ValueError(f"{e}. To train with other words all the same, set ENGINE.OTHER_WORDS True: layers of "
+                         "another size then start anew") from None
+
 
 # %% ../../nbs/14_engine/60_defaults.ipynb #0fa2f6e1
 @patch

@@ -6,6 +6,7 @@
 __all__ = ['INSTEAD']
 
 # %% ../../nbs/14_engine/47_first_calls.ipynb #c5fb82be
+import logging
 import torch
 from fastcore.basics import patch
 from .amp import AMP
@@ -28,13 +29,19 @@ def _validation_loss(self:CaptionLearner, dl):
     return total, rows
 
 @patch
+def _true_captions(self:CaptionLearner):
+    "The trainer's validation pictures with their true captions; a warning says why there are none."
+    try: return self.with_targets() if hasattr(self, 'with_targets') else None
+    except (ValueError, KeyError, OSError) as e: logging.getLogger(__name__).warning("validate gives no loss: %s", e)
+
+@patch
 def validate(self:CaptionLearner,
     ds_idx:int=1,  # which loader
     dl=None,       # another loader
     cbs=None,      # callbacks for this validation only
 ) -> dict:         # name -> number: 'loss', the metrics, the evaluations as 'val/CIDEr'
     "Loss, metrics and evaluations of the model as it is."
-    if dl is None and ds_idx < len(self.dls): dl = self.dls[ds_idx]
+    if dl is None: dl = self.dls[ds_idx] if ds_idx < len(self.dls) else self._true_captions()
     evaluations = getattr(self, 'evaluations', {})
     if dl is None and not evaluations:
         raise ValueError("there is nothing to validate on: give Loaders(train, valid), or validate(dl=…)")

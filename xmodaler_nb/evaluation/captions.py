@@ -133,7 +133,8 @@ def read_captions(
     if kind != '.jsonl': return _best_decoder(read_json(path))
     rows = [line for line in _file_text(path).split('\n') if line.strip()]
     try: return [json.loads(line) for line in rows]
-    except ValueError as e: raise ValueError(f"{path}: not a JSON object per line ({e})") from None
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: not a JSON object per line ({e})") from None
 
 def _table_rows(path, sep):
     "The rows of a table as dicts."

@@ -18,6 +18,7 @@ from .ngrams import References
 from .split import read_references
 from ..functional import as_id
 from ..tokenization.ptb import ptb_tokenize
+from ..utils.file_io import to_json
 
 # %% ../../nbs/09_evaluation/76_coco_evaler.ipynb #625c2dcc
 def _tokenized(references):
@@ -61,7 +62,7 @@ class COCOEvaler:
         folder = Path(self.output_dir)/'results'
         folder.mkdir(parents=True, exist_ok=True)
         rows = [{self.key_id: i, self.value: c} for i, c in zip(self.ids, captions)]
-        (folder/f'{epoch}.json').write_text(json.dumps(rows), encoding='utf-8')
+        (folder/f'{epoch}.json').write_text(to_json(rows), encoding='utf-8')
 
 # %% ../../nbs/09_evaluation/76_coco_evaler.ipynb #5d27c289
 @patch

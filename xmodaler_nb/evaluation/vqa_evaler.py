@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from .build import EVALUATION_REGISTRY
 from .split import as_id
 from .vqa_accuracy import vqa_accuracy
-from ..utils.file_io import read_json
+from ..utils.file_io import read_json, to_json
 from ..utils.safe_pickle import safe_load
 
 # %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #14cd7de9
@@ -82,7 +82,7 @@ class VQAEvaler:
         folder = Path(self.output_dir)/'results'
         folder.mkdir(parents=True, exist_ok=True)
         rows = [dict(question_id=as_id(r[self.key_id]), answer=r[self.value]) for r in results]
-        (folder/f'{epoch}.json').write_text(json.dumps(rows), encoding='utf-8')
+        (folder/f'{epoch}.json').write_text(to_json(rows), encoding='utf-8')
 
 # %% ../../nbs/09_evaluation/78_vqa_evaler.ipynb #e96001d7
 @patch

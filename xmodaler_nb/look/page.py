@@ -29,7 +29,7 @@ from ..modeling.export import export_captioner
 from ..own.scenes.draw import render, sample_scene
 from ..utils.checkpoint_files import write_text
 from ..utils.env import import_optional
-from ..utils.file_io import read_json
+from ..utils.file_io import read_json, to_json
 
 # %% ../../nbs/16_look/50_page.ipynb #d2e1aaf5
 PAGE_FILES = ('index.html', 'page.css', 'page.js', 'pixels.js', 'search.js')
@@ -287,4 +287,4 @@ def _fill_page(captioner, folder, runtime, samples, title):
     page = describe_page(captioner, export, title)
     page |= dict(pictures=_save_pictures(samples, folder/'pictures'), runtime=runtime['version'],
                  backbone=(folder/'backbone.onnx').is_file())
-    write_text(folder/'page.json', json.dumps(page, indent=1))
+    write_text(folder/'page.json', to_json(page, indent=1))

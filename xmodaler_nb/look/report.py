@@ -20,7 +20,7 @@ def read_events(
     rows = []
     for line in Path(path).read_text(encoding='utf-8').splitlines():
         try: rows.append(json.loads(line))
-        except json.JSONDecodeError: break
+        except (ValueError, RecursionError): break
     return rows
 
 def curve(

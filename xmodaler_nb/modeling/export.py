@@ -19,7 +19,7 @@ from ..config import Batch, kfg
 from ..datasets.collate import collate
 from .decode_strategy.state import DictState
 from ..utils.env import import_optional
-from ..utils.file_io import read_json
+from ..utils.file_io import read_json, to_json
 
 # %% ../../nbs/07_modeling/92_export.ipynb #09617099
 INPUT_KEYS = (kfg.ATT_FEATS, kfg.ATT_MASKS, kfg.ATT_FEATS_LOC, kfg.GLOBAL_FEATS, kfg.RELATION, kfg.ATTRIBUTE,
@@ -166,7 +166,7 @@ def export_model(
         if onnx: _save_onnx(program, folder/f'{name}.onnx')
     meta = dict(format='xmodaler_nb.export/1', **_field_names(model, batch, attention), torch=torch.__version__,
                 max_seq_len=cfg.MODEL.MAX_SEQ_LEN, vocab_size=cfg.MODEL.VOCAB_SIZE, vocab=list(vocab or []))
-    write_text(folder/'export.json', json.dumps(meta, indent=1))
+    write_text(folder/'export.json', to_json(meta, indent=1))
     return folder
 
 def _field_names(model, batch, attention):

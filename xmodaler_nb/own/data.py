@@ -40,7 +40,7 @@ from .extract import extract_features
 from .origin import FeatureFolder, FeatureItems, arrays_digest, digest, file_digest, keep_agreeing
 from .origin import origin, verify_features
 from ..utils.checkpoint_files import write_text
-from ..utils.file_io import read_json, why_missing
+from ..utils.file_io import read_json, to_json, why_missing
 from ..utils.registry import locate
 from ..utils.store import feature_files, open_store
 
@@ -269,6 +269,7 @@ def from_json(cls:CaptionData,
 # %% ../../nbs/15_own/40_data.ipynb #bd2e5e40
 def _need_keys(rows, keys, where):
     "An error that names the first row without a key."
+    if not isinstance(rows, list): raise ValueError(f"{where} is a {type(rows).__name__}, expected a list")
     for n, row in enumerate(rows):
         missing = next((k for k in keys if not isinstance(row, dict) or k not in row), None)
         if missing: raise ValueError(f"{where}, entry {n}: has no {missing!r}")
@@ -303,7 +304,7 @@ def from_coco(cls:CaptionData,
         try:
             content = json.loads(text)
             pictures, annotations = content['images'], content['annotations']
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise ValueError(f"{path}: not COCO's form, a JSON with 'images' and 'annotations' ({type(e).__name__}: "
                              f"{e})") from None
         _need_keys(pictures, ('id',), f"{path}: 'images'")
@@ -322,11 +323,10 @@ def from_karpathy(cls:CaptionData,
     text, findings = read_text(path)
     folder, out = Path(images or Path(path).parent), []
     try: pictures = json.loads(text)['images']
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ValueError(f"{path}: not Karpathy's form, a JSON with 'images' ({type(e).__name__}: {e})") from None
-    for n, p in enumerate(pictures):
-        if 'filename' not in p or 'sentences' not in p:
-            raise ValueError(f"{path}: image {n} has {', '.join(p)}; needs 'filename' and 'sentences'")
+    _need_keys(pictures, ('filename', 'sentences'), f"{path}: not Karpathy's form, 'images'")
+    for p in pictures:
         id = p.get('cocoid', p.get('imgid', Path(p['filename']).stem))
         out.append(Sample(str(id), str(folder/p.get('filepath', '')/p['filename']), _texts(p['sentences']),
                           split_name(p.get('split'))))
@@ -468,8 +468,8 @@ def save(self:CaptionData,
 
 def _rows_text(rows, suffix):
     "Rows as the text of a file with that suffix."
-    if suffix == '.json': return json.dumps(rows, ensure_ascii=False, indent=1)
-    if suffix == '.jsonl': return ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
+    if suffix == '.json': return to_json(rows, ensure_ascii=False, indent=1)
+    if suffix == '.jsonl': return ''.join(to_json(r, ensure_ascii=False) + '\n' for r in rows)
     return _table_text(rows, '\t' if suffix == '.tsv' else ',')
 
 def _table_text(rows, sep):
@@ -741,8 +741,8 @@ def _write_report(data, table, out, numbers, words, prefix, max_len):
         train_entries=len(train) if prefix == 'mscoco' else sum(len(s.captions) for s in train),
         findings=table.counts(), thresholds=data.coverage_report())
     files = {numbers[s.id]: s.file or s.id for s in data.samples}
-    (out/'files.json').write_text(json.dumps(files, indent=1, ensure_ascii=False), encoding='utf-8')
-    (out/'report.json').write_text(json.dumps(report, indent=1), encoding='utf-8')
+    (out/'files.json').write_text(to_json(files, indent=1, ensure_ascii=False), encoding='utf-8')
+    (out/'report.json').write_text(to_json(report, indent=1), encoding='utf-8')
     return WrittenData(out)
 
 # %% ../../nbs/15_own/40_data.ipynb #7d20c4ee

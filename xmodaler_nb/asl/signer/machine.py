@@ -14,6 +14,7 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 from .measures import BEST, measure_hands, summarise
 from ...utils.checkpoint_files import load_weights, write_text
+from ...utils.file_io import to_json
 
 # %% ../../../nbs/42_asl/60_signer/20_machine.ipynb #5a36996b
 class SignerModel(nn.Module):
@@ -177,7 +178,7 @@ def save_pretrained(self:SignerModel,
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: t.contiguous() for k, t in self.state_dict().items()}, str(folder/'model.safetensors'))
-    write_text(folder/'signer.json', json.dumps(self.options, indent=1))
+    write_text(folder/'signer.json', to_json(self.options, indent=1))
     return folder
 
 def load_signer(

@@ -88,9 +88,7 @@ class DecodeStrategy(nn.Module):
         self.tokenizer = bert_tokenizer
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
-        self.sync_every = sync_every
-        self.trace = trace
-        self.say_unknown = say_unknown
+        self.sync_every, self.trace, self.say_unknown = sync_every, trace, say_unknown
         self.cuda_graphs, self.recorder = cuda_graphs, None
         self._vocab = self._rules = self._unspoken = None
         self.rule_args = dict(min_length=min_length, max_length=max_length, no_repeat_ngram=no_repeat_ngram,

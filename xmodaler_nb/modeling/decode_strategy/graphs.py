@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEGMENT', 'MAX_RECORDED', 'fork', 'without_sync', 'Recording', 'RecordedSearch', 'shape_key', 'Recorder']
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #9692bb93
+# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #2fd9071a
 import copy
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from .decode_strategy import DecodeStrategy, device_of
 from .greedy_decoder import GreedyDecoder
 from .beam_searcher import BeamSearcher
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #69cd12e9
+# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #0b1bfac7
 SEGMENT = 4   # steps per recording
 
 def fork(
@@ -65,7 +65,7 @@ def advance(self:DecodeStrategy,
             if idx is not None: state = self.reorder_state(run, state, idx, whole)
     return run, state, words
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #0fd14b3e
+# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #90c04f9a
 @patch
 def all_ended(self:GreedyDecoder,
     run, # the book-keeping
@@ -80,7 +80,7 @@ def all_ended(self:BeamSearcher,
     "The result of every picture is certain."
     return self._results_final(run).all()
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #1f050ab5
+# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #8ee30d36
 class Recording:
     "A function of no arguments: its kernels on a GPU, itself elsewhere."
     def __init__(self,
@@ -99,7 +99,7 @@ class Recording:
         else: self.graph.replay()
         return self.result
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #7c0282c0
+# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #d25b29b7
 class RecordedSearch:
     "The search over batches of one shape."
     @torch.inference_mode(False)
@@ -119,7 +119,7 @@ class RecordedSearch:
             self.segments.append((step, Recording(self._sentences(step), pool)))
             previous = step
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #b1cdacaf
+# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #22c55f53
 @patch
 def _warm_up(self:RecordedSearch):
     "All kernels once on a stream of their own, as recording wants it; the memory pool."
@@ -165,7 +165,7 @@ def __call__(self:RecordedSearch,
     out = sentences()
     return out[kfg.G_SENTS_IDS].clone(), out[kfg.G_LOGP].clone()
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #27d88c38
+# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #ddb18c71
 _PLAIN = (int, float, str, bool, type(None))
 
 def shape_key(
@@ -179,7 +179,7 @@ def shape_key(
     weights = tuple(p.data_ptr() for p in getattr(model, 'parameters', tuple)())
     return id(model), weights, tuple(sorted((str(k), of(v)) for k, v in fields.items()))
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #b4d0d17c
+# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #03c3e8ca
 MAX_RECORDED = 4   # shapes whose recordings are kept
 
 class Recorder:
@@ -221,7 +221,7 @@ class Recorder:
         self.recorded[key] = RecordedSearch(self.strategy, batch, model)
         if len(self.recorded) > MAX_RECORDED: self.recorded.popitem(last=False)
 
-# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #33261d5a
+# %% ../../../nbs/07_modeling/50_decode_strategy/48_graphs.ipynb #c5dd8872
 @patch
 def recorded_forward(self:DecodeStrategy,
     batch, # a Batch

@@ -1,0 +1,63 @@
+"`learn.validate()` of a trainer made from a config: the loss of true captions, in evaluation mode, beside the metrics; and where there is none, why."
+import logging
+import pytest, torch
+from test_bad_data import config
+from xmodaler_nb.datasets.build import build_xmodaler_train_loader
+from xmodaler_nb.datasets.layout import write_pickle, write_tiny
+from xmodaler_nb.engine import build_engine
+from xmodaler_nb.utils.safe_pickle import safe_load
+
+SMALL = ['DATALOADER.TEST_BATCH_SIZE', 2, 'MODEL.MAX_SEQ_LEN', 6, 'MODEL.VISUAL_EMBED.OUT_DIM', 8, 'MODEL.TOKEN_EMBED.DIM', 8]
+UPDOWN = SMALL + ['MODEL.DECODER_DIM', 8, 'MODEL.UPDOWN.ATT_EMBED_SIZE', 4]
+
+
+@pytest.fixture
+def root(tmp_path): return write_tiny(tmp_path/'data', n=12)
+
+def trainer(root, tmp_path, *opts, file='image_caption/updown/updown.yaml', small=UPDOWN):
+    return build_engine(config(root, *small, 'OUTPUT_DIR', str(tmp_path/'out'), *opts, file=file))
+
+
+def test_the_loss_is_that_of_the_true_captions(root, tmp_path):
+    t = trainer(root, tmp_path)
+    before, rng = {k: v.clone() for k, v in t.model.state_dict().items()}, torch.get_rng_state()
+    t.model.train()
+    found = t.learn.validate()
+    assert list(found)[0] == 'loss' and any(k.startswith('val/') for k in found)
+    assert t.model.training and torch.equal(rng, torch.get_rng_state()) and all(torch.equal(v, before[k]) for k, v in t.model.state_dict().items())
+    assert found == t.learn.validate()                                  # the same draws
+    # the same captions as a training list: a second data set whose training pictures are the validation pictures
+    loader, total, rows = t.learn.with_targets(), 0., 0
+    t.model.eval()
+    for b in loader:
+        with torch.no_grad(): losses = t.learn.compute_losses(t.learn.predict_batch(b))
+        total, rows = total + sum(v.item() for v in losses.values())*len(b['G_TARGET_IDS']), rows + len(b['G_TARGET_IDS'])
+    assert found['loss'] == pytest.approx(total/rows, rel=1e-5)
+
+
+def test_rows_are_those_of_a_training_list(root, tmp_path):
+    "What is made from references equals what the training list holds of the same pictures."
+    cfg = config(root, *UPDOWN)
+    t = trainer(root, tmp_path)
+    made = {i: rows for b in t.learn.with_targets() for i, rows in zip(b['IDS'], b['G_TARGET_IDS'].split(cfg.DATALOADER.SEQ_PER_SAMPLE))}
+    assert sorted(made) == sorted(e['image_id'] for e in safe_load(root/'mscoco_caption_anno_val.pkl'))
+    train = safe_load(root/'mscoco_caption_anno_train.pkl')
+    known = {tuple(int(x) for x in row if x > 0) for e in train for row in e['target_ids']}
+    assert all(len(known) and row[row >= 0][-1] == 0 for rows in made.values() for row in rows)
+    first = next(iter(build_xmodaler_train_loader(cfg)))
+    assert first['G_TARGET_IDS'].dtype == next(iter(t.learn.with_targets()))['G_TARGET_IDS'].dtype
+
+
+def test_a_list_that_holds_targets_is_taken_as_it_is(root, tmp_path):
+    val = safe_load(root/'mscoco_caption_anno_val.pkl')
+    like = safe_load(root/'mscoco_caption_anno_train.pkl')[0]
+    write_pickle(root/'mscoco_caption_anno_val.pkl', [{**like, **e} for e in val])
+    assert 'loss' in trainer(root, tmp_path).learn.validate()
+
+
+@pytest.mark.parametrize('opts, why', [(['INFERENCE.VOCAB', ''], 'INFERENCE.VOCAB'), (['DATASETS.VAL', ''], 'DATASETS.VAL')])
+def test_no_loss_is_said_by_name(root, tmp_path, caplog, opts, why):
+    t = trainer(root, tmp_path, *opts)
+    t.learn.evaluations = {'val': lambda epoch: {'x': 1.}}
+    with caplog.at_level(logging.WARNING): assert t.learn.validate() == {'val/x': 1.}
+    assert any('validate gives no loss' in r.message and why in r.message for r in caplog.records)
