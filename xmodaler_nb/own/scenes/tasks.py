@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REGIONS', 'TASKS', 'found_regions', 'drawn_regions', 'region_arrays', 'write_task_features', 'TaskFolder',
-           'write_tasks']
+           'write_tasks', 'write_once']
 
 # %% ../../../nbs/15_own/00_scenes/54_tasks.ipynb #b2ffd05a
 import json
@@ -176,13 +176,22 @@ def write_tasks(
     folder = Path(folder)
     if data.video: raise ValueError(f"{data.folder}: holds clips; the tasks are about pictures")
     made_of = dict(scenes=data.info, seed=seed, rounds=rounds, mirror=mirror, version=3)
-    if not _is_written(folder, made_of):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-        try: _write_all(part, data, made_of), part.chmod(0o755), part.rename(folder)
-        finally: shutil.rmtree(part, ignore_errors=True)
+    write_once(folder, made_of, lambda part: _write_all(part, data, made_of))
     if not (folder/'extractor.json').exists(): write_json(folder/'extractor.json', REGIONS.to_dict())
     return {t: TaskFolder(folder, t) for t in TASKS}
+
+def write_once(
+    folder,       # a new folder, or one that was written so before
+    made_of:dict, # what decides its contents; stands in its `tasks.json`
+    write,        # called with a folder beside it, which takes its name when all is written
+):
+    "Write a folder whole, or not at all."
+    folder = Path(folder)
+    if _is_written(folder, made_of): return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+    try: write(part), part.chmod(0o755), part.rename(folder)
+    finally: shutil.rmtree(part, ignore_errors=True)
 
 def _is_written(folder, made_of):
     "Whether the folder holds exactly this; an error if it holds something else."
