@@ -154,7 +154,7 @@ def _controls(self:BrowseTab):
     self.start = w.Button(description=f'Caption {len(self.refs)} pictures')
     self.metric = w.Dropdown(options=METRICS, description='Sort by')
     self.order = w.Dropdown(options=['lowest first', 'highest first'], description='Order')
-    self.word, self.object = w.Text(description='Caption says'), w.Text(description='People say')
+    self.word, self.object = (w.Text(description=d, style=_WIDE) for d in ('Caption says', 'People say'))
     self.length = w.IntSlider(min=1, max=40, value=40, description='Words at most', style=_WIDE)
     self.k = w.IntSlider(min=1, max=50, value=10, description='Pictures')
     self.colours = w.Text(value='red green blue yellow', description='Confusions', style=_WIDE)

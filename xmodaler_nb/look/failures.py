@@ -44,7 +44,9 @@ def render_worst(
     head = ''.join(f'<th style="text-align:left">{escape(str(n))}</th>' for n in ('', *captions, 'references'))
     return f'<table style="font:14px system-ui,sans-serif"><tr>{head}</tr>{rows}</table>'
 
-def _cell(inside): return f'<td style="vertical-align:top;padding:4px 10px;max-width:22em">{inside}</td>'
+_CELL = 'vertical-align:top;padding:4px 10px;max-width:22em;overflow-wrap:anywhere'
+
+def _cell(inside): return f'<td style="{_CELL}">{inside}</td>'
 
 def _worst_row(i, picture, captions, scores, refs, width):
     "One picture."
