@@ -1,5 +1,6 @@
 "What every extension inherits, shown by what the manager does with it: name, order, moment, model state, errors, state."
-import io, itertools, json, sys, threading, types, urllib.request, warnings
+import io, itertools, json, os, sys, threading, types, urllib.request, warnings
+from pathlib import Path
 import pytest
 import torch
 from torch import nn
@@ -271,3 +272,14 @@ def test_an_extension_of_ones_own(manager):
     run(m)
     entries = [m._extensions[n] for n in ('late', 'late_1')]
     assert [x.priority for x in entries] == [7, 7] and [x.extension.at for x in entries] == [6, 6] and not m.needs_model_state(3) and m.needs_model_state(6)
+
+
+def documented(module, ending):
+    "Classes of a module whose documented names end so."
+    file = Path(os.environ.get('XMODALER_API', Path(__file__).resolve().parents[3]/'shared'/'api'))/'ppe.json'
+    if not file.exists(): pytest.skip('no API inventory (set XMODALER_API to the folder with ppe.json)')
+    symbols = [s for s in json.loads(file.read_text())['symbols'] if s.get('required', True) and s['module'] == f'pytorch_pfn_extras.{module}']
+    return {s['name'].rpartition('.')[0] for s in symbols if s['name'].endswith(ending)}
+
+
+def test_no_documented_extension_is_missing_here(): assert documented('training.extensions', '.trigger') == {c.__name__ for c in KINDS}

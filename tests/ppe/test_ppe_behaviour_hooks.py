@@ -190,3 +190,10 @@ def test_after_the_steps(world):
 
 def test_the_ends_of_an_evaluation_leave_the_models_alone(world):
     for hook in (world.handler.eval_loop_begin, world.handler.eval_loop_end): assert hook(world.engine) is None and world.log == []
+
+
+def test_no_hook_is_missing_here():
+    "Each public method of the bases is a hook above, or one that a subclass has to write, or a service."
+    def methods(cls): return {n for n in dir(cls) if not n.startswith('_') and callable(getattr(cls, n))}
+    assert methods(BaseRuntime) == {*HOOKS, 'initialize_module', 'move_module', 'move_tensor', 'convert_batch', 'execute', 'map', 'trace'}
+    assert methods(BaseHandler) == {*HANDLED, 'train_step', 'eval_step', 'consume_options'}
