@@ -184,33 +184,14 @@ def _value_and_weight(name, v):
     if callable(weight) or is_scalar(weight): return value, weight
     raise ValueError(f"the weight of '{name}' is a {type(weight).__name__}; it must be one number")
 
-# %% ../../nbs/40_ppe/10_reporting.ipynb #58c7e7eb
-_ROWS = 100         # dictionaries that wait
-
 class DictSummary:
-    "One summary per name. Dictionaries of floats wait: a training step only puts one aside."
-    def __init__(self): self._summaries, self._rows = {}, []
+    "One summary per name."
+    def __init__(self): self._summaries = {}
 
     def add(self,
         d:dict,  # name → value or (value, weight); what is neither a number nor a function is ignored
     ):
         "Count the values of a dictionary."
-        for v in d.values():
-            if type(v) is not float: return self._count(d)
-        self._rows.append(d.copy())
-        if len(self._rows) >= _ROWS: self._settle()
-
-    def _settle(self):
-        "Count what waits."
-        rows, self._rows = self._rows, []
-        for d in rows: self._sum(d)
-
-    def _count(self, d):
-        "Count a dictionary of any values, after those that wait."
-        self._settle()
-        self._sum(d)
-
-    def _sum(self, d):
         for name, v in d.items():
             s = self._summaries.get(name)
             if s is not None and type(v) is float:                # nearly always
@@ -226,21 +207,17 @@ class DictSummary:
 
     def compute_mean(self) -> dict:
         "name → mean."
-        self._settle()
         return {k: s.compute_mean() for k, s in self._summaries.items()}
 
 # %% ../../nbs/40_ppe/10_reporting.ipynb #ce312133
 @patch
 def make_statistics(self:DictSummary) -> dict:
     "name → mean, and name.std → standard deviation."
-    self._settle()
     pairs = {k: s.make_statistics() for k, s in self._summaries.items()}
     return {**{k: m for k, (m, _) in pairs.items()}, **{f'{k}.std': s for k, (_, s) in pairs.items()}}
 
 @patch
 def __add__(self:DictSummary, other):
-    self._settle()
-    other._settle()
     out = type(self)()
     for k in dict.fromkeys([*self._summaries, *other._summaries]):
         out._summaries[k] = self._summaries.get(k, Summary()) + other._summaries.get(k, Summary())
@@ -249,7 +226,6 @@ def __add__(self:DictSummary, other):
 @patch
 def state_dict(self:DictSummary) -> dict:
     "The sums by name."
-    self._settle()
     return {'_summaries': {k: s.state_dict() for k, s in self._summaries.items()}}
 
 @patch
@@ -257,7 +233,6 @@ def load_state_dict(self:DictSummary,
     to_load:dict,   # from `state_dict`
 ):
     "Continue with these sums."
-    self._rows = []
     self._summaries = {k: Summary() for k in to_load['_summaries']}
     for k, s in self._summaries.items(): s.load_state_dict(to_load['_summaries'][k])
 
