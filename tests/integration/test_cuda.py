@@ -122,3 +122,15 @@ def test_photographs_get_the_same_words(device):
     captioner.model.to(device)
     there = [c.text for c in captioner.describe(feats)]
     assert sum(a == b for a, b in zip(here, there)) >= 19
+
+
+def test_a_changed_setting_is_not_replayed():
+    "A beam size or length that changes between two batches of one shape takes effect."
+    golden = Golden('updown')
+    model, batch = golden.model(), golden.batch('input_gen')
+    strategy = model.beam_searcher
+    strategy.cuda_graphs, strategy.recorder = True, Recorder(strategy, anywhere=True)
+    for _ in range(3): decoded(model, batch, True)
+    strategy.max_seq_len = strategy.max_seq_len - 2
+    for _ in range(3): assert decoded(model, batch, True)[kfg.G_SENTS_IDS].size(1) == strategy.max_seq_len
+    assert len(strategy.recorder.recorded) == 2                                   # the CPU computes anew, so the result alone would not tell
