@@ -9,7 +9,7 @@ __all__ = ['Ensemble']
 from torch import nn
 from ...config import kfg
 from ..decode_strategy import build_beam_searcher
-from ..decode_strategy.ensemble_beam_searcher import check_weights
+from ..decode_strategy.ensemble_beam_searcher import EnsembleModel, check_weights
 
 # %% ../../../nbs/07_modeling/60_meta_arch/50_ensemble.ipynb #c7f0f51d
 class Ensemble(nn.Module):
@@ -21,6 +21,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.__dict__['models'] = list(models)                   # not sub-modules: no parameters, an empty state dict
         self.weights = check_weights(list(cfg.MODEL.MODEL_WEIGHTS), len(self.models))
+        self.stepper = EnsembleModel(self.models, self.weights)
         self.beam_searcher = build_beam_searcher(cfg)
         name = cfg.DECODE_STRATEGY.NAME
         if name != 'EnsembleBeamSearcher':
@@ -38,6 +39,19 @@ class Ensemble(nn.Module):
     ):                     # iterator
         "Those of the first member: an ensemble is on its device."
         return self.models[0].parameters()
+
+    def init_state(self,
+        batch, # one row per sentence to decode
+    ):         # state of all members
+        "Everything before the first word."
+        return self.stepper.init_state(batch)
+
+    def step(self,
+        tokens, # (rows,) int64, the last word of each row
+        state,  # of all members
+    ) -> tuple: # log-probabilities (rows, v), and the state one word further
+        "One word further: the log of the weighted mean probability."
+        return self.stepper.step(tokens, state)
 
     def preprocess_batch(self,
         batched_inputs, # list of items, or Batch
