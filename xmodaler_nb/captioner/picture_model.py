@@ -24,7 +24,7 @@ from ..modeling import build_model, load_cfg_file
 from ..own.extract import BackboneExtractor
 from ..own.reduce import ReducedExtractor
 from ..own.scenes.features import extractor_from_dict
-from ..utils.checkpoint_files import check_place, listed_names, write_checkpoint
+from ..utils.checkpoint_files import check_place, listed_names, needed_weights, write_checkpoint
 from ..utils.file_io import read_json, to_json
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #fc0e8c27
@@ -219,7 +219,7 @@ def _digest(text):
 @patch
 def save_pretrained(self:PictureModel,
     folder,     # new or existing directory; what is no file of this kind stays there
-    half=False, # weights in half precision: half the size
+    half=False, # weights in half precision, without what can be computed: half the size or less
 ) -> Path:      # the folder
     "Write everything that `from_pretrained` needs."
     files = self._small_files()
@@ -228,7 +228,7 @@ def save_pretrained(self:PictureModel,
     meta = {'kind': self.kind, 'unchecked': ['README.md'], 'card': _digest(card)}
     files['README.md'] = _others_card(folder) or card
     weights = self.model.state_dict()
-    if half: weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+    if half: weights = {k: v.half() if v.is_floating_point() else v for k, v in needed_weights(self.model).items()}
     return write_checkpoint(folder, weights, meta=meta, files=files)
 
 @patch

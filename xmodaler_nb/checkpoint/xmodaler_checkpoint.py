@@ -15,8 +15,8 @@ import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from .bert_weights import from_bert, is_bert
-from ..utils.checkpoint_files import CheckpointError, check_name, load_pth, load_weights, read_checkpoint
-from ..utils.checkpoint_files import read_meta, recover, remove_dir, write_checkpoint, write_text
+from ..utils.checkpoint_files import CheckpointError, check_name, computed_buffers, load_pth, load_weights
+from ..utils.checkpoint_files import read_checkpoint, read_meta, recover, remove_dir, write_checkpoint, write_text
 from ..utils.comm import is_main_process, unwrap_model
 from ..utils.safe_pickle import safe_load
 
@@ -226,8 +226,8 @@ def _load_model(self:XmodalerCheckpointer,
     if is_bert(weights): weights = from_bert(weights, own)
     wrong = _pop_misshaped(weights, own)
     res = self.model.load_state_dict(weights, strict=False)
-    shape_names = {k for k, _, _ in wrong}
-    return IncompatibleKeys([k for k in res.missing_keys if k not in shape_names], res.unexpected_keys, wrong)
+    excused = {*computed_buffers(self.model), *(k for k, _, _ in wrong)}
+    return IncompatibleKeys([k for k in res.missing_keys if k not in excused], res.unexpected_keys, wrong)
 
 # %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #2c02fdc1
 def group_names(

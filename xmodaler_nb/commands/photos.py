@@ -164,7 +164,7 @@ def pack_photos(
     "A captioner for photographs, with calibration, in half precision."
     captioner = Captioner.from_pretrained(run, extractor=published_extractor(Path(folder)/'pca.npz'))
     _forget_places(captioner.cfg, load_cfg_file(real_config(folder)))
-    captioner.model.half().float()                                     # the weights as they will be saved
+    for p in captioner.model.parameters(): p.data = p.data.half().float()  # the weights as they will be saved
     captioner.calibration, captioner.metrics = calibrate(captioner, folder), {}
     return captioner.save_pretrained(out, half=True)
 
@@ -315,11 +315,13 @@ def _reliability_lines(captions, right):
 
 # %% ../../nbs/18_commands/36_photos.ipynb #6c08b0e2
 def _packed_model(args):
-    "What --train and --pack ask for; sets `args.model` to what is to be scored."
+    "What --train and --pack ask for; `args.model` becomes what was packed."
     if args.train:
         run = train_photos(args.data, args.train, args.opts, args.recipe)
-        args.pack, args.model = (run, Path(args.train)/'photos'), [Path(args.train)/'photos']
-    if args.pack: print(f'packed: {pack_photos(args.pack[0], args.data, args.pack[1])}')
+        args.pack = (run, Path(args.train)/'photos')
+    if not args.pack: return
+    print(f'packed: {pack_photos(args.pack[0], args.data, args.pack[1])}')
+    args.model = [args.pack[1]]
 
 @command
 def photos_main(argv):

@@ -35,9 +35,18 @@ class SinusoidEncoding(nn.Module):
     ):
         super().__init__()
         if dim % 2: raise ValueError(f"SinusoidEncoding needs an even width, got {dim}")
+        self.register_buffer('pe', self._table(dim, max_len))
+
+    @staticmethod
+    def _table(dim, max_len):
+        "(1, max_len, dim)"
         omega = torch.exp(torch.arange(0, dim, 2)*(-math.log(2.*max_len)/dim))   # (dim/2,)
         angle = torch.arange(max_len)[:,None]*omega                              # (max_len, dim/2)
-        self.register_buffer('pe', torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[None])
+        return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[None]
+
+    def computed_buffers(self) -> dict: # name → tensor
+        "What a file of weights may leave out, because the width and the length say it all."
+        return {'pe': self._table(self.pe.size(2), self.pe.size(1))}
 
     def forward(self,
         x, # word vectors (b, t, d): positions 0…t-1 · or one position (int) · or positions, any integer shape
