@@ -83,6 +83,7 @@ def write_command(
     print(_features_line(written, backbone, args.backbone or args.model))
     print(f"train with: xm-train --config-file {shlex.quote(str(Path(args.out)/'captioner.yaml'))}")
 
+# %% ../../nbs/18_commands/70_data.ipynb #406b55df
 def _features_line(written, backbone, named):
     "What became of the features."
     if not written.report['width']: return no_features(written.folder)

@@ -533,6 +533,7 @@ def shipped_or_path(
     if not weights or Path(weights).exists(): return weights
     return shipped_model(weights) or weights
 
+# %% ../../nbs/14_engine/60_defaults.ipynb #b8186902
 @patch
 def _check_source(self:DefaultTrainer, path, resume) -> tuple: # (own vocabulary, other vocabulary), None for one
     "Before anything is loaded: are words and features ours, and may a resume change what this config changes?"
