@@ -51,7 +51,7 @@ _C.ENGINE = CN(dict(
     SHARD_EVAL=True,                             # several processes: each decodes a part of the images
     WAIT_WARNING=600,                            # several processes: seconds at one place that are said; 0 = never
     PACK_WORDS=False,                            # leave out what is beyond the end of each caption
-    OTHER_WORDS=False,                           # fine-tuning: MODEL.WEIGHTS may be of another vocabulary
+    OTHER_WORDS=False,                           # fine-tuning: MODEL.WEIGHTS may be of other words; shared ones stay
     PROGRESS=True))                              # progress bar on a terminal
 
 _C.SCHEDULED_SAMPLING = CN(dict(
@@ -120,7 +120,8 @@ _C.RL = CN(dict(                                # ours: self-critical training
     # captions are drawn in training mode; 'eval': without dropout, images encoded once, gradient in one pass
     SAMPLE_MODE='upstream',
     # before the first step, a model whose likeliest captions have a lower reward: 'warn', 'error' or 'off'
-    CHECK='warn', MIN_REWARD=0.1))
+    CHECK='warn', MIN_REWARD=0.1,
+    SAMPLES_EVERY=0))                            # steps between two looks at fixed pictures; 0 = none
 
 _C.DECODE_STRATEGY = CN(dict(NAME='BeamSearcher', BEAM_SIZE=1,
     TAIL='upstream',                             # greedy and sampling: 'drop' lets finished rows leave the batch

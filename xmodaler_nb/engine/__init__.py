@@ -32,6 +32,7 @@ from .self_critical import SelfCritical
 from .rl_trainer import RLTrainer
 from .rl_mean_trainer import RLMeanTrainer
 from .rl_beam_trainer import RLBeamTrainer
+from . import rl_samples         # RL.SAMPLES_EVERY
 from .ensembler import Ensembler
 from .retrieval_trainer import RetrievalTrainer
 from .single_stream_retrieval_trainer import SingleStreamRetrievalTrainer
