@@ -13,6 +13,7 @@ import json
 import os
 import re
 from pathlib import Path
+from .env import import_optional
 
 # %% ../../nbs/02_utils/92_pages.ipynb #97c7ff55
 def is_visible(
@@ -43,7 +44,8 @@ def draw_formulas(
     text, # Markdown without code
 ) -> str: # formulas as MathML
     "TeX between dollars as MathML, with marks that Markdown would read written as numbers."
-    from latex2mathml.converter import convert
+    if not _FORMULA.search(text): return text
+    convert = import_optional('latex2mathml.converter', 'dev').convert
     def draw(m):
         tex = next(g for g in m.groups() if g)
         drawn = convert(' '.join(tex.split()), display='block' if m[1] else 'inline').replace(r'\_', '_')
