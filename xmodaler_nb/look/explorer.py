@@ -9,6 +9,8 @@ __all__ = ['sentence_html', 'explorer_html', 'top_words', 'render_alternatives',
 from html import escape
 from math import exp
 from fastcore.basics import patch
+from .film import caption_film, frames_of
+from .layers import HeadChoice
 from .render import (png_uri, region_boxes, render_attention, render_attention_strip,
                                      render_beam_tree, render_regions, size_of)
 
@@ -39,7 +41,9 @@ def explorer_html(
     if get('score') is not None:
         parts.append(f'<div style="color:#777;font:12px system-ui,sans-serif">log-probability of the caption '
                      f'{caption.score:.2f}</div>')
-    if att is not None and len(att) > word:
+    film = caption_film(caption)
+    if film: parts.append(film)
+    elif att is not None and len(att) > word:
         big = render_attention(image, get('boxes'), [caption.words[word]], att[word:word+1], width=240, current=0)
         small = (render_attention(image, get('boxes'), caption.words[:len(att)], att[:len(caption.words)], width=64,
                                   current=word) if image is not None
@@ -119,6 +123,7 @@ class CaptionExplorer:
         if (i, strategy) not in self._captions:
             self._captions[i, strategy] = self.captioner.describe(self.pictures[i], strategy=strategy,
                 beam_size=self.beam_size if strategy == 'beam' else None, trace=True)
+            self._captions[i, strategy].frames = frames_of(self.pictures[i])
         return self._captions[i, strategy]
 
     def _ipython_display_(self):
@@ -139,7 +144,9 @@ def _build(self:CaptionExplorer, strategies):
     for control in (self.picture, self.strategy): control.observe(self._on_change, 'value')
     self.word.observe(self._update_view, 'value')
     self.out.layout = w.Layout(flex='1 1 300px', min_width='0')
-    rows = [[self.picture, self.strategy], [self.back, self.word, self.next], [self.picture_view, self.out]]
+    self.heads = HeadChoice(self.captioner, self._update_view)
+    rows = [[self.picture, self.strategy], [self.back, self.word, self.next], [self.heads.widget],
+            [self.picture_view, self.out]]
     self.widget = w.VBox([w.HBox(row, layout=w.Layout(flex_flow='row wrap')) for row in rows])
     self._on_change()
 
@@ -170,4 +177,4 @@ def _update_view(self:CaptionExplorer, _=None):
     n = None if att is None or not len(att) else len(att[0])
     references = _reference_list(self.references[i] if self.references else ())
     self.picture_view.value = render_regions(getattr(c, 'image', None), boxes, n) + references
-    self.out.value = explorer_html(c, self.word.value)
+    self.out.value = explorer_html(self.heads.apply(c, self.pictures[i]), self.word.value)
