@@ -357,6 +357,7 @@ def _references(told, clips=False):
     if told.get('references'): return as_references(told['references'])
     return None if told['data'] else drawn_scenes(clips=clips)[1]
 
+# %% ../../nbs/18_commands/57_app.ipynb #3e3080ec
 def _notebook():
     "The page's notebook, as text."
     cell = dict(cell_type='code', id='app', metadata={}, execution_count=None, outputs=[],

@@ -18,7 +18,7 @@ from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from .file_io import to_json
 from .safe_pickle import UnsafePickleError
-from .torch_files import BLOCK, BlockSum, read_torch_file
+from .torch_files import read_torch_file, sum_file
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #834c3e4d
 def to_plain(
@@ -246,10 +246,7 @@ def checksum(
     path,   # a file
 ) -> str:   # 8 hexadecimal digits; any single changed bit changes them
     "A check sum that costs little more than reading the file."
-    total, block = BlockSum(), np.empty(BLOCK, np.uint8)
-    with open(path, 'rb', buffering=0) as f:
-        while n := f.readinto(memoryview(block)): total.add(block[:n])
-    return str(total)
+    with open(path, 'rb') as f: return str(sum_file(f))
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #b59308bf
 def _as_bytes(text):
