@@ -24,8 +24,9 @@ def sentence_html(
     def one(i, w, lp):
         mark = 'background:#ffe08a;' if i == current else ''
         return (f'<span style="{mark}padding:2px '
-                f'5px;border-radius:4px;display:inline-block;text-align:center">{escape(str(w))}<br><small '
-                f'style="color:#888">{exp(lp):.0%}</small></span>')
+                f'5px;border-radius:4px;display:inline-block;max-width:100%;box-sizing:border-box;'
+                f'overflow-wrap:anywhere;text-align:center">{escape(str(w))}<br><small '
+                f'style="color:#595959">{exp(lp):.0%}</small></span>')
     return '<div class="sentence" style="font:16px system-ui,sans-serif">' + ''.join(one(i, w, lp)
         for i, (w, lp) in enumerate(zip(words, log_probs))) + '</div>'
 
@@ -39,7 +40,7 @@ def explorer_html(
     word = min(word, max(0, len(caption.words)-1))
     parts, att, image = [sentence_html(caption.words, caption.log_probs, word)], get('attention'), get('image')
     if get('score') is not None:
-        parts.append(f'<div style="color:#777;font:12px system-ui,sans-serif">log-probability of the caption '
+        parts.append(f'<div style="color:#595959;font:12px system-ui,sans-serif">log-probability of the caption '
                      f'{caption.score:.2f}</div>')
     film = caption_film(caption)
     if film: parts.append(film)
