@@ -51,7 +51,7 @@ def _cell(inside): return f'<td style="{_CELL}">{inside}</td>'
 def _worst_row(i, picture, captions, scores, refs, width):
     "One picture."
     image = '' if picture is None else f'<img src="{png_uri(picture, 2*width)}" width="{width}" alt="picture {i}"/>'
-    said = [f'{escape(texts[i])}<div style="color:#777">{scores[n][i]:.2f}</div>' for n, texts in captions.items()]
+    said = [f'{escape(texts[i])}<div style="color:#595959">{scores[n][i]:.2f}</div>' for n, texts in captions.items()]
     return f'<tr>{"".join(map(_cell, [image, *said, "<br/>".join(map(escape, refs))]))}</tr>'
 
 # %% ../../nbs/16_look/45_failures.ipynb #707231d7
