@@ -61,7 +61,7 @@ def _too_large(megapixels):
 _STYLE = '''<style>
 .widget-tab > .lm-TabBar > .lm-TabBar-content {flex-wrap: wrap}
 .widget-tab > .lm-TabBar .lm-TabBar-tab {flex: 0 0 auto; min-width: 0; color: #333}
-.widget-tab > .lm-TabBar .lm-TabBar-tab .lm-TabBar-tabLabel {overflow: visible}
+.widget-tab > .lm-TabBar .lm-TabBar-tab .lm-TabBar-tabLabel {overflow: visible; color: #333}
 </style>'''
 
 class CaptionApp:
