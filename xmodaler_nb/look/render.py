@@ -235,13 +235,17 @@ def _text(x, y, size, ink, text):
 _W, _H = 74, 30      # width and height of a beam
 _DX, _DY = 104, 40   # distance of columns and rows
 
+_LETTERS = 11        # of a word that fits into a beam
+
+def _short(word): return word if len(word) <= _LETTERS else word[:_LETTERS-1] + '…'
+
 def _node(at, beam, on_path, tip, pruned=False):
     "One beam: its word and its score."
     (x, y), (edge, ground, ink) = at, _node_colours(beam['active'], on_path, pruned)
     score = '' if beam['score'] is None else f"{beam['score']:.2f}"
     frame = f'rx="4" fill="{ground}" stroke="{edge}" stroke-width="{2 if on_path else 1}"'
-    return (f'<g>{_rect((x, y, x+_W, y+_H), frame)}/>{_text(x+_W/2, y+13, 12, ink, beam["word"])}'
-            f'{_text(x+_W/2, y+25, 9, "#777", score)}{tip}</g>')
+    return (f'<g>{_rect((x, y, x+_W, y+_H), frame)}/>{_text(x+_W/2, y+13, 12, ink, _short(beam["word"]))}'
+            f'{_text(x+_W/2, y+25, 9, "#595959", score)}{tip}</g>')
 
 def _edge(parent_at, at, on_path):
     "A line from a beam to one that continues it."
@@ -281,8 +285,10 @@ def render_beam_tree(
     width, height = 20 + _W + len(steps)*_DX, 10 + max([len(s['beams']) for s in steps] or [1])*_DY
     mark = '' if current is None else _column_mark(_place(current, 0)[0], height)
     frame = f'width="{width}" height="{height}" font-family="system-ui,sans-serif"'
-    return (f'<div class="beams" style="overflow-x:auto"><svg {frame} xmlns="http://www.w3.org/2000/svg">'
+    return (f'<div class="beams" {_SCROLLS}><svg {frame} xmlns="http://www.w3.org/2000/svg">'
             f'{mark}{"".join(edges)}{"".join(nodes)}</svg></div>')
+
+_SCROLLS = 'style="overflow-x:auto" tabindex="0" role="region" aria-label="search tree"'
 
 def _column_mark(x, height):
     "A yellow background behind the beams of one word."
