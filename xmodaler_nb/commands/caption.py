@@ -101,8 +101,8 @@ def caption_parser() -> argparse.ArgumentParser:
     p.add_argument('--beam', type=int, default=3, help='sentences kept per picture; 1 = greedy')
     p.add_argument('--nbest', type=int, default=1, help='captions per picture')
     p.add_argument('--html', default='', metavar='FILE',
-                   help=f'also write a page: up to {CARDS} pictures with the attention at each word, more as a wall of '
-                        'small pictures')
+                   help=f'also write a page: up to {CARDS} pictures with the attention at each word, more as a wall '
+                        'of small pictures')
     p.add_argument('--json', action='store_true', help='print one JSON object per picture')
     p.add_argument('--out', default='', metavar='FILE.jsonl',
                    help='write one JSON object per picture to this file; pictures that are in it already and have not '
