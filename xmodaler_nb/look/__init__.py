@@ -31,8 +31,9 @@ from .wall import CaptionWall, thumbnail
 
 # %% ../../nbs/16_look/99_look.ipynb #faf835fc
 _all_ = ['CaptionExplorer', 'CaptionWall', 'HeadChoice', 'agreement', 'attention_layers', 'attention_rollout',
-         'caption_svg', 'choose_attention', 'common_words', 'confusions', 'meteor_links', 'occlusion', 'render_answer_card',
-         'render_attention', 'render_attention_strip', 'render_beam_tree', 'render_both', 'render_caption_card',
+         'caption_svg', 'choose_attention', 'common_words', 'confusions', 'meteor_links', 'occlusion',
+         'render_answer_card', 'render_attention',
+         'render_attention_strip', 'render_beam_tree', 'render_both', 'render_caption_card',
          'render_chances', 'render_comparison', 'render_confusions', 'render_credit', 'render_film', 'render_gains',
          'render_links', 'render_match_card', 'render_matches', 'render_regions', 'render_samples', 'render_wall',
          'render_worst', 'run_curves', 'run_html', 'run_panels', 'sample_curves', 'thumbnail', 'top_words',
