@@ -1,5 +1,8 @@
-"Paths that tests share, and how to point them elsewhere."
+"Paths that tests share, how to point them elsewhere, and how long a test may take."
+import multiprocessing
 import os
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 import pytest
 
@@ -27,3 +30,33 @@ def real_data():
 
 @pytest.fixture(scope='session')
 def root(): return ROOT
+
+
+# A test that waits for a child for ever fails after this time and the next one begins. (One that hangs where no Python runs ends the run: `faulthandler_timeout` in pytest.ini.)
+
+@contextmanager
+def limited(item, what):
+    "Fail what takes too long: 5 minutes, 20 if it is slow; XMODALER_TEST_LIMIT gives other seconds."
+    seconds = float(os.environ.get('XMODALER_TEST_LIMIT') or (1200 if item.get_closest_marker('slow') else 300))
+    def too_long(*_):
+        for child in multiprocessing.active_children(): child.kill()
+        pytest.fail(f'{what} of {item.nodeid} took longer than {seconds:.0f} s')
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try: yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+if hasattr(signal, 'setitimer'):
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(item):
+        with limited(item, 'the preparation'): return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(item):
+        with limited(item, 'the test'): return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(item):
+        with limited(item, 'the end'): return (yield)

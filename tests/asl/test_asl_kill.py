@@ -1,11 +1,11 @@
 """Signs: kill -9 in a step, in an evaluation, while a file is being written. The training that goes on afterwards ends like one that was left
 alone: weights, optimizer, best model, curves, early stopping, callbacks, to the last bit. A killed search goes on from its file."""
 import json
-import multiprocessing as mp
 import os
 import signal
 import pytest
 import torch
+from children import run as run_child, server
 from xmodaler_nb.asl import metrics
 from xmodaler_nb.asl.callbacks import augmentation_increase_callback, dropout_callback
 from xmodaler_nb.asl.config import settings
@@ -16,13 +16,13 @@ from xmodaler_nb.asl.trainer import Trainer
 from xmodaler_nb.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+IMPORTS = 'torch._dynamo', 'torch.utils.tensorboard', 'xmodaler_nb.asl.hparam_search', 'test_asl_kill'      # what every life would import
 SHARES = dict(TRAIN_SIZE=.6, VALID_SIZE=.2, TEST_SIZE=.2, BATCH_SIZE=6)
 EPOCHS = 5
 
 
 @pytest.fixture(scope='module')
 def dataset():
-    import torch._dynamo, torch.utils.tensorboard    # noqa: F401  what every life would import: once, before the forks
     return ASL_DATASET.from_clips(make_signs(signs=3, signers=3, takes=4))
 
 
@@ -62,10 +62,7 @@ def life(dataset, out, death):
 
 def run(dataset, out, death=None):
     "How one life ended."
-    p = mp.get_context('fork').Process(target=life, args=(dataset, out, death))
-    p.start()
-    p.join(120)
-    return p.exitcode
+    return run_child(server(*IMPORTS), life, dataset, out, death)
 
 
 def readable(out):
@@ -129,11 +126,6 @@ def search_life(dataset, folder, out, kill_at):
 def test_killed_search_goes_on(dataset, tmp_path):
     "The trial that was cut off has failed and is replaced by another; what was done is not done again."
     pytest.importorskip('optuna')
-    from xmodaler_nb.asl import hparam_search
-    hparam_search.open_study(tmp_path/'other.db')    # what both lives would import: once, before the forks
     for kill_at, code in ((1, -signal.SIGKILL), (None, 0)):
-        p = mp.get_context('fork').Process(target=search_life, args=(dataset, tmp_path/'s', tmp_path/'seen', kill_at))
-        p.start()
-        p.join(120)
-        assert p.exitcode == code
+        assert run_child(server(*IMPORTS), search_life, dataset, tmp_path/'s', tmp_path/'seen', kill_at) == code
     assert (tmp_path/'seen').read_text().split() == ['0', '1', '2', '3']

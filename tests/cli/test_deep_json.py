@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from xmodaler_nb.asl.clips import sign_names
 from xmodaler_nb.captioner import Captioner
-from xmodaler_nb.commands.caption import done_before
+from xmodaler_nb.commands.caption_lines import done_before
 from xmodaler_nb.datasets.layout import write_json
 from xmodaler_nb.evaluation.captions import read_captions
 from xmodaler_nb.look.report import read_events

@@ -1,7 +1,6 @@
 """kill -9, thirty times: in a step, in an evaluation, in the middle of writing a checkpoint. Continued with `--resume` each time,
 Up-Down with dropout and scheduled sampling ends with the same losses, metrics, rates and weights as if nothing had happened."""
 import json
-import multiprocessing as mp
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 import pytest
 import torch
+from children import ended, server
 from xmodaler_nb.checkpoint import XmodalerCheckpointer, read_checkpoint
 from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.config.constants import kfg
@@ -25,7 +25,6 @@ DATALOADER.TRAIN_BATCH_SIZE 10 DECODE_STRATEGY.BEAM_SIZE 2 ENGINE.CHECKPOINT_ITE
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    import torch._dynamo, torch.utils.tensorboard, xmodaler_nb.datasets, xmodaler_nb.modeling    # noqa: F401  what every life would import: once, before the forks
     from xmodaler_nb.own.scenes import make_scenes
     return make_scenes(tmp_path_factory.mktemp('scenes'), 'tiny')
 
@@ -90,7 +89,7 @@ def life(data, out, workers, resume, doing, death):
 
 def run(data, out, workers, resume=False, death=None):
     "Exit code of one life, and what it was doing when it ended."
-    ctx = mp.get_context('fork')
+    ctx = server('torch._dynamo', 'torch.utils.tensorboard', 'xmodaler_nb.datasets', 'xmodaler_nb.modeling', 'test_kill')      # what every life would import
     doing = ctx.Value('i', 0, lock=False)
     p = ctx.Process(target=life, args=(data, out, workers, resume, doing, death), daemon=False)
     p.start()
@@ -98,8 +97,7 @@ def run(data, out, workers, resume=False, death=None):
         while not doing.value and p.is_alive(): time.sleep(.005)
         p.join(death[1])
         if p.is_alive(): os.kill(p.pid, signal.SIGKILL)
-    p.join(300)
-    return p.exitcode, PHASES[doing.value]
+    return ended(p, 300), PHASES[doing.value]
 
 
 def lines(out):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
+from children import ask, server
 from toy import events, fresh, same_weights, toy_cfg
 from xmodaler_nb.checkpoint import CheckpointError, XmodalerCheckpointer, write_checkpoint
 from xmodaler_nb.utils.checkpoint_files import check_name, load_weights
@@ -204,6 +205,15 @@ def test_a_small_disk_fills_up(tmp_path):
         assert same_weights(whole.model, t.model) and events(disk/'run') == events(tmp_path/'whole')
     finally: subprocess.run(['umount', '-l', str(disk)])
 
+def refused_as_nobody(call, *args):
+    "What is said to another user who tries this."
+    os.setgid(65534); os.setuid(65534)
+    try: call(*args)
+    except OSError as e: return str(e)
+    return 'nothing'
+
+def save_second(model, run): XmodalerCheckpointer(model, run).save('model_Epoch_00002_Iter_0000005', iteration=5)
+
 @pytest.mark.skipif(not hasattr(os, 'fork') or os.getuid() != 0, reason='needs root to become someone else')
 def test_a_read_only_folder_as_another_user(tmp_path):
     for p in [tmp_path, *tmp_path.parents]:
@@ -211,15 +221,7 @@ def test_a_read_only_folder_as_another_user(tmp_path):
         if not p.stat().st_mode & 1: p.chmod(p.stat().st_mode | 0o055)
     run = tmp_path/'run'
     run.mkdir(); run.chmod(0o755)
-    r, w = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.setgid(65534); os.setuid(65534)
-        try: check_output_dir(run); said = 'nothing'
-        except OSError as e: said = str(e)
-        os.write(w, said.encode()); os._exit(0)
-    os.waitpid(pid, 0); os.close(w)
-    said = os.read(r, 9999).decode(); os.close(r)
+    said = ask(server(), refused_as_nobody, check_output_dir, run)
     assert 'cannot write to OUTPUT_DIR' in said and 'Permission denied' in said and not list(run.iterdir())
 
 
@@ -230,15 +232,7 @@ def test_a_folder_that_becomes_read_only_keeps_its_checkpoint(tmp_path):
         if not p.stat().st_mode & 1: p.chmod(p.stat().st_mode | 0o055)
     m, run = nn.Linear(2, 1), tmp_path/'run'
     XmodalerCheckpointer(m, run).save('model_Epoch_00001_Iter_0000002', iteration=2)
-    r, w = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.setgid(65534); os.setuid(65534)
-        try: XmodalerCheckpointer(m, run).save('model_Epoch_00002_Iter_0000005', iteration=5); said = 'nothing'
-        except OSError as e: said = str(e)
-        os.write(w, said.encode()); os._exit(0)
-    os.waitpid(pid, 0); os.close(w)
-    said = os.read(r, 9999).decode(); os.close(r)
+    said = ask(server(), refused_as_nobody, save_second, m, run)
     assert 'Permission denied' in said and 'the last good checkpoint is' in said and 'Iter_0000002' in said
     assert XmodalerCheckpointer(m, run).load(XmodalerCheckpointer(m, run).get_checkpoint_file())['iteration'] == 2
 

@@ -1,10 +1,11 @@
 """The published configs of understanding and pre-training, from `ENGINE.NAME` to scores, on scenes: built, trained, killed and resumed bit for bit, evaluated;
 and two processes that do what one does, each id counted once."""
-import json, math, multiprocessing as mp, os, signal, sys
+import json, math, os, signal, sys
 from pathlib import Path
 import pytest, torch
 sys.path.insert(0, str(Path(__file__).parent))
 from test_scenes_tasks import CONFIGS, MM, config, options
+from children import run, server
 from toy import events
 from xmodaler_nb.commands.train import evaluate_only, train_main
 from xmodaler_nb.engine import ENGINE_REGISTRY, HookBase, build_engine
@@ -59,10 +60,7 @@ def test_trains_resumes_and_is_scored(path, world, tmp_path):
     before = {k: v.clone() for k, v in whole.model.state_dict().items()}
     whole.train(0, 4)
     assert any(not torch.equal(v, before[k]) for k, v in whole.model.state_dict().items())
-    child = mp.get_context('fork').Process(target=dies, args=(path, world, tmp_path/'parts'))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL and not (tmp_path/'parts'/'model_final').exists()
+    assert run(server('test_task_trainers'), dies, path, world, tmp_path/'parts') == -signal.SIGKILL and not (tmp_path/'parts'/'model_final').exists()
     second = trainer(path, world, tmp_path/'parts', resume=True)
     set_seed(99)
     assert second.start_iter == 2

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['is_path', 'is_features', 'is_clip', 'is_feature_file', 'picture_names', 'PictureModel', 'note_unlike',
-           'check_replaceable', 'shipped_model', 'find_checkpoint', 'load_extractor']
+           'check_replaceable', 'find_checkpoint', 'load_extractor']
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #74053240
 import hashlib
@@ -17,7 +17,7 @@ from PIL import Image
 from fastcore.basics import patch
 from .card import read_run_scores
 from ..checkpoint import XmodalerCheckpointer
-from ..config import config_dirs, kfg
+from ..config import kfg, shipped_model
 from ..datasets.familiar import Familiar
 from ..datasets.pictures import is_clip_file, load_clip, load_picture, read_clip
 from ..modeling import build_model, load_cfg_file
@@ -252,13 +252,6 @@ def _small_files(self:PictureModel):
     return files
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #3a1a5fbe
-def shipped_model(
-    name, # as somebody calls it, e.g. 'photos'
-):        # its folder, or None
-    "A model that comes with this library."
-    folders = [d/'models'/str(name) for d in config_dirs()] if Path(name).name == str(name) else []
-    return next((f for f in folders if (f/'model.safetensors').is_file()), None)
-
 def find_checkpoint(
     path,             # see above
     kind:str='model', # what messages call it

@@ -15,6 +15,7 @@ import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from .bert_weights import from_bert, is_bert
+from .source import carry_words, log_new_words
 from ..utils.checkpoint_files import CheckpointError, check_name, computed_buffers, load_pth, load_weights
 from ..utils.checkpoint_files import read_checkpoint, read_meta, recover, remove_dir, write_checkpoint, write_text
 from ..utils.comm import is_main_process, unwrap_model
@@ -256,13 +257,24 @@ def load(self:XmodalerCheckpointer,
     path:str,                  # '' = nothing to load
     checkpointables=None,      # names to restore besides the model; default: all that are tracked
     strict=False,              # True: any misfit of names or shapes is an error; 'complete': a missing weight is
+    words=None,                # (the model's vocabulary, that of the file): rows of words go by word
 ) -> dict:                     # what the file holds besides the model and the tracked objects
     "Restore model and checkpointables from a file or directory."
     if not path:
         self.logger.info("no checkpoint given: starting from scratch")
         return {}
     if not Path(path).exists(): raise FileNotFoundError(f"checkpoint {path} does not exist")
-    return self._restore(path, self._load_file(path), checkpointables, strict)
+    checkpoint = self._load_file(path)
+    if words is not None: checkpoint['model'] = self._by_word(checkpoint['model'], path, *words)
+    return self._restore(path, checkpoint, checkpointables, strict)
+
+@patch
+def _by_word(self:XmodalerCheckpointer, weights, path, words, known):
+    "The weights, with rows of words where this model has them."
+    weights = strip_prefix(weights)
+    self._convert_ndarray_to_tensor(weights)
+    log_new_words(words, known, path)
+    return carry_words(weights, self.model.state_dict(), words, known)
 
 @patch
 def _restore(self:XmodalerCheckpointer, path, checkpoint, checkpointables=None, strict=False):

@@ -23,14 +23,16 @@ from ..captioner import Answerer, Captioner, Retriever
 from .app_tabs import AskTab, BrowseTab, FindTab, RunTab, fill, page
 from .command import command
 from ..config import kfg
-from ..datasets.pictures import IMAGES, load_picture
+from ..datasets.pictures import CLIPS, IMAGES, load_picture, read_clip
 from ..evaluation.captions import as_references
 from ..evaluation.cider import DocumentFrequency
 from ..look.explorer import explorer_html, render_alternatives, top_words
+from ..look.film import frames_of
+from ..look.layers import HeadChoice
 from ..look.occlusion import occlusion, render_both
 from ..look.render import render_regions
 from ..look.scores import common_words, render_credit, render_gains, render_links, word_gains
-from ..own.scenes.draw import render, sample_scene
+from ..own.scenes.draw import render, render_clip, sample_clip, sample_scene
 from ..own.scenes.grammar import captions
 from ..utils.env import import_optional
 
@@ -59,7 +61,7 @@ def _too_large(megapixels):
 _STYLE = '''<style>
 .widget-tab > .lm-TabBar > .lm-TabBar-content {flex-wrap: wrap}
 .widget-tab > .lm-TabBar .lm-TabBar-tab {flex: 0 0 auto; min-width: 0; color: #333}
-.widget-tab > .lm-TabBar .lm-TabBar-tab .lm-TabBar-tabLabel {overflow: visible}
+.widget-tab > .lm-TabBar .lm-TabBar-tab .lm-TabBar-tabLabel {overflow: visible; color: #333}
 </style>'''
 
 class CaptionApp:
@@ -152,6 +154,7 @@ def caption(self:CaptionApp, **options):
     if key not in self.cache:
         image = self.pictures[self.picture.value]
         self.cache[key] = self.captioner.describe(image, trace=True, **options)
+        self.cache[key].frames = frames_of(image)
     return self.cache[key]
 
 @patch
@@ -188,7 +191,8 @@ def _look(self:CaptionApp):
     self.look_view, self.regions_view = w.HTML(), w.HTML()
     self.beams.observe(self._search, 'value')
     self.word.observe(self._draw_look, 'value')
-    return self._page([self.beams, self.word], self.look_view, self.regions_view)
+    self.heads = HeadChoice(self.captioner, self._draw_look)
+    return self._page([self.beams, self.word, self.heads.widget], self.look_view, self.regions_view)
 
 @patch
 def _search(self:CaptionApp, _=None):
@@ -203,7 +207,8 @@ def _search(self:CaptionApp, _=None):
 
 @patch
 def _draw_look(self:CaptionApp, _=None):
-    self.safely(self.look_view, lambda: explorer_html(self.current, self.word.value))
+    image = self.pictures[self.picture.value]
+    self.safely(self.look_view, lambda: explorer_html(self.heads.apply(self.current, image), self.word.value))
 
 # %% ../../nbs/18_commands/57_app.ipynb #4d4e6b2e
 @patch
@@ -305,42 +310,54 @@ def _score_html(self:CaptionApp):
 
 # %% ../../nbs/18_commands/57_app.ipynb #f5184b69
 def drawn_scenes(
-    n:int=12, # how many
-) -> tuple:   # name → picture, name → captions
+    n:int=12,    # how many
+    clips=False, # clips instead of pictures
+) -> tuple:      # name → picture (h, w, 3) or clip (frames, h, w, 3), name → captions
     "Scenes with what can be said about them."
-    scenes = {f'scene {i}': sample_scene(np.random.default_rng(i), n=1 + i % 3) for i in range(n)}
+    rng = np.random.default_rng
+    if clips: scenes = {f'clip {i}': sample_clip(rng(i)) for i in range(n)}
+    else: scenes = {f'scene {i}': sample_scene(rng(i), n=1 + i % 3) for i in range(n)}
     said = {name: captions(s, np.random.default_rng(0), 5) for name, s in scenes.items()}
-    return {name: render(s) for name, s in scenes.items()}, said
+    return {name: np.stack(render_clip(s)) if clips else render(s) for name, s in scenes.items()}, said
 
 # %% ../../nbs/18_commands/57_app.ipynb #1a0c3d28
 _VARIABLE = 'XMODALER_APP'
 
 def app_pictures(
     folder=None, # with pictures, or None: twelve drawn scenes
-) -> dict:       # name → picture or path
+    clips=False, # the model reads clips: also those of the folder, or twelve drawn clips
+) -> dict:       # name → picture (h, w, 3) or clip (frames, h, w, 3)
     "What the app shows first."
-    if folder is None: return drawn_scenes()[0]
-    found = [p for p in sorted(Path(folder).iterdir()) if p.suffix.lower() in IMAGES and p.is_file()]
+    if folder is None: return drawn_scenes(clips=clips)[0]
+    endings = IMAGES | (CLIPS if clips else set())
+    found = [p for p in sorted(Path(folder).iterdir()) if p.suffix.lower() in endings and p.is_file()]
     if not found: raise FileNotFoundError(f'{folder} holds no pictures')
-    return {p.name: load_picture(p) for p in found[:200]}
+    return {p.name: _read(p) for p in found[:200]}
+
+def _read(path): return np.stack(read_clip(path)) if path.suffix.lower() in CLIPS else load_picture(path)
+
+def _reads_clips(captioner): return getattr(captioner.extractor, 'reads_clips', False)
 
 _KINDS = dict(answerer=Answerer, retriever=Retriever, compare=Captioner)
 
 def open_app(): # CaptionApp
     "The app that the environment variable describes; the page's only cell calls this."
     told = json.loads(os.environ[_VARIABLE])
-    return CaptionApp(Captioner.from_pretrained(told['model']), app_pictures(told['data']), told['model'],
-                      _references(told), **_companions(told))
+    captioner = Captioner.from_pretrained(told['model'])
+    clips = _reads_clips(captioner)
+    return CaptionApp(captioner, app_pictures(told['data'], clips), told['model'], _references(told, clips),
+                      **_companions(told))
 
 def _companions(told):
     "The further models that are named."
     return {k: kind.from_pretrained(told[k]) for k, kind in _KINDS.items() if told.get(k)}
 
-def _references(told):
+def _references(told, clips=False):
     "Captions by name of the picture; None for pictures of which nothing is said."
     if told.get('references'): return as_references(told['references'])
-    return None if told['data'] else drawn_scenes()[1]
+    return None if told['data'] else drawn_scenes(clips=clips)[1]
 
+# %% ../../nbs/18_commands/57_app.ipynb #3e3080ec
 def _notebook():
     "The page's notebook, as text."
     cell = dict(cell_type='code', id='app', metadata={}, execution_count=None, outputs=[],
@@ -379,8 +396,8 @@ _TOLD = 'model', 'data', 'references', *_KINDS
 
 def _check(told):
     "Open what the page will open: what is wrong is said here, not in the page."
-    Captioner.from_pretrained(told['model'])
-    pictures, said = app_pictures(told['data']), _references(told)
+    clips = _reads_clips(Captioner.from_pretrained(told['model']))
+    pictures, said = app_pictures(told['data'], clips), _references(told, clips)
     _companions(told)
     if said and not {str(k) for k in said} & set(pictures):
         raise ValueError(f"{told['references']}: none of its {len(said)} names is that of a picture in {told['data']}")

@@ -11,6 +11,7 @@ import pickle
 import sys
 from functools import wraps
 from ..utils.env import setup_environment
+from ..utils.file_io import printable
 
 # %% ../../nbs/18_commands/05_command.ipynb #f6d9c623
 USER_ERRORS = (KeyError, ValueError, TypeError, AssertionError, AttributeError, OSError, FloatingPointError,
@@ -48,6 +49,6 @@ def report_failures(
     total:int,   # how many there were
 ) -> int:        # exit code: 1 if any failed
     "Name on standard error what failed."
-    for name, why in failed.items(): print(f'failed: {name}: {why}', file=sys.stderr)
+    for name, why in failed.items(): print(f'failed: {printable(name)}: {printable(why)}', file=sys.stderr)
     if failed: print(f'{len(failed)} of {total} failed', file=sys.stderr)
     return int(bool(failed))

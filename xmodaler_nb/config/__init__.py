@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['CN', 'CfgNode', 'configurable', 'get_cfg', 'global_cfg', 'set_global_cfg', 'kfg', 'Batch', 'check_batch',
-           'config_dirs', 'config_file', 'upgrade_config', 'downgrade_config']
+           'config_dirs', 'config_file', 'shipped_model', 'upgrade_config', 'downgrade_config']
 
 # %% ../../nbs/03_config/99_config.ipynb #e28149b8
 from .compat import downgrade_config, upgrade_config
 from .config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg
 from .constants import Batch, check_batch, kfg
-from .files import config_dirs, config_file
+from .files import config_dirs, config_file, shipped_model
 CN = CfgNode
 
 # %% ../../nbs/03_config/99_config.ipynb #8e48b447
 _all_ = ['CfgNode', 'CN', 'configurable', 'get_cfg', 'global_cfg', 'set_global_cfg', 'kfg', 'Batch', 'check_batch',
-         'config_dirs', 'config_file', 'upgrade_config', 'downgrade_config']
+         'config_dirs', 'config_file', 'shipped_model', 'upgrade_config', 'downgrade_config']

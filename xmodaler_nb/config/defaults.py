@@ -51,7 +51,7 @@ _C.ENGINE = CN(dict(
     SHARD_EVAL=True,                             # several processes: each decodes a part of the images
     WAIT_WARNING=600,                            # several processes: seconds at one place that are said; 0 = never
     PACK_WORDS=False,                            # leave out what is beyond the end of each caption
-    OTHER_WORDS=False,                           # fine-tuning: MODEL.WEIGHTS may be of another vocabulary
+    OTHER_WORDS=False,                           # fine-tuning: MODEL.WEIGHTS may be of other words; shared ones stay
     PROGRESS=True))                              # progress bar on a terminal
 
 _C.SCHEDULED_SAMPLING = CN(dict(

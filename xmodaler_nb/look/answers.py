@@ -26,7 +26,7 @@ def _bar(answer, p, width, first):
     name = _span(answer, 'display:inline-block;min-width:6em;' + 'font-weight:700'*first)
     long, colour = max(1, round(p*width)), '#1f4e8c' if first else '#9db7d8'
     bar = _span('', f'display:inline-block;height:10px;width:{long}px;background:{colour}')
-    return f'<div>{name}{bar} {_span(f"{p:.0%}", "color:#777;font-size:12px")}</div>'
+    return f'<div>{name}{bar} {_span(f"{p:.0%}", "color:#595959;font-size:12px")}</div>'
 
 # %% ../../nbs/16_look/15_answers.ipynb #4a5aa8b3
 _UNLIT = frozenset('how many what which where who do does did can you i ? . , [UNK]'.split()) | FUNCTION_WORDS
@@ -47,7 +47,7 @@ def render_word_lights(
 _CARD = ('display:flex;flex-wrap:wrap;gap:16px;'
          'font:14px/1.4 system-ui,sans-serif;border-top:1px solid #ddd;padding:10px 0')
 
-def _line(text, style='color:#777'): return f'<div style="{style}">{escape(str(text))}</div>'
+def _line(text, style='color:#595959'): return f'<div style="{style}">{escape(str(text))}</div>'
 
 def _card(x, lines, width):
     "The picture of an answer or a match beside lines, its unknown words, and where its words look."
@@ -65,7 +65,7 @@ def render_answer_card(
 ) -> str:          # HTML
     "A picture, a question, the five best answers, and the regions that its words attend to."
     lines = [_line(answer.question, 'font-weight:700'), render_chances(answer.best)]
-    if right: lines.append(_line(f'right: {right}', 'color:#777'))
+    if right: lines.append(_line(f'right: {right}', 'color:#595959'))
     return _card(answer, lines, width)
 
 # %% ../../nbs/16_look/15_answers.ipynb #65a56c1f

@@ -9,6 +9,8 @@ __all__ = ['sentence_html', 'explorer_html', 'top_words', 'render_alternatives',
 from html import escape
 from math import exp
 from fastcore.basics import patch
+from .film import caption_film, frames_of
+from .layers import HeadChoice
 from .render import (png_uri, region_boxes, render_attention, render_attention_strip,
                                      render_beam_tree, render_regions, size_of)
 
@@ -22,8 +24,9 @@ def sentence_html(
     def one(i, w, lp):
         mark = 'background:#ffe08a;' if i == current else ''
         return (f'<span style="{mark}padding:2px '
-                f'5px;border-radius:4px;display:inline-block;text-align:center">{escape(str(w))}<br><small '
-                f'style="color:#888">{exp(lp):.0%}</small></span>')
+                f'5px;border-radius:4px;display:inline-block;max-width:100%;box-sizing:border-box;'
+                f'overflow-wrap:anywhere;text-align:center">{escape(str(w))}<br><small '
+                f'style="color:#595959">{exp(lp):.0%}</small></span>')
     return '<div class="sentence" style="font:16px system-ui,sans-serif">' + ''.join(one(i, w, lp)
         for i, (w, lp) in enumerate(zip(words, log_probs))) + '</div>'
 
@@ -37,9 +40,11 @@ def explorer_html(
     word = min(word, max(0, len(caption.words)-1))
     parts, att, image = [sentence_html(caption.words, caption.log_probs, word)], get('attention'), get('image')
     if get('score') is not None:
-        parts.append(f'<div style="color:#777;font:12px system-ui,sans-serif">log-probability of the caption '
+        parts.append(f'<div style="color:#595959;font:12px system-ui,sans-serif">log-probability of the caption '
                      f'{caption.score:.2f}</div>')
-    if att is not None and len(att) > word:
+    film = caption_film(caption)
+    if film: parts.append(film)
+    elif att is not None and len(att) > word:
         big = render_attention(image, get('boxes'), [caption.words[word]], att[word:word+1], width=240, current=0)
         small = (render_attention(image, get('boxes'), caption.words[:len(att)], att[:len(caption.words)], width=64,
                                   current=word) if image is not None
@@ -119,6 +124,7 @@ class CaptionExplorer:
         if (i, strategy) not in self._captions:
             self._captions[i, strategy] = self.captioner.describe(self.pictures[i], strategy=strategy,
                 beam_size=self.beam_size if strategy == 'beam' else None, trace=True)
+            self._captions[i, strategy].frames = frames_of(self.pictures[i])
         return self._captions[i, strategy]
 
     def _ipython_display_(self):
@@ -139,7 +145,9 @@ def _build(self:CaptionExplorer, strategies):
     for control in (self.picture, self.strategy): control.observe(self._on_change, 'value')
     self.word.observe(self._update_view, 'value')
     self.out.layout = w.Layout(flex='1 1 300px', min_width='0')
-    rows = [[self.picture, self.strategy], [self.back, self.word, self.next], [self.picture_view, self.out]]
+    self.heads = HeadChoice(self.captioner, self._update_view)
+    rows = [[self.picture, self.strategy], [self.back, self.word, self.next], [self.heads.widget],
+            [self.picture_view, self.out]]
     self.widget = w.VBox([w.HBox(row, layout=w.Layout(flex_flow='row wrap')) for row in rows])
     self._on_change()
 
@@ -170,4 +178,4 @@ def _update_view(self:CaptionExplorer, _=None):
     n = None if att is None or not len(att) else len(att[0])
     references = _reference_list(self.references[i] if self.references else ())
     self.picture_view.value = render_regions(getattr(c, 'image', None), boxes, n) + references
-    self.out.value = explorer_html(c, self.word.value)
+    self.out.value = explorer_html(self.heads.apply(c, self.pictures[i]), self.word.value)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MONITOR', 'worst', 'render_worst', 'render_comparison', 'confusions', 'render_confusions', 'run_curves', 'run_panels',
-           'render_wall', 'render_film']
+           'render_wall']
 
 # %% ../../nbs/16_look/45_failures.ipynb #ffae03c5
 from collections import Counter
@@ -51,7 +51,7 @@ def _cell(inside): return f'<td style="{_CELL}">{inside}</td>'
 def _worst_row(i, picture, captions, scores, refs, width):
     "One picture."
     image = '' if picture is None else f'<img src="{png_uri(picture, 2*width)}" width="{width}" alt="picture {i}"/>'
-    said = [f'{escape(texts[i])}<div style="color:#777">{scores[n][i]:.2f}</div>' for n, texts in captions.items()]
+    said = [f'{escape(texts[i])}<div style="color:#595959">{scores[n][i]:.2f}</div>' for n, texts in captions.items()]
     return f'<tr>{"".join(map(_cell, [image, *said, "<br/>".join(map(escape, refs))]))}</tr>'
 
 # %% ../../nbs/16_look/45_failures.ipynb #707231d7
@@ -186,26 +186,3 @@ def _tile(i, picture, score, label, asked, width):
     words = ' '.join(f'<b>{escape(w)}</b>' if w.lower() in asked else escape(w) for w in str(label).split())
     image = '' if picture is None else f'<img src="{png_uri(picture, 2*width)}" width="{width}" alt="find {i}"/>'
     return f'<div style="width:{width}px">{image}<div>{i}. <small>{score:.2f}</small></div><div>{words}</div></div>'
-
-def render_film(
-    frames,        # pictures
-    words:list,    # t words
-    weights,       # (t, frames)
-    width:int=64,  # of a frame
-    unlit=FUNCTION_WORDS, # words whose frames stay dark
-) -> str:          # HTML
-    "A line of frames for every word that names something, each frame as bright as its weight."
-    weights = np.asarray(weights, dtype=float)
-    if weights.shape != (len(words), len(frames)):
-        raise ValueError(f'{len(words)} words and {len(frames)} frames need weights of sizes '
-                         f'({len(words)}, {len(frames)}), got {weights.shape}')
-    uris = [png_uri(f, 2*width) for f in frames]
-    lines = ''.join(_film_line(w, row, uris, width) for w, row in zip(words, weights) if w not in unlit)
-    return f'<div style="font:13px system-ui,sans-serif;overflow-x:auto">{lines}</div>'
-
-def _film_line(word, row, uris, width):
-    "One word and its frames."
-    top = max(row.max(), 1e-12)
-    frames = ''.join(f'<img src="{u}" width="{width}" alt="frame {i}: {w:.2f}" title="{w:.2f}" '
-                     f'style="filter:brightness({.2 + .8*w/top:.2f})"/>' for i, (u, w) in enumerate(zip(uris, row)))
-    return f'<div style="white-space:nowrap">{frames} {escape(str(word))}</div>'

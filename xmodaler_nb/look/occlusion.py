@@ -89,7 +89,7 @@ def render_both(
 ) -> str:          # HTML
     "Attention above, occlusion below, and their agreement."
     rows = (('read: attention', attention), ('needed: occlusion', np.maximum(drop, 0)))
-    parts = [f'<div style="color:#777">{name}</div>{render_attention(image, boxes_or_grid, words, w, width)}'
+    parts = [f'<div style="color:#595959">{name}</div>{render_attention(image, boxes_or_grid, words, w, width)}'
              for name, w in rows]
     value = agreement(words, attention, drop)
     note = 'no word names anything' if value != value else f'agreement {value:.2f}'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FUNCTION_WORDS', 'png_uri', 'picture_uri', 'size_of', 'region_boxes', 'render_regions', 'render_attention',
-           'render_attention_strip', 'render_beam_tree', 'render_caption_card']
+           'render_attention_strip', 'render_beam_tree', 'render_caption_card', 'caption_svg']
 
 # %% ../../nbs/16_look/10_render.ipynb #cf148232
 import base64
@@ -235,13 +235,17 @@ def _text(x, y, size, ink, text):
 _W, _H = 74, 30      # width and height of a beam
 _DX, _DY = 104, 40   # distance of columns and rows
 
+_LETTERS = 11        # of a word that fits into a beam
+
+def _short(word): return word if len(word) <= _LETTERS else word[:_LETTERS-1] + '…'
+
 def _node(at, beam, on_path, tip, pruned=False):
     "One beam: its word and its score."
     (x, y), (edge, ground, ink) = at, _node_colours(beam['active'], on_path, pruned)
     score = '' if beam['score'] is None else f"{beam['score']:.2f}"
     frame = f'rx="4" fill="{ground}" stroke="{edge}" stroke-width="{2 if on_path else 1}"'
-    return (f'<g>{_rect((x, y, x+_W, y+_H), frame)}/>{_text(x+_W/2, y+13, 12, ink, beam["word"])}'
-            f'{_text(x+_W/2, y+25, 9, "#777", score)}{tip}</g>')
+    return (f'<g>{_rect((x, y, x+_W, y+_H), frame)}/>{_text(x+_W/2, y+13, 12, ink, _short(beam["word"]))}'
+            f'{_text(x+_W/2, y+25, 9, "#595959", score)}{tip}</g>')
 
 def _edge(parent_at, at, on_path):
     "A line from a beam to one that continues it."
@@ -281,8 +285,10 @@ def render_beam_tree(
     width, height = 20 + _W + len(steps)*_DX, 10 + max([len(s['beams']) for s in steps] or [1])*_DY
     mark = '' if current is None else _column_mark(_place(current, 0)[0], height)
     frame = f'width="{width}" height="{height}" font-family="system-ui,sans-serif"'
-    return (f'<div class="beams" style="overflow-x:auto"><svg {frame} xmlns="http://www.w3.org/2000/svg">'
+    return (f'<div class="beams" {_SCROLLS}><svg {frame} xmlns="http://www.w3.org/2000/svg">'
             f'{mark}{"".join(edges)}{"".join(nodes)}</svg></div>')
+
+_SCROLLS = 'style="overflow-x:auto" tabindex="0" role="region" aria-label="search tree"'
 
 def _column_mark(x, height):
     "A yellow background behind the beams of one word."
@@ -325,3 +331,42 @@ def _caption_attention(caption):
     if weights is None or not len(weights): return ''
     words, weights = caption.words[:len(weights)], np.asarray(weights)[:len(caption.words)]
     return render_attention(getattr(caption, 'image', None), getattr(caption, 'boxes', None), words, weights)
+
+# %% ../../nbs/16_look/10_render.ipynb #cb52d379
+def caption_svg(
+    caption,        # with `words`, `image`, `boxes`, `attention` (t, n): a `Caption` that was made with trace=True
+    width:int=840,  # in pixels
+    columns:int=6,  # words in a line
+    side:int=320,   # the picture is stored with at most so many pixels on its longer side
+    unlit=FUNCTION_WORDS, # words without light
+) -> str:           # the content of a .svg
+    "What each word attends to, as a file that shows on any page."
+    if caption.attention is None: raise ValueError('the caption has no attention: describe(…, trace=True) records it')
+    size, weights = size_of(caption.image), np.asarray(caption.attention, dtype=float)
+    boxes = region_boxes(weights.shape[1], size, caption.boxes)
+    lit = [row*(w not in unlit) for w, row in zip(caption.words, weights)]
+    overlays = [_attention_overlay(row, boxes, size) for row in lit]
+    step = width/columns, width/columns*size[0]/size[1] + 26
+    cells = ''.join(_svg_word((i % columns*step[0], i//columns*step[1]), step, size, overlay, word)
+                    for i, (word, overlay) in enumerate(zip(caption.words, overlays)))
+    lines = -(-len(lit)//columns)
+    return _svg_file(_once(caption.image, size, side) + cells, width, step[1]*lines, ' '.join(caption.words))
+
+def _once(image, size, side):
+    "The definition of the picture that every word refers to."
+    place = f'width="{size[1]}" height="{size[0]}" preserveAspectRatio="none"'
+    return f'<defs><image id="picture" href="{picture_uri(image, side)}" {place}/></defs>'
+
+def _svg_word(at, step, size, overlay, word):
+    "The picture at one word, and the word below it."
+    w, h = step[0] - 6, step[1] - 26
+    box = f'x="{at[0]+3:.1f}" y="{at[1]+3:.1f}" width="{w:.1f}" height="{h:.1f}" viewBox="0 0 {size[1]} {size[0]}"'
+    label = f'<text x="{at[0] + step[0]/2:.1f}" y="{at[1] + h + 18:.1f}">{escape(str(word))}</text>'
+    return f'<svg {box}><use href="#picture"/>{overlay}</svg>{label}'
+
+def _svg_file(inside, width, height, title):
+    "A whole SVG file on white."
+    style = '<style>text{font:15px system-ui,sans-serif;fill:#222;text-anchor:middle}</style>'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" width="{width}" '
+            f'height="{height:.0f}"><title>{escape(title)}</title>{style}'
+            f'<rect width="100%" height="100%" fill="#fff"/>{inside}</svg>')

@@ -65,7 +65,8 @@ def figure_html(
     "A figure inside the page."
     out = io.BytesIO()
     fig.savefig(out, format='png', dpi=110, bbox_inches='tight')
-    return f'<img src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}" alt="{escape(alt)}">'
+    uri = f'data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}'
+    return f'<img src="{uri}" alt="{escape(alt)}" style="max-width:100%">'
 
 # %% ../../nbs/16_look/40_report.ipynb #89fd0a06
 def _cell(v): return f'{v:.3f}' if isinstance(v, float) else escape(str(v))

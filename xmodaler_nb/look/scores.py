@@ -29,7 +29,9 @@ def _word(text, x, y, colour='currentColor'):
 def _drawing(inside, width, height):
     "An SVG that scrolls where it is wider than its place."
     svg = f'<svg width="{width:.0f}" height="{height:.0f}" xmlns="http://www.w3.org/2000/svg">{inside}</svg>'
-    return f'<div style="overflow-x:auto">{svg}</div>'
+    return f'<div {_SCROLLS}>{svg}</div>'
+
+_SCROLLS = 'style="overflow-x:auto" tabindex="0" role="region" aria-label="drawing of a score"'
 
 def _gram_bar(span, y, share, title):
     "The bar of an n-gram, the darker the larger its share of the largest."
@@ -52,7 +54,7 @@ def render_credit(
     for k in range(1, min(n, len(words)) + 1): body += _gram_line(words, places, k, rows, earned, top)
     total = sum(r['CIDEr_D'] for r in rows.values())
     height = 24 + _BAR*n*(n + 1)//2 + 4*n
-    body += _word(f'CIDEr-D {total:.2f}', 4, height + 16, '#777')
+    body += _word(f'CIDEr-D {total:.2f}', 4, height + 16, '#595959')
     return _drawing(body, max(160, places[-1][1] + 8 if places else 0), height + 24)
 
 def _gram_line(words, places, k, rows, earned, top):
@@ -143,11 +145,12 @@ def render_gains(
 ) -> str:         # HTML
     "A caption, and below every word the exchange that would gain most."
     cells = ''.join(_gain_cell(w, new, gain) for w, (new, gain) in zip(caption.split(), gains))
-    return f'<table style="font:14px system-ui,sans-serif;border-collapse:collapse"><tr>{cells}</tr></table>'
+    table = f'<table style="font:14px system-ui,sans-serif;border-collapse:collapse"><tr>{cells}</tr></table>'
+    return f'<div {_SCROLLS}>{table}</div>'
 
 def _gain_cell(word, new, gain):
     "One word: what to write there instead, if anything is gained."
     advice = f'{escape(new or "leave out")}<br/>+{gain:.2f}' if gain > 1e-6 else 'keep'
-    colour = '#1f6e43' if gain > 1e-6 else '#777'
+    colour = '#1f6e43' if gain > 1e-6 else '#595959'
     return (f'<td style="padding:2px 8px;text-align:center;vertical-align:top"><b>{escape(word)}</b>'
             f'<div style="color:{colour};font-size:12px">{advice}</div></td>')

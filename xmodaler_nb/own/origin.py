@@ -82,7 +82,9 @@ def maker_digest(
     kind, net = type(extractor), getattr(extractor, 'backbone', None)
     described = json.dumps(extractor.to_dict(), sort_keys=True, default=str)
     network = network_digest(net) if isinstance(net, nn.Module) else ''
-    return digest(PIXELS, f'{kind.__module__}.{kind.__qualname__}', described, network, *options)
+    numbers = sorted(extractor.files().items()) if hasattr(extractor, 'files') else []
+    return digest(PIXELS, f'{kind.__module__}.{kind.__qualname__}', described, network, *options,
+                  *(part for pair in numbers for part in pair))
 
 # %% ../../nbs/15_own/25_origin.ipynb #fa526b7c
 class FeatureFolder:
@@ -281,9 +283,10 @@ def write_description(
     "extractor.json, which travels with every checkpoint that is trained on these features, and whose it is."
     if not hasattr(extractor, 'to_dict'): return
     text = json.dumps({**extractor.to_dict(), **more}, indent=1)
-    for name, content in (('extractor.json', text), ('.maker.json', json.dumps([maker, digest(text)]))):
+    files = extractor.files() if hasattr(extractor, 'files') else {}                # numbers that it needs
+    for name, content in {**files, 'extractor.json': text, '.maker.json': json.dumps([maker, digest(text)])}.items():
         part = Path(path)/f'.{name}.{os.getpid()}'
-        part.write_text(content, encoding='utf-8')
+        part.write_bytes(content if isinstance(content, bytes) else content.encode())
         os.replace(part, Path(path)/name)
 
 # %% ../../nbs/15_own/25_origin.ipynb #69bb8cc9

@@ -84,13 +84,13 @@ def _forward(self:TokenBaseEmbedding,
     x = self.embeddings(input_ids)
     if self.embeddings_pos is not None: x = x + self.embeddings_pos(x if time_step is None else as_step(time_step))
     if self.embeddings_token_type is not None and token_type_ids is not None:
-        x = x + self.embeddings_token_type(_types_at(token_type_ids, time_step, len(input_ids)))
+        x = x + self.embeddings_token_type(_types_at(token_type_ids, time_step, input_ids.size(0)))
     return apply_modules(x, self.embeddings_act, self.embeddings_norm, self.embeddings_dropout)
 
 def _types_at(types, time_step, rows):
     "The types of all words, or of one word in every row."
     if time_step is None: return types
-    return repeat_rows(types[:,time_step], rows//len(types))
+    return repeat_rows(types[:,time_step], rows//types.size(0))     # not len: an exported graph keeps it
 
 def as_step(
     time_step, # a number, or a symbolic one while a graph is exported
