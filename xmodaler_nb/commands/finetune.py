@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 import numpy as np
 from ..captioner import Captioner
-from .command import command
+from .command import command, data_parser
 from .experiment import run_training
 from ..evaluation.captions import evaluate
 from ..modeling import load_cfg_file
@@ -125,16 +125,12 @@ def finetune_table(
 
 def finetune_parser() -> argparse.ArgumentParser:
     "The command line."
-    p = argparse.ArgumentParser(prog='python -m xmodaler_nb.commands.finetune',
-                                description='How much does fine-tuning on few photographs help?')
-    p.add_argument('--data', required=True, help='folder of neutral files')
-    p.add_argument('--out', default='runs/finetune', help='folder of the runs')
+    p = data_parser('finetune', 'How much does fine-tuning on few photographs help?', 'runs/finetune')
     p.add_argument('--model', default='photos', help='to begin with')
     p.add_argument('--style', choices=tuple(STYLES), default='plain', help='of the captions')
     p.add_argument('--sizes', type=int, nargs='+', default=[20, 100, 500], help='pictures to train on')
     p.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3])
     p.add_argument('--scored', type=int, default=200, help='pictures to score')
-    p.add_argument('--opts', nargs='*', default=[], metavar='KEY VALUE', help='changes to the configs, in pairs')
     return p
 
 # %% ../../nbs/18_commands/38_finetune.ipynb #28b857af

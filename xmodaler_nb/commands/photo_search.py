@@ -10,7 +10,7 @@ __all__ = ['SIDE', 'search_inputs', 'cca_scores', 'chance_scores', 'cell_boxes',
 import argparse
 from pathlib import Path
 import numpy as np
-from .command import command
+from .command import command, data_parser
 from .experiment import run_training
 from ..datasets.layout import SPLITS, write_json
 from ..datasets.task_layout import write_flickr30k, write_pieces
@@ -119,14 +119,8 @@ def train_search(
 
 def search_parser() -> argparse.ArgumentParser:
     "The command line."
-    p = argparse.ArgumentParser(prog='python -m xmodaler_nb.commands.photo_search',
-                                description='Photographs by sentences: recall of what needs no network, and of one.')
-    p.add_argument('--data', required=True, help='folder of neutral files')
-    p.add_argument('--out', default='runs/search', help='folder of the data and the run')
-    p.add_argument('--train', action='store_true', help='train the network')
-    p.add_argument('--resume', action='store_true', help='continue an interrupted training')
-    p.add_argument('--opts', nargs='*', default=[], metavar='KEY VALUE', help='changes to the config, in pairs')
-    return p
+    about = 'Photographs by sentences: recall of what needs no network, and of one.'
+    return data_parser('photo_search', about, 'runs/search', trains=True)
 
 @command
 def search_main(argv):

@@ -69,18 +69,20 @@ def score_systems(
 
 _SHOWN = ('Bleu_1', 'Bleu_4', 'METEOR', 'ROUGE_L', 'CIDEr')
 
-def _table_row(name, result):
+def _table_row(name, result, shown):
     "One system as a row of Markdown: scores with 95 % intervals, in hundredths."
     spans = result.confidence(n=300)
-    cells = [f'{100*result.corpus[k]:.1f} ({100*spans[k][0]:.1f}–{100*spans[k][1]:.1f})' for k in _SHOWN]
+    cells = [f'{100*result.corpus[k]:.1f} ({100*spans[k][0]:.1f}–{100*spans[k][1]:.1f})' for k in shown]
     return f"| {name} | {' | '.join(cells)} |"
 
 def score_table(
-    results:dict, # name → `EvalResult`
-) -> str:         # Markdown
+    results:dict,  # name → `EvalResult`
+    shown=_SHOWN,  # scores, one per column
+) -> str:          # Markdown
     "Scores in hundredths, with bootstrap intervals over the photographs."
-    head = f"| | {' | '.join(k.replace('Bleu_', 'BLEU-') for k in _SHOWN)} |"
-    return '\n'.join([head, '|---'*(len(_SHOWN) + 1) + '|', *(_table_row(*kv) for kv in results.items())])
+    head = f"| | {' | '.join(k.replace('Bleu_', 'BLEU-') for k in shown)} |"
+    rows = [_table_row(name, result, shown) for name, result in results.items()]
+    return '\n'.join([head, '|---'*(len(shown) + 1) + '|', *rows])
 
 def advantage(
     results:dict, # name → `EvalResult`
