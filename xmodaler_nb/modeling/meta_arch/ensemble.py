@@ -6,6 +6,7 @@
 __all__ = ['Ensemble']
 
 # %% ../../../nbs/07_modeling/60_meta_arch/50_ensemble.ipynb #8c38618d
+from fastcore.basics import patch
 from torch import nn
 from ...config import kfg
 from ..decode_strategy import build_beam_searcher
@@ -40,19 +41,6 @@ class Ensemble(nn.Module):
         "Those of the first member: an ensemble is on its device."
         return self.models[0].parameters()
 
-    def init_state(self,
-        batch, # one row per sentence to decode
-    ):         # state of all members
-        "Everything before the first word."
-        return self.stepper.init_state(batch)
-
-    def step(self,
-        tokens, # (rows,) int64, the last word of each row
-        state,  # of all members
-    ) -> tuple: # log-probabilities (rows, v), and the state one word further
-        "One word further: the log of the weighted mean probability."
-        return self.stepper.step(tokens, state)
-
     def preprocess_batch(self,
         batched_inputs, # list of items, or Batch
     ):                  # Batch
@@ -74,3 +62,20 @@ class Ensemble(nn.Module):
         k = self.beam_searcher.beam_size
         if k < 2: raise ValueError(f"an ensemble needs DECODE_STRATEGY.BEAM_SIZE of at least 2, got {k}")
         return self.beam_searcher(batched_inputs, output_sents, model=self.models, weights=self.weights)
+
+# %% ../../../nbs/07_modeling/60_meta_arch/50_ensemble.ipynb #3896ae58
+@patch
+def init_state(self:Ensemble,
+    batch, # one row per sentence to decode
+):         # state of all members
+    "Everything before the first word."
+    return self.stepper.init_state(batch)
+
+@patch
+def step(self:Ensemble,
+    tokens, # (rows,) int64, the last word of each row
+    state,  # of all members
+) -> tuple: # log-probabilities (rows, v), and the state one word further
+    "One word further: the log of the weighted mean probability."
+    return self.stepper.step(tokens, state)
+
