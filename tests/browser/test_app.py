@@ -225,7 +225,6 @@ def test_with_keys_only(page):
     open_tab(page, 'Look')
 
 
-@pytest.mark.xfail(reason='ipywidgets names neither the handles of its sliders nor the buttons of Play')
 def test_axe_finds_nothing_serious(page):
     axe_or_skip()
     assert len(page.grave) > 7

@@ -57,6 +57,23 @@ def read_upload(
 def _too_large(megapixels):
     return f'the picture has {megapixels} megapixels; at most {MAX_PIXELS/1e6:.0f} are read'
 
+# %% ../../nbs/18_commands/57_app.ipynb #b64bcb1f
+_NAMES = '''<script>(() => {
+  const players = {'fa-play': 'Play', 'fa-pause': 'Pause', 'fa-stop': 'Stop', 'fa-retweet': 'Repeat'}
+  const name = () => {
+    for (const handle of document.querySelectorAll('.widget-slider [role=slider]:not([aria-label])')) {
+      const label = handle.closest('.widget-slider').querySelector('label')
+      if (label && label.innerText) handle.setAttribute('aria-label', label.innerText)
+    }
+    for (const button of document.querySelectorAll('.widget-play button:not([aria-label])'))
+      for (const [icon, text] of Object.entries(players))
+        if (button.querySelector('.' + icon)) button.setAttribute('aria-label', text)
+  }
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true})
+  name()
+})()</script>'''
+
+
 # %% ../../nbs/18_commands/57_app.ipynb #9e1f81a7
 _STYLE = '''<style>
 .widget-tab > .lm-TabBar > .lm-TabBar-content {flex-wrap: wrap}
@@ -89,8 +106,8 @@ class CaptionApp:
     def say(self, text=''): self.message.value = f'<p role="status">{escape(str(text))}</p>' if text else ''
 
     def _ipython_display_(self):
-        from IPython.display import display
-        display(self.widget)
+        from IPython.display import HTML, display
+        display(HTML(_NAMES), self.widget)
 
 # %% ../../nbs/18_commands/57_app.ipynb #c39ff142
 @patch
