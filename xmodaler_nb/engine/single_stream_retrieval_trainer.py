@@ -52,6 +52,13 @@ class SingleStreamRetrievalTrainer(DefaultTrainer):
         cfg,   # config tree; the model scores pairs
     ): super().__init__(cfg)
 
+    def train(self, start_iter:int=None, max_iter:int=None):
+        "Train; first an error if a picture of an evaluation cannot be used."
+        for loader in (self.val_data_loader, self.test_data_loader):
+            broken = getattr(getattr(getattr(loader, 'dataset', None), 'mapper', None), 'broken', {})
+            if broken: raise ValueError(next(iter(broken.values())))
+        return super().train(start_iter, max_iter)
+
 @patch(cls_method=True)
 def inference(cls:SingleStreamRetrievalTrainer,
     cfg,               # config tree, not used
