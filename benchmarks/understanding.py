@@ -128,7 +128,7 @@ class Pool(Flickr30kDatasetForSingleStreamVal):
     "The evaluation data set with made-up pictures in memory."
     def __init__(self, images, regions, width):
         self.feats, self.locs, self.masks = torch.rand(images, regions, width), torch.rand(images, regions, 5), torch.ones(images, regions)
-        self.inf_batch_size = 200
+        self.inf_batch_size, self.broken = 200, {}
 
     def cloned(self, entry):
         "The chunks of a caption from features that are cloned first."
@@ -148,7 +148,7 @@ def scored(chunks):
 def chunks_row(images, captions, total, regions=36, width=2048):
     "The pictures beside each caption, as views and as clones."
     pool = Pool(images, regions, width)
-    entries = [dict(caption=[2, *range(5, 17), 3], image_index=k, total_img_num=images) for k in range(captions)]
+    entries = [dict(caption=[2, *range(5, 17), 3], image_id=k, image_index=k, total_img_num=images) for k in range(captions)]
     assert torch.equal(scored(pool(entries[0])), scored(pool.cloned(entries[0])))
     ours, peer = (seconds(lambda: [scored(chunks(e)) for e in entries])*total/captions for chunks in (pool, pool.cloned))
     clone = sum(x.nbytes for x in (pool.feats, pool.locs, pool.masks))/2**20
