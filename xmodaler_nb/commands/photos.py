@@ -262,7 +262,8 @@ def write_card(
     size = sum(p.stat().st_size for p in folder.iterdir())/1e6
     parameters = sum(p.numel() for p in c.model.parameters())
     unlike = share_unlike(c, split_inputs(data, 'test')[0])
-    told = dict(unlike=f'{100*unlike:.0f} %', what=architecture(c.cfg), words=len(c.vocab), parameters=parameters, size=size, table=table)
+    told = dict(what=architecture(c.cfg), words=len(c.vocab), parameters=parameters, size=size, table=table,
+                unlike=f'{100*unlike:.0f} %')
     text = _CARD.format(right=c.calibration.right, limit=c.calibration.limit, **told)
     (folder/'README.md').write_text(text, encoding='utf-8')
 

@@ -32,6 +32,8 @@ def spread(
     "How much the rows differ: their standard deviation, averaged over the columns."
     return float(np.asarray(feats, dtype=np.float64).std(0).mean())
 
+
+# %% ../../nbs/06_datasets/72_familiar.ipynb #22c3339e
 class Familiar:
     "What the training pictures are like, and how far from them a picture may be."
     def __init__(self,
@@ -65,7 +67,8 @@ class Familiar:
     def to_dict(self) -> dict:
         "As JSON can hold it, rounded to five digits."
         short = lambda x: np.vectorize(lambda v: float(f'{v:.5g}'))(x).tolist()
-        return dict(mean=short(self.mean), scale=short(self.scale), limits=short(self.limits), even=float(short(self.even)))
+        parts = {name: short(getattr(self, name)) for name in ('mean', 'scale', 'limits')}
+        return dict(**parts, even=float(short(self.even)))
 
 # %% ../../nbs/06_datasets/72_familiar.ipynb #2308d8d3
 def measure(
@@ -79,8 +82,13 @@ def measure(
     usual = validation or training
     known.limits = MARGIN*np.stack([known.distances(f) for f in usual]).max(0)
     spreads = [spread(f) for f in usual if len(f) > 1]
-    if spreads: known.even = float(np.quantile(spreads, EVEN))
+    if spreads: known.even = _least_spread(spreads)
     return known
+
+def _least_spread(spreads):
+    "Two of a hundred lie below; with fewer than fifty, all lie well above."
+    return float(np.quantile(spreads, EVEN)) if len(spreads)*EVEN >= 1 else min(spreads)/MARGIN
+
 
 # %% ../../nbs/06_datasets/72_familiar.ipynb #e2f751a3
 FEWEST = 20   # training pictures; fewer say nothing about what is usual
