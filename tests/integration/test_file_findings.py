@@ -181,4 +181,4 @@ def test_torchvision_that_cannot_be_imported_is_said_first(tmp_path, capsys, mon
         assert "backbone 'torchvision/resnet18' cannot be used here" in err and "What works here is the backbone 'patches'" in err and not (tmp_path/'o').exists()
     with pytest.raises(ImportError, match="What works here is the backbone 'patches'"): own.CaptionData.from_folder(photos).write(tmp_path/'o', 'torchvision/resnet18')
     assert data_main(['write', str(photos), str(tmp_path/'o'), '--backbone', 'resnet18']) == 1
-    assert "there are 'patches', 'efficientnet_lite0' and 'torchvision/NAME'" in capsys.readouterr().err and not (tmp_path/'o').exists()
+    assert "there are 'patches', 'efficientnet_lite0' to 'efficientnet_lite4' and 'torchvision/NAME'" in capsys.readouterr().err and not (tmp_path/'o').exists()

