@@ -25,13 +25,14 @@ let turn = 0                                                      // a newer req
 // ---- features -------------------------------------------------------------------------------------------------------
 
 async function featuresOf(picture) {
-  const how = model.page.extractor
+  const {extractor} = model.page, how = extractor.of ?? extractor     // `of`: what a ReducedExtractor reduces
   if (how.extractor !== 'BackboneExtractor') return sceneFeatures(picture, how)
   const input = new ort.Tensor('float32', networkInput(picture, how), [1, 3, how.size, how.size])
   const out = await model.backbone.run({[model.backbone.inputNames[0]]: input})
   const [rows, global] = model.backbone.outputNames.map(name => out[name])
-  const [, n, width] = rows.dims, side = Math.round(n**.5)
-  const boxes = side*side === n && how.crop === 'squeeze' ? gridCells(side, picture.width, picture.height) : null
+  const [, n, width] = rows.dims, whole = extractor.of ? [[0, 0, picture.width, picture.height]] : []   // its first row
+  const side = Math.round((n - whole.length)**.5), square = side*side === n - whole.length && how.crop === 'squeeze'
+  const boxes = square ? [...whole, ...gridCells(side, picture.width, picture.height)] : null
   return {rows: n, width, data: rows.data, global: global?.data, boxes}
 }
 
@@ -57,7 +58,9 @@ function drawLook(canvas, look, side) {
   canvas.width = Math.max(1, Math.round(picture.width*k))
   canvas.height = Math.max(1, Math.round(picture.height*k))
   const brush = canvas.getContext('2d'), sheet = new OffscreenCanvas(canvas.width, canvas.height), dark = sheet.getContext('2d')
-  brush.imageSmoothingEnabled = picture.width > 128
+  const coarse = picture.width <= 128                           // of such a picture every pixel is shown
+  canvas.classList.toggle('coarse', coarse)
+  brush.imageSmoothingEnabled = !coarse
   brush.drawImage(bitmap, 0, 0, canvas.width, canvas.height)
   if (!look || !features.boxes) return
   dark.fillStyle = 'rgba(0, 0, 0, .75)'
@@ -200,6 +203,7 @@ async function start() {
     const button = make('button', $('samples')), image = make('img', button)
     image.src = `pictures/${file}`
     image.alt = alt
+    image.onload = () => image.classList.toggle('coarse', image.naturalWidth <= 128)
     button.onclick = () => openSample(button, file)
   }
   listen()

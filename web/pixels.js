@@ -7,7 +7,7 @@ export const LARGEST = 50e6                                      // pixels; a la
 
 // Read a file, blob or <img> into a picture; transparent pixels become white.
 export async function readPicture(source) {
-  const bitmap = await createImageBitmap(source)
+  const bitmap = await createImageBitmap(source, {colorSpaceConversion: 'none'})       // Python reads the bytes as they are
   const {width, height} = bitmap
   if (width*height > LARGEST) {
     throw new Error(`This picture has ${Math.round(width*height/1e6)} megapixels; at most ${LARGEST/1e6} are read.`)

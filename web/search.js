@@ -32,6 +32,30 @@ export function likeliest(logProbs, k) {
   return [...logProbs.keys()].sort((a, b) => logProbs[b] - logProbs[a] || a - b).slice(0, k)
 }
 
+// The bytes of a file that was packed with gzip; a server may have unpacked it on the way.
+export async function unpacked(address) {
+  const answer = await fetch(address)
+  if (!answer.ok) throw new Error(`${address}: ${answer.status} ${answer.statusText}`)
+  const bytes = await answer.arrayBuffer(), [first, second] = new Uint8Array(bytes, 0, 2)
+  if (first !== 0x1f || second !== 0x8b) return bytes
+  return await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer()
+}
+
+// Log-probabilities under the rules of page.json: a word that must not come after the words `ids` gets no chance.
+export function obey(rules, logProbs, ids) {
+  const out = logProbs.slice(), n = rules.no_repeat_ngram, last = ids.slice(ids.length - n + 1)
+  for (const id of rules.banned) out[id] = -Infinity
+  if (n) for (let i = 0; i + n <= ids.length; i++) {
+    if (last.every((id, j) => id === ids[i + j])) out[ids[i + n - 1]] = -Infinity     // these n words stand there already
+  }
+  const end = ids.length < rules.min_length ? -Infinity : out[END]
+  if (rules.max_length && ids.length >= rules.max_length) out.fill(-Infinity)
+  out[END] = -Infinity
+  const stuck = end === -Infinity && out.every(x => x === -Infinity)                   // no word is left: end here
+  out[END] = stuck ? logProbs[END] : end
+  return out
+}
+
 export class Captioner {
   constructor(ort, page, encoder, step, backbone) {
     Object.assign(this, {ort, page, encoder, step, backbone})
@@ -40,6 +64,7 @@ export class Captioner {
   // Everything from a folder that `xm-export --web` wrote.
   static async open(ort, folder = '.') {
     const page = await (await fetch(`${folder}/page.json`)).json()
+    ort.env.wasm.wasmBinary = await unpacked(`${folder}/ort/${page.runtime_file}`)
     const load = name => ort.InferenceSession.create(`${folder}/${name}.onnx`, {executionProviders: ['wasm']})
     const sessions = [await load('encoder'), await load('step')]
     if (page.backbone) sessions.push(await load('backbone'))
@@ -98,9 +123,10 @@ export class Captioner {
   // The beams after one more word: every sentence offers its likeliest words, and the best offers stay.
   offers(beam, row, width, forced) {
     if (beam.ended) return [beam]
-    const words = forced === undefined ? likeliest(row.logProbs, width) : [forced]
-    const best = likeliest(row.logProbs, 5).map(id => ({id, logProb: row.logProbs[id]}))
-    return words.map(id => ({
+    const allowed = obey(this.page.rules, row.logProbs, beam.ids)
+    const words = forced === undefined ? likeliest(allowed, width) : [forced]
+    const best = likeliest(allowed, 5).filter(id => allowed[id] > -Infinity).map(id => ({id, logProb: allowed[id]}))
+    return words.filter(id => forced !== undefined || allowed[id] > -Infinity).map(id => ({
       ids: [...beam.ids, id], logProbs: [...beam.logProbs, row.logProbs[id]], looks: [...beam.looks, row.look],
       choices: [...beam.choices, best], score: beam.score + row.logProbs[id], ended: id === END, parent: beam.row,
     }))

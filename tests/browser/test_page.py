@@ -3,14 +3,12 @@ import base64
 import importlib.util
 import io
 import json
-import threading
 import warnings
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pages import opened, served
 from test_explorer import CHROMIUM
 from xmodaler_nb.captioner import Captioner
 from xmodaler_nb.look.page import read_runtime, write_page
@@ -70,11 +68,6 @@ def captioner(tmp_path_factory):
     return Captioner(learn(build_model(cfg), [look(render(s))['features'] for s in scenes], texts, vocab), cfg, vocab, look)
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, '.mjs': 'text/javascript', '.js': 'text/javascript', '.wasm': 'application/wasm'}
-    def log_message(self, *args): pass
-
-
 @pytest.fixture(scope='module')
 def folder(captioner, tmp_path_factory):
     "The page; the word `a` of its vocabulary looks like markup."
@@ -89,26 +82,9 @@ def folder(captioner, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def page(folder):
-    from playwright.sync_api import sync_playwright
-    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f'http://127.0.0.1:{server.server_port}/'
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage'])
-        tab = browser.new_page(viewport=dict(width=1280, height=800))
-        tab.set_default_timeout(120_000)
-        tab.errors, tab.foreign = [], []
-        tab.on('pageerror', lambda e: tab.errors.append(str(e)))
-        def local(route):
-            if route.request.url.startswith((address, 'data:', 'blob:')): return route.continue_()
-            tab.foreign.append(route.request.url)
-            route.abort()
-        tab.route('**/*', local)
-        tab.goto(address)
+    with served(folder) as address, opened(address) as tab:
         caption_is_there(tab)
         yield tab
-        browser.close()
-    server.shutdown()
 
 
 def caption_is_there(tab): tab.locator('#status', has_text='Caption:').wait_for()
@@ -190,8 +166,8 @@ def test_nothing_is_cut_off(page, size):
 
 
 def test_small_offline_and_labelled(page, folder):
-    "At most 15 MB, no request to another place, a name on every control."
-    assert sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()) < 15e6
+    "At most 5 MB with the runtime, no request to another place, a name on every control."
+    assert sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()) < 5e6
     assert 'MIT License' in (folder/'ort'/'LICENSE').read_text()
     assert not page.foreign and not page.errors
     unnamed = page.evaluate('''() => [...document.querySelectorAll('button, canvas, img, input, select')].filter(x =>

@@ -35,6 +35,7 @@ def test_train_pack_score(recipe, data, tmp_path, capsys):
     card, config = (packed/'README.md').read_text(), (packed/'config.yaml').read_text()
     assert ('A Transformer (2 + 2 layers of width 8)' if recipe == 'transformer' else 'UpDown attention') in card
     assert str(tmp_path) not in config and 'runs/data/flickr8k' in config
+    assert 'NO_REPEAT_NGRAM: 2' in config and 'LENGTH_PENALTY: 0.7' in config and 'TEMPERATURE: 1.0' in config   # whatever it was trained with
     assert Captioner.from_pretrained(packed).calibration is not None
 
 

@@ -7,6 +7,7 @@ __all__ = ['Caption', 'read_item', 'Captioner', 'one_thread']
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #99023d8e
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -205,7 +206,7 @@ def _check_call(n, names, strategy, beam_size, nbest, batch_size):
 # %% ../../nbs/17_captioner/10_captioner.ipynb #bd2283c1
 @patch
 def describe(self:Captioner,
-    x,                       # a picture or features, or a list of them
+    x,                       # a picture or features, or a list or iterator of them
     strategy='beam',         # 'beam', 'greedy', 'sample', or a DecodeStrategy
     beam_size:int|None=None, # sentences kept per picture
     nbest:int=1,             # captions per picture, best first
@@ -216,7 +217,7 @@ def describe(self:Captioner,
     **options,               # further arguments of the decode strategy
 ):    # Caption; a list for a list; lists of nbest captions if nbest > 1; None where there is an error
     "Everything that is known about the captions of some pictures."
-    many = isinstance(x, (list, tuple))
+    many = isinstance(x, (list, tuple)) or isinstance(x, Iterator) and not hasattr(x, 'read')
     xs = list(x) if many else [x]
     names = picture_names(xs) if ids is None else list(ids)
     _check_call(len(xs), len(names), strategy, beam_size, nbest, batch_size)

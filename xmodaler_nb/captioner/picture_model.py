@@ -292,8 +292,10 @@ def load_extractor(
 
 def _check_finite(model, path):
     "Refuse weights that are not numbers."
-    bad = [k for k, v in model.state_dict().items() if v.is_floating_point() and v.isnan().any()]
-    bad += [k for k, v in model.named_parameters() if v.isinf().any()]
+    floats = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    doubtful = {k: v for k, v in floats.items() if not v.sum().isfinite()}     # a finite sum has finite terms
+    bad = [k for k, v in doubtful.items() if v.isnan().any()]
+    bad += [k for k, v in model.named_parameters() if k in doubtful and v.isinf().any()]
     if bad: raise ValueError(f"{path}: {len(bad)} weights hold numbers that are not finite, {bad[0]} for instance; "
                              "the training that wrote them had failed")
 

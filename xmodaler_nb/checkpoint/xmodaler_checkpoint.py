@@ -181,11 +181,12 @@ def _load_pickled(path):
 
 @patch
 def _load_file(self:XmodalerCheckpointer,
-    filename,   # our directory, .safetensors, .pth or .pkl
-) -> dict:      # {'model': {name: tensor or array}, …}
+    filename,        # our directory, .safetensors, .pth or .pkl
+    with_state=True, # read the training state of a directory, too?
+) -> dict:           # {'model': {name: tensor or array}, …}
     "Read a checkpoint of any known kind into a dictionary; nothing in it is executed."
     p = Path(filename)
-    if p.is_dir(): d = read_checkpoint(p)
+    if p.is_dir(): d = read_checkpoint(p, with_state)
     elif p.suffix=='.safetensors': d = {'model': load_weights(p)}
     elif p.suffix=='.pkl': d = _load_pickled(p)
     else: d = load_pth(p)
@@ -265,7 +266,8 @@ def load(self:XmodalerCheckpointer,
         self.logger.info("no checkpoint given: starting from scratch")
         return {}
     if not Path(path).exists(): raise FileNotFoundError(f"checkpoint {path} does not exist")
-    checkpoint = self._load_file(path)
+    wanted = {} if checkpointables is None or list(checkpointables) else {'with_state': False}
+    checkpoint = self._load_file(path, **wanted)          # the training state is not opened if nothing of it is asked
     if words is not None: checkpoint['model'] = self._by_word(checkpoint['model'], path, *words)
     return self._restore(path, checkpoint, checkpointables, strict)
 

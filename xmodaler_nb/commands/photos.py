@@ -145,7 +145,8 @@ def known_pictures(
 
 
 # %% ../../nbs/18_commands/36_photos.ipynb #8812e006
-RECIPES = dict(transformer=('transformer/',), updown=('', 'more/'))   # name: folders of its configs below configs/real
+# name: folders of its configs below configs/real
+RECIPES = dict(transformer=('transformer/', 'rl/transformer/'), updown=('', 'more/'))
 
 def train_photos(
     folder,   # with neutral files
@@ -166,11 +167,12 @@ def train_photos(
 
 _PLACES = ('DATALOADER.ANNO_FOLDER', 'DATALOADER.FEATS_FOLDER', 'SCORER.GT_PATH', 'SCORER.CIDER_CACHED',
            'INFERENCE.VAL_ANNFILE', 'INFERENCE.TEST_ANNFILE', 'OUTPUT_DIR', 'MODEL.WEIGHTS')
+_SEARCH = ('DECODE_STRATEGY.NO_REPEAT_NGRAM', 'DECODE_STRATEGY.LENGTH_PENALTY', 'DECODE_STRATEGY.TEMPERATURE')
 
-def _forget_places(cfg, published):
-    "Put the paths of the published config into that of a run."
+def _as_published(cfg, published):
+    "Put paths and search of the published config into that of a run: training by reward samples without the rules."
     cfg.defrost()
-    cfg.merge_from_list([v for key in _PLACES for v in (key, reduce(getattr, key.split('.'), published))])
+    cfg.merge_from_list([v for key in _PLACES + _SEARCH for v in (key, reduce(getattr, key.split('.'), published))])
 
 def pack_photos(
     run,    # folder of a run
@@ -179,7 +181,7 @@ def pack_photos(
 ) -> Path:
     "A captioner for photographs, with calibration, in half precision."
     captioner = Captioner.from_pretrained(run, extractor=published_extractor(Path(folder)/'pca.npz'))
-    _forget_places(captioner.cfg, load_cfg_file(real_config(folder)))
+    _as_published(captioner.cfg, load_cfg_file(real_config(folder)))
     for p in captioner.model.parameters(): p.data = p.data.half().float()  # the weights as they will be saved
     captioner.calibration, captioner.metrics = calibrate(captioner, folder), {}
     captioner.familiar = known_pictures(folder)

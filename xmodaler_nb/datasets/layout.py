@@ -9,6 +9,7 @@ __all__ = ['PREFIXES', 'SPLITS', 'caption_rows', 'make_vocabulary', 'encode_word
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #cacac40e
 import collections
+import io
 import json
 import math
 import os
@@ -91,9 +92,9 @@ def write_features(
     **arrays  # features=(n, d), and others by name
 ):
     "The arrays of one image."
-    path = Path(folder)/f'{id}.npz'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **arrays)
+    whole = io.BytesIO()                    # a reader finds the old file or the new one
+    np.savez(whole, **arrays)
+    _write_bytes(Path(folder)/f'{id}.npz', whole.getvalue())
 
 def write_frames(
     folder,              # where {id}.npy goes
@@ -101,9 +102,9 @@ def write_frames(
     features:np.ndarray, # (n, d), a row per frame
 ):
     "The frame features of one clip."
-    path = Path(folder)/f'{id}.npy'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, features)
+    whole = io.BytesIO()
+    np.save(whole, features)
+    _write_bytes(Path(folder)/f'{id}.npy', whole.getvalue())
 
 # %% ../../nbs/06_datasets/15_layout.ipynb #b3d0f2a6
 def annotation(

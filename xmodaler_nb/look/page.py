@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAGE_FILES', 'RUNTIME', 'RUNTIME_VERSION', 'RUNTIME_FILES', 'RUNTIME_VARIABLE', 'web_file', 'read_runtime',
-           'find_runtime', 'check_page_model', 'describe_page', 'strip_notes', 'BackboneRows', 'write_graphs',
-           'sample_pictures', 'check_page_folder', 'write_page']
+           'find_runtime', 'check_page_model', 'page_rules', 'describe_page', 'sample_pictures', 'check_page_folder',
+           'write_page']
 
 # %% ../../nbs/16_look/50_page.ipynb #1d90c878
+import gzip
 import json
 import logging
 import os
@@ -18,17 +19,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import numpy as np
-import torch
-from torch import nn
 from ..config import kfg
 from ..datasets.pictures import load_picture
 from ..functional import decodes_word_pieces
-from ..modeling.backbone import as_rows, main_output
+from ..modeling.decode_strategy.constraints import word_ids
 from ..modeling.decode_strategy.decode_strategy import unknown_ids
-from ..modeling.export import export_captioner
+from .page_graphs import has_backbone, write_graphs
 from ..own.scenes.draw import render, sample_scene
 from ..utils.checkpoint_files import write_text
-from ..utils.env import import_optional
 from ..utils.file_io import read_json, to_json
 
 # %% ../../nbs/16_look/50_page.ipynb #d2e1aaf5
@@ -101,6 +99,7 @@ def _fetch_runtime(folder):
 
 # %% ../../nbs/16_look/50_page.ipynb #3702c5ce
 _PAGE_INPUTS = (kfg.ATT_FEATS, kfg.ATT_MASKS, kfg.GLOBAL_FEATS, kfg.G_TOKENS_TYPE)
+_PAGE_EXTRACTORS = ('SceneFeatures', 'BackboneExtractor', 'ReducedExtractor')
 
 def _why_no_page(captioner):
     "Why a captioner cannot run in a page; '' if it can."
@@ -109,7 +108,7 @@ def _why_no_page(captioner):
     if cfg.MODEL.get('BACKBONE') and cfg.MODEL.BACKBONE.NAME:
         return f'it reads pixels through MODEL.BACKBONE ({cfg.MODEL.BACKBONE.NAME}), which is not exported'
     if captioner.extractor is None: return 'it has no extractor, so it reads features and no pictures'
-    if kind not in ('SceneFeatures', 'BackboneExtractor'): return f'its extractor is {kind}, which has no JavaScript'
+    if kind not in _PAGE_EXTRACTORS: return f'its extractor is {kind}, which has no JavaScript'
     if getattr(captioner.extractor, 'kind', '') == 'region': return 'its extractor needs boxes beside the picture'
     return ''
 
@@ -127,7 +126,15 @@ def _check_inputs(names):
                                  f"cannot make of a picture")
 
 # %% ../../nbs/16_look/50_page.ipynb #078d39b3
-_RULES = ('MIN_LENGTH', 'MAX_LENGTH', 'NO_REPEAT_NGRAM', 'BANNED_WORDS', 'REQUIRED_WORDS')
+def page_rules(
+    captioner, # see `check_page_model`
+) -> dict:     # numbers, and ids of words
+    "The rules for sentences that the page applies; a warning where the config has more."
+    d = captioner.cfg.DECODE_STRATEGY
+    more = [k for k, unused in (('REQUIRED_WORDS', []), ('GROUPS', 1)) if d.get(k, unused) != unused]
+    if more: logging.getLogger(__name__).warning('the page does not apply DECODE_STRATEGY.%s', ', '.join(more))
+    banned = word_ids(d.get('BANNED_WORDS', []), captioner.vocab, 'DECODE_STRATEGY.BANNED_WORDS')
+    return dict({k: d.get(k.upper(), 0) for k in ('min_length', 'max_length', 'no_repeat_ngram')}, banned=banned)
 
 def describe_page(
     captioner,   # see `check_page_model`
@@ -136,65 +143,17 @@ def describe_page(
 ) -> dict:       # plain values, for JSON
     "Everything the scripts must know."
     cfg, d = captioner.cfg, captioner.cfg.DECODE_STRATEGY
-    used = [k for k in _RULES if d.get(k)]
-    if used: logging.getLogger(__name__).warning('the page does not apply DECODE_STRATEGY.%s', ', '.join(used))
     names = {k: export[k] for k in ('inputs', 'state', 'new_state', 'max_seq_len', 'vocab')}
     silent = [] if d.get('SAY_UNKNOWN', False) else unknown_ids(captioner.vocab)
     return dict(format='xmodaler_nb.page/1', title=title, about=_about(captioner), **names, silent=silent,
                 max_rows=max(0, cfg.DATALOADER.MAX_FEAT_NUM), beam_size=d.BEAM_SIZE,
-                length_penalty=d.get('LENGTH_PENALTY', 0.), extractor=captioner.extractor.to_dict())
+                length_penalty=d.get('LENGTH_PENALTY', 0.), rules=page_rules(captioner),
+                extractor=captioner.extractor.to_dict())
 
 def _about(captioner):
     "One sentence on the model."
     weights, m = sum(p.numel() for p in captioner.model.parameters()), captioner.cfg.MODEL
     return f'{m.DECODER} with {weights:,} weights and {len(captioner.vocab):,} words.'
-
-# %% ../../nbs/16_look/50_page.ipynb #60acbca2
-def strip_notes(
-    model, # an `onnx.ModelProto`; it is changed
-):         # the same
-    "Remove what a graph does not need to run."
-    graph = model.graph
-    del graph.value_info[:]
-    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
-        part.doc_string = ''
-        del part.metadata_props[:]
-    return model
-
-class BackboneRows(nn.Module):
-    "A backbone, and the rows that an extractor cuts out of its output."
-    def __init__(self,
-        extractor, # a `BackboneExtractor`
-    ):
-        super().__init__()
-        self.net, self.kind, self.cells = extractor.backbone, extractor.kind, extractor.cells
-
-    def forward(self,
-        x, # (1, 3, size, size), prepared
-    ):     # rows (1, n, d); with 'grid+global' also their mean (1, 1, d)
-        "Features of a picture."
-        y = main_output(self.net(x))
-        rows = as_rows(y, self.kind.split('+')[0], self.cells)
-        return (rows, as_rows(y, 'global')) if '+' in self.kind else rows
-
-# %% ../../nbs/16_look/50_page.ipynb #dbe63891
-def write_graphs(
-    captioner, # see `check_page_model`
-    folder,    # where encoder.onnx, step.onnx and perhaps backbone.onnx go
-) -> dict:     # what `export_model` wrote into export.json
-    "The graphs of a page."
-    onnx, folder = import_optional('onnx', 'export'), Path(folder)
-    with TemporaryDirectory() as tmp:
-        export_captioner(captioner, tmp, onnx=True, attention=True)
-        if hasattr(captioner.extractor, 'backbone'): _export_backbone(captioner.extractor, Path(tmp)/'backbone.onnx')
-        for path in Path(tmp).glob('*.onnx'): onnx.save(strip_notes(onnx.load(path)), folder/path.name)
-        return read_json(Path(tmp)/'export.json')
-
-def _export_backbone(extractor, path):
-    "The backbone as a graph, on the CPU."
-    example = torch.zeros(1, 3, extractor.size, extractor.size)
-    net = BackboneRows(extractor).eval().cpu()
-    torch.onnx.export(net, (example,), dynamo=True, optimize=False, verbose=False).save(str(path))
 
 # %% ../../nbs/16_look/50_page.ipynb #a2171ced
 def sample_pictures(
@@ -202,7 +161,7 @@ def sample_pictures(
     pictures=None, # paths; None: four drawn scenes for models that were trained on scenes, else none
 ) -> list:         # of (file name, description, picture)
     "Pictures to begin with."
-    if pictures is None and hasattr(captioner.extractor, 'backbone'): return []
+    if pictures is None and has_backbone(captioner.extractor): return []
     if pictures is None:
         rng = np.random.default_rng(11)
         return [(f'scene{i}.png', f'drawn scene {i}', render(sample_scene(rng, n=1 + i % 3))) for i in range(1, 5)]
@@ -242,10 +201,14 @@ CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFT
 DEALINGS IN THE SOFTWARE.
 """
 
+def _packed(name): return f'{name}.packed'     # some servers would treat `.gz` in their own way
+
 def _save_runtime(runtime, folder):
     "ONNX Runtime Web with its licence."
     folder.mkdir()
-    for name in RUNTIME_FILES: (folder/name).write_bytes(runtime[name])
+    loader, glue, binary = RUNTIME_FILES
+    for name in (loader, glue): (folder/name).write_bytes(runtime[name])
+    (folder/_packed(binary)).write_bytes(gzip.compress(runtime[binary], mtime=0))
     write_text(folder/'LICENSE', _LICENCE.format(version=runtime['version']))
 
 def check_page_folder(
@@ -286,5 +249,5 @@ def _fill_page(captioner, folder, runtime, samples, title):
     for name in PAGE_FILES: shutil.copyfile(web_file(name), folder/name)
     page = describe_page(captioner, export, title)
     page |= dict(pictures=_save_pictures(samples, folder/'pictures'), runtime=runtime['version'],
-                 backbone=(folder/'backbone.onnx').is_file())
+                 runtime_file=_packed(RUNTIME_FILES[-1]), backbone=(folder/'backbone.onnx').is_file())
     write_text(folder/'page.json', to_json(page, indent=1))

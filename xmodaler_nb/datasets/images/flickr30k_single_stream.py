@@ -194,12 +194,12 @@ def image_chunks(self:Flickr30kDatasetForSingleStreamVal): # yields dicts: ATT_F
 @patch
 def __call__(self:Flickr30kDatasetForSingleStreamVal,
     dataset_dict:dict, # one entry
-) -> list:             # of chunks, dicts of tensors; the caption is a view repeated for each image
+) -> list:             # of chunks, dicts of tensors; the caption once per image
     "One caption beside every image."
     if why := self.broken.get(dataset_dict['image_id']): raise ValueError(why)
     target = dict(matched_imgfeatidx=torch.tensor(dataset_dict['image_index']),
                   total_img_num=torch.tensor(dataset_dict['total_img_num']))
     text = text_fields(dataset_dict['caption'])
     text[kfg.TOKENS_MASKS] = torch.ones_like(text[kfg.U_TOKENS_IDS])
-    return [{**chunk, **{k: v.expand(len(chunk[kfg.ATT_FEATS]), -1) for k, v in text.items()}, **target}
+    return [{**chunk, **{k: v.repeat(len(chunk[kfg.ATT_FEATS]), 1) for k, v in text.items()}, **target}
             for chunk in self.image_chunks()]
