@@ -168,6 +168,8 @@ def test_nothing_is_cut_off(page, size):
     if os.environ.get('XMODALER_SCREENSHOTS'): page.screenshot(path=f"{os.environ['XMODALER_SCREENSHOTS']}/page-{size[0]}.png", full_page=True)
     rights = page.evaluate('() => [...document.querySelectorAll("button, canvas, select, li, p")].map(x => x.getBoundingClientRect().right)')
     assert max(rights) <= size[0]
+    stretched = page.evaluate('() => [...document.querySelectorAll("canvas")].map(x => [x.width/x.height, x.clientWidth/x.clientHeight]).filter(([a, b]) => Math.abs(a/b - 1) > .05)')
+    assert not stretched
 
 
 def test_the_first_caption_comes_soon(page):

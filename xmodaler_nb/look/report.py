@@ -80,7 +80,8 @@ def html_table(
     head = ''.join(f'<th>{escape(str(k))}</th>' for k in rows[0])
     body = ''.join('<tr>' + ''.join(f'<td>{_cell(r.get(k, ""))}</td>' for k in rows[0]) + '</tr>' for r in rows)
     table = f'<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{escape(caption or "table")}">{table}</div>'
+    region = f'tabindex="0" role="region" aria-label="{escape(caption or "table")}"'
+    return f'<div style="overflow-x:auto" {region}>{table}</div>'
 
 # %% ../../nbs/16_look/40_report.ipynb #3e1ebc99
 _STYLE = '''
