@@ -186,8 +186,22 @@ def test_every_tab(page):
     page.get_by_label('Picture of the samples').select_option('22')
     page.get_by_text('Picture 22').wait_for()
     look_at(page, 'run')
-    open_tab(page, 'Look')
     assert page.title() != 'broken' and page.locator('img[src=x]').count() == 0 and not page.errors
+
+
+def test_a_run_that_is_still_training_is_drawn_again(page):
+    "Curves and samples follow the files; nothing is clicked."
+    open_tab(page, 'Run')
+    page.get_by_label('Picture of the samples').select_option('11')
+    page.get_by_text('Picture 11').wait_for()
+    curves = '[...document.querySelectorAll("img")].filter(x => x.checkVisibility() && x.alt.match("curves|reward")).map(x => x.src).join()'
+    before, steps = page.evaluate(curves), range(6, 12)
+    assert before and page.get_by_text('a ball 11').count() == 0
+    write_run(page.folder, steps)
+    page.get_by_text('a ball 11').first.wait_for(timeout=20_000)
+    page.wait_for_function(f'old => {curves} !== old', arg=before, timeout=20_000)
+    assert page.get_by_label('Picture of the samples').input_value() == '11' and not page.errors
+    open_tab(page, 'Look')
 
 
 def test_every_slider_answers(page):

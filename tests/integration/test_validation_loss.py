@@ -61,3 +61,40 @@ def test_no_loss_is_said_by_name(root, tmp_path, caplog, opts, why):
     t.learn.evaluations = {'val': lambda epoch: {'x': 1.}}
     with caplog.at_level(logging.WARNING): assert t.learn.validate() == {'val/x': 1.}
     assert any('validate gives no loss' in r.message and why in r.message for r in caplog.records)
+
+
+BERT = ['MODEL.BERT.HIDDEN_SIZE', 8, 'MODEL.BERT.INTERMEDIATE_SIZE', 8, 'MODEL.BERT.NUM_ATTENTION_HEADS', 2, 'MODEL.BERT.NUM_HIDDEN_LAYERS', 1, 'MODEL.BERT.NUM_GENERATION_LAYERS', 1]
+
+@pytest.mark.parametrize('position', ['SinusoidEncoding', 'NNEmbeddingEncoding'])
+@pytest.mark.parametrize('positions', [6, 7, 50])
+def test_a_table_of_positions(root, tmp_path, position, positions):
+    "A table that is enough for decoding (one position for each of MAX_SEQ_LEN = 6 words) is enough for the loss; longer captions are cut as in a training list."
+    opts = ['MODEL.TOKEN_EMBED.POSITION', position, 'MODEL.TOKEN_EMBED.POSITION_MAX_LEN', positions, 'MODEL.DECODER_DIM', 8]
+    t = trainer(root, tmp_path, *BERT, *opts, file='image_caption/transformer/transformer.yaml', small=SMALL)
+    rows = next(iter(t.learn.with_targets()))['G_TOKENS_IDS']
+    assert rows.shape[1] == min(positions, 7) and t.learn.validate()['loss'] > 0
+
+
+def word_pieces(root):
+    "Boxes, captions as text and BERT pieces beside the tiny data set."
+    import json
+    import numpy as np
+    from xmodaler_nb.datasets.layout import write_features
+    words, images = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'dog', 'sees', 'bird', '##s'], []
+    (root/'wordpieces.txt').write_text('\n'.join(words) + '\n')
+    for stage in ('train', 'val', 'test'):
+        ids = [e['image_id'] for e in safe_load(root/f'mscoco_caption_anno_{stage}.pkl')]
+        (root/f'coco_{stage}_image_id.txt').write_text('\n'.join(ids) + '\n')
+        images += [dict(cocoid=int(i), sentences=[dict(raw='A dog sees birds.'), dict(raw='a bird sees')]) for i in ids]
+        for i in ids: write_features(root/'features', i, features=np.ones((2, 4), np.float32), boxes=np.array([[0, 0, 32, 24], [16, 8, 64, 48]], np.float32), image_h=np.array([48]), image_w=np.array([64]))
+    (root/'dataset_coco.json').write_text(json.dumps(dict(images=images)))
+    return len(words)
+
+def test_captions_of_word_pieces(root, tmp_path):
+    n = word_pieces(root)
+    opts = ['MODEL.VOCAB_SIZE', n, 'MODEL.PRETRAINING.MODEL_NAME', str(root/'wordpieces.txt'), 'MODEL.WEIGHTS', '', 'MODEL.BERT.V_NUM_HIDDEN_LAYERS', 1, 'INFERENCE.VOCAB', 'BERT']
+    t = trainer(root, tmp_path, *BERT, *opts, file='image_caption/tden/tden.yaml', small=SMALL)
+    batch = next(iter(t.learn.with_targets()))
+    assert {int(x) for x in batch['G_TARGET_IDS'].flatten()} <= {-1, *range(n)} and (batch['G_TARGET_IDS'] == 9).any()    # birds = bird ##s
+    found = t.learn.validate()
+    assert found['loss'] > 0 and 'val/CIDEr' in found and found == t.learn.validate()

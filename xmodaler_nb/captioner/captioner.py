@@ -7,6 +7,7 @@ __all__ = ['Caption', 'read_item', 'Captioner', 'one_thread']
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #99023d8e
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -48,8 +49,11 @@ class Caption:
     @property
     def careful(self) -> str:
         "The caption, said to be a guess where it is one."
-        sure = self.confidence is None or self.confidence >= self.limit
-        return self.text if sure else f'I am not sure; perhaps: {self.text}'
+        return f'I am not sure; perhaps: {self.text}' if self.guess else self.text
+    @property
+    def guess(self) -> bool:
+        "Probably wrong, or of a picture unlike those of the training."
+        return (self.confidence is not None and self.confidence < self.limit) or (self.unlike or 0) > 1
     def __str__(self): return self.text
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #b220f550
@@ -202,7 +206,7 @@ def _check_call(n, names, strategy, beam_size, nbest, batch_size):
 # %% ../../nbs/17_captioner/10_captioner.ipynb #bd2283c1
 @patch
 def describe(self:Captioner,
-    x,                       # a picture or features, or a list of them
+    x,                       # a picture or features, or a list or iterator of them
     strategy='beam',         # 'beam', 'greedy', 'sample', or a DecodeStrategy
     beam_size:int|None=None, # sentences kept per picture
     nbest:int=1,             # captions per picture, best first
@@ -213,7 +217,7 @@ def describe(self:Captioner,
     **options,               # further arguments of the decode strategy
 ):    # Caption; a list for a list; lists of nbest captions if nbest > 1; None where there is an error
     "Everything that is known about the captions of some pictures."
-    many = isinstance(x, (list, tuple))
+    many = isinstance(x, (list, tuple)) or isinstance(x, Iterator) and not hasattr(x, 'read')
     xs = list(x) if many else [x]
     names = picture_names(xs) if ids is None else list(ids)
     _check_call(len(xs), len(names), strategy, beam_size, nbest, batch_size)

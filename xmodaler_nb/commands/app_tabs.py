@@ -15,7 +15,7 @@ from ..look.answers import render_answer_card, render_match_card
 from xmodaler_nb.look.failures import (confusions, render_comparison, render_confusions, render_wall, render_worst,
     worst)
 from ..look.film import still
-from ..look.monitor import read_samples, run_html, sampled_pictures
+from ..look.monitor import curves_html, read_samples, sampled_pictures, samples_html
 from ..look.render import FUNCTION_WORDS, render_attention_strip
 from ..utils.env import import_optional
 
@@ -212,14 +212,19 @@ class RunTab(AppTab):
     ):
         super().__init__(app)
         self.folder, self.sizes = Path(folder or '.'), None
-        playing = (self.folder/'events.jsonl').is_file()
-        self.live = self.w.Play(min=0, max=10**6, interval=2000, description='Live', playing=playing)
+        self.begins = (self.folder/'events.jsonl').is_file()
+        self.live = self.w.Play(min=0, max=10**6, interval=2000, description='Live')
         self.sampled = self.w.Dropdown(description='Picture of the samples', style=_WIDE)
         self.looks = self.w.IntSlider(min=2, max=30, value=8, description='Looks shown', style=_WIDE)
-        self.widget = page([self.live, self.sampled, self.looks], self.view)
+        self.said = self.w.HTML()
+        self.widget = page([self.live], self.view, page([self.sampled, self.looks], self.said))
         self.live.observe(self.look, 'value')
-        self.watch(self.sampled, self.looks)
+        for c in (self.sampled, self.looks): c.observe(self.draw_samples, 'value')
         self.look()
+
+    def opened(self):
+        "Begin to ask; the control hears only a change of `playing` that comes when the page shows it."
+        if self.begins: self.begins, self.live.playing = False, True
 
     def look(self, _=None):
         "Draw again if the run has written more."
@@ -230,7 +235,12 @@ class RunTab(AppTab):
         for c in (self.sampled, self.looks): c.layout.display = 'flex' if ids else 'none'
         if list(self.sampled.options) != ids: self.sampled.options = ids
         self.draw()
+        self.draw_samples()
 
     def html(self) -> str:
-        "Curves, and the samples of a run that learns from rewards."
-        return run_html(self.folder, self.sampled.value, self.looks.value)
+        "Curves; those of the fixed pictures too, if the run learns from rewards."
+        return curves_html(self.folder)
+
+    def draw_samples(self, _=None):
+        "What the run says about the chosen picture; the curves stay as they are."
+        fill(self.said, lambda: samples_html(self.folder, self.sampled.value, self.looks.value))

@@ -31,7 +31,10 @@ def as_features(
     what='features',    # what messages call it
 ) -> np.ndarray:         # (n, d) float32
     "Features of one picture, or ValueError."
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError(f"{what}: {np.ma.count_masked(x)} numbers are masked; fill them, or leave their rows out")
     if hasattr(x, 'detach'):
+        if x.is_meta: raise ValueError(f"{what}: a tensor on the device meta, which holds no numbers")
         x = x.detach().cpu()
         unknown = ('torch.bfloat16', 'torch.float8_e4m3fn', 'torch.float8_e5m2')           # to numpy
         x = (x.float() if str(x.dtype) in unknown else x).numpy()

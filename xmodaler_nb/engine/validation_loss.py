@@ -70,9 +70,16 @@ def _mapper_and_entries(cfg):
     mapper = build_dataset_mapper(cfg, name, 'val')
     entries = mapper.load_data(cfg)
     if _has_targets(MapDataset(entries, mapper)): return mapper, entries
+    as_training = build_dataset_mapper(cfg, name, 'train')
+    if all(isinstance(e, dict) and {'tokens_ids', 'target_ids'} <= e.keys() for e in entries):
+        return as_training, entries                  # rows that a decoder does not need: word pieces, for instance
     if cfg.INFERENCE.NAME != 'COCOEvaler' or not file: raise NoLoss(f"the items of {name} have no targets")
     if decodes_word_pieces(cfg): raise NoLoss("captions of word pieces (INFERENCE.VOCAB BERT) have no vocabulary file")
     words = load_vocab(cfg.INFERENCE.VOCAB)
     if words is None: raise NoLoss("INFERENCE.VOCAB is '': words have no ids")
-    filled = target_entries(entries, read_references(file), words, cfg.MODEL.MAX_SEQ_LEN)
-    return build_dataset_mapper(cfg, name, 'train'), filled
+    return as_training, target_entries(entries, read_references(file), words, _max_words(cfg))
+
+def _max_words(cfg):
+    "Words of a row: the begin mark takes one of the positions that the decoder knows."
+    node, most = cfg.MODEL.TOKEN_EMBED, cfg.MODEL.MAX_SEQ_LEN
+    return most if node.POSITION == 'none' else min(most, node.POSITION_MAX_LEN - 1)

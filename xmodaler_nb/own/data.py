@@ -363,15 +363,19 @@ def _samples_from_texts(folder, files):
                          f"{', '.join(_CAPTION_FILES[:5])} or a .txt beside each")
     return samples, findings
 
+def _one_form(name):
+    "A name as it is compared: an accent may be a letter's own or stand after it, as on a Mac's disk."
+    return unicodedata.normalize('NFC', name)
+
 def _find_files(data, folder, files):
     "Complete short file names, take splits from folders, and note the files that no caption names."
     by_name, named = defaultdict(list), set()
     for p in files:
-        by_name[p.name].append(p)
-        by_name[p.stem].append(p)
+        by_name[_one_form(p.name)].append(p)
+        by_name[_one_form(p.stem)].append(p)
     for s in data.samples:
         short = Path(s.file).name if s.file else s.id
-        alike = [] if s.file and Path(s.file).is_file() else by_name.get(short, [])
+        alike = [] if s.file and Path(s.file).is_file() else by_name.get(_one_form(short), [])
         if len(alike) == 1: s.file = str(alike[0])
         elif alike:
             detail = f'several subfolders hold a file of this name: {alike[0]}, {alike[1]}'
@@ -499,7 +503,8 @@ def decide_splits(self:CaptionData,
     seed:int=0,      # of the draw
 ) -> CaptionData:    # a copy in which every sample has a split
     "Give a split to every sample that has none."
-    if not 0 <= val + test < 1: raise ValueError(f"val and test are {val} and {test}; together they must stay below 1")
+    if not (val >= 0 and test >= 0 and val + test < 1):
+        raise ValueError(f"val and test are {val} and {test}; none may be negative, together they must stay below 1")
     if not hasattr(self, 'digests'): self.check()
     groups = defaultdict(list)
     for s in self.samples: groups[self.digests.get(s.id) or s.id].append(s)
@@ -847,6 +852,7 @@ def write(self:CaptionData,
     "Check, split, choose words, extract features, and write it all, with a config to train or to fine-tune."
     if layout not in ('xmodaler', 'store'):
         raise ValueError(f"layout is {layout!r}, but must be 'xmodaler' or 'store'")
+    if max_len < 1: raise ValueError(f"max_len is {max_len}, but a caption needs a word")
     if isinstance(backbone, str): check_backbone(backbone, extract.get('weights', 'DEFAULT'))
     data, out = replace(self, segment=segment or self.segment), Path(out)
     table = data.check(max_len=max_len)

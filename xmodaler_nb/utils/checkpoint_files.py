@@ -247,6 +247,7 @@ def check_place(
     path,       # where a checkpoint is to be written
 ) -> Path:      # the same; what a link points to
     "Refuse a file, or a link that leads nowhere, under the name of a checkpoint."
+    if path == '': raise ValueError("the name of the folder is empty; '.' is the one you are in")
     path = Path(path)
     if path.is_dir(): return path.resolve() if path.is_symlink() or path.name in ('', '..') else path
     if path.is_symlink(): raise FileExistsError(f"{path} is a link to {os.readlink(path)}, which is not a folder")

@@ -7,7 +7,7 @@ __all__ = ['logger', 'TORCH_VERSION', 'ENV_MODULE', 'seed_all_rng', 'get_rng_sta
            'setup_environment', 'import_optional']
 
 # %% ../../nbs/02_utils/10_env.ipynb #e85c73de
-import importlib, logging, os, random, sys
+import importlib, logging, operator, os, random, sys
 from pathlib import Path
 import numpy as np, torch
 
@@ -20,14 +20,20 @@ TORCH_VERSION = tuple(int(x) for x in torch.__version__.split('+')[0].split('.')
 ENV_MODULE = 'XMODALER_NB_ENV_MODULE'
 
 # %% ../../nbs/02_utils/10_env.ipynb #6744e88c
+def _whole(what, value):
+    "A whole number of any kind, or text of one, as int."
+    try: return int(value) if isinstance(value, str) else operator.index(value)
+    except (TypeError, ValueError): raise ValueError(f"{what} is {value!r}, but must be a whole number") from None
+
 def seed_all_rng(
     seed:int|None=None,  # in [0, 2**32); None or negative draws one from the operating system
 ) -> int:                # the seed used, so that a drawn one can be logged and used again
     """Seed Python's, numpy's and torch's generators (all devices).
     The number in XMODALER_SEED_SHIFT is added: do claims that were checked with one seed hold with others?"""
+    if seed is not None: seed = _whole('the seed', seed)
     if seed is None or seed < 0: seed = int.from_bytes(os.urandom(4), 'little')
     if seed >= 2**32: raise ValueError(f"seed must be below 2**32 (numpy takes no more), got {seed}")
-    shifted = (seed + int(os.environ.get('XMODALER_SEED_SHIFT') or 0)) % 2**32
+    shifted = (seed + _whole('XMODALER_SEED_SHIFT', os.environ.get('XMODALER_SEED_SHIFT') or 0)) % 2**32
     random.seed(shifted)
     np.random.seed(shifted)
     torch.manual_seed(shifted)
