@@ -44,7 +44,7 @@ def test_one_line(photos, portrait):
     assert all(0 <= c.confidence <= 1 for c in three)
     one = photos.describe(portrait, trace=True)
     assert one.attention.shape == (len(one.words), 17) and one.boxes.shape == (17, 4)
-    assert one.careful.endswith(one.text) and (one.confidence >= one.limit) == (one.careful == one.text)
+    assert one.careful.endswith(one.text) and one.guess == (one.confidence < one.limit) == (one.careful != one.text)
 
 
 def jpeg(picture, **options):
@@ -120,3 +120,20 @@ def test_the_same_words_on_other_processors():
         differ = [(a, b) for a, b in zip(usual, other) if a[0] != b[0]]
         for (text, p), (text2, p2) in differ: print(f'{name}: {text} | {text2}: {p2 - p:+.2e}')
         assert len(differ) <= .02*len(usual), f'{name}: {len(differ)} of {len(usual)} captions differ'
+
+
+def picture_like(kind, rng):
+    "A picture without anything on it."
+    if kind == 'noise': return rng.integers(0, 256, (200, 240, 3), dtype=np.uint8)
+    if kind == 'plain': return np.full((200, 240, 3), rng.integers(0, 256, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((224, 224), Image.BICUBIC))
+
+
+@pytest.mark.parametrize('kind', ['noise', 'plain', 'blurred'])
+def test_what_is_no_photograph_is_a_guess(photos, portrait, kind, caplog):
+    "Noise and coloured paper are unlike the training photographs, and a portrait is not."
+    rng = np.random.default_rng(0)
+    said = photos.describe([portrait, *(picture_like(kind, rng) for _ in range(4))], beam_size=1)
+    assert [c.unlike > 1 for c in said] == [False, True, True, True, True]
+    assert all(c.guess and c.careful.startswith('I am not sure') for c in said[1:])
+    assert '4 of 5 pictures are unlike' in caplog.text

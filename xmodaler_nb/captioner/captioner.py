@@ -49,8 +49,11 @@ class Caption:
     @property
     def careful(self) -> str:
         "The caption, said to be a guess where it is one."
-        sure = self.confidence is None or self.confidence >= self.limit
-        return self.text if sure else f'I am not sure; perhaps: {self.text}'
+        return f'I am not sure; perhaps: {self.text}' if self.guess else self.text
+    @property
+    def guess(self) -> bool:
+        "Probably wrong, or of a picture unlike those of the training."
+        return (self.confidence is not None and self.confidence < self.limit) or (self.unlike or 0) > 1
     def __str__(self): return self.text
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #b220f550

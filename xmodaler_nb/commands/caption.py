@@ -115,7 +115,7 @@ def caption_row(
     "What is written of a caption."
     row = dict(picture=c.id, caption=c.text, log_prob=round(c.score, 4) if isfinite(c.score) else None)
     if c.confidence is None: return row
-    return {**row, 'confidence': round(c.confidence, 3), 'guess': c.confidence < c.limit}
+    return {**row, 'confidence': round(c.confidence, 3), 'guess': c.guess}
 
 def picture_row(
     captions:list, # of `Caption`, of one picture, best first

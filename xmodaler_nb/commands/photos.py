@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'RECIPES', 'split_inputs', 'baseline_captions', 'human_captions', 'score_systems', 'score_table',
-           'advantage', 'human_bar', 'judge', 'calibrate', 'train_photos', 'pack_photos', 'architecture', 'write_card',
-           'seed_row', 'ensemble_captioner', 'decoding_table', 'photos_parser', 'report', 'photos_main']
+           'advantage', 'human_bar', 'judge', 'calibrate', 'known_pictures', 'train_photos', 'pack_photos',
+           'architecture', 'share_unlike', 'write_card', 'seed_row', 'ensemble_captioner', 'decoding_table',
+           'photos_parser', 'report', 'photos_main']
 
 # %% ../../nbs/18_commands/36_photos.ipynb #567a274e
 import argparse
 from functools import reduce
 from pathlib import Path
 import numpy as np
+import torch
 from ..captioner import Captioner
 from ..captioner.calibration import Calibration, calibration_error, reliability
 from .command import command
 from .experiment import run_training
+from .neighbour import neighbour_captions
 from .real import real_config
 from ..config import config_file
+from ..datasets.familiar import Familiar, measure
 from ..evaluation.baselines import most_frequent_caption, nearest_neighbour
 from ..evaluation.captions import evaluate
 from ..evaluation.confidence import compare
@@ -130,6 +134,16 @@ def calibrate(
     return Calibration.fit([c.log_probs for c in said], right, limit=round(right.mean()/2, 2), right=rule,
                            fitted_on='validation split')
 
+# %% ../../nbs/18_commands/36_photos.ipynb #061adcd8
+def known_pictures(
+    folder, # with neutral files
+    n=1000, # training photographs, evenly spaced
+) -> Familiar:
+    "What the training photographs are like; all validation photographs set the limits."
+    training, validation = (list(split_inputs(folder, split)[0].values()) for split in ('train', 'val'))
+    return measure(training[::max(1, len(training)//n)], validation)
+
+
 # %% ../../nbs/18_commands/36_photos.ipynb #8812e006
 # name: folders of its configs below configs/real
 RECIPES = dict(transformer=('transformer/', 'rl/transformer/'), updown=('', 'more/'))
@@ -170,6 +184,7 @@ def pack_photos(
     _as_published(captioner.cfg, load_cfg_file(real_config(folder)))
     for p in captioner.model.parameters(): p.data = p.data.half().float()  # the weights as they will be saved
     captioner.calibration, captioner.metrics = calibrate(captioner, folder), {}
+    captioner.familiar = known_pictures(folder)
     return captioner.save_pretrained(out, half=True)
 
 
@@ -207,6 +222,10 @@ means: {right}.
 Below {limit} the caption is said to be a guess (`careful`, and `xm-caption`). On photographs unlike
 Flickr8k's it is too high.
 
+`describe(…).unlike` above 1 means: unlike the training photographs, and a guess as well. {unlike}
+of the test photographs are called so, and nearly all noise, plain colours, drawings, charts and pages of
+text (`nbs/30_howto/12_photos_wrong`). A photograph of something that the model does not know is not noticed.
+
 ## Limits
 
 - It knows what Flickr8k shows: people, dogs, sport, water, snow, streets. Food, rooms, documents, machines,
@@ -228,15 +247,25 @@ def architecture(
     if cfg.MODEL.ENCODER != 'TransformerEncoder': return cfg.MODEL.DECODER.removesuffix('Decoder') + ' attention'
     return f'A Transformer ({b.NUM_HIDDEN_LAYERS} + {b.NUM_GENERATION_LAYERS} layers of width {b.HIDDEN_SIZE})'
 
+def share_unlike(
+    captioner,   # a `Captioner`
+    inputs:dict, # id → features
+) -> float:
+    "Share of the pictures that are unlike those of its training."
+    return float(np.mean([(captioner.unlikeness(torch.from_numpy(f)) or 0) > 1 for f in inputs.values()]))
+
 def write_card(
     folder,    # of a captioner
     table:str, # what `report` returned
+    data,      # folder of neutral files
 ):
     "Replace the README of a packed captioner."
     c, folder = Captioner.from_pretrained(folder), Path(folder)
     size = sum(p.stat().st_size for p in folder.iterdir())/1e6
     parameters = sum(p.numel() for p in c.model.parameters())
-    told = dict(what=architecture(c.cfg), words=len(c.vocab), parameters=parameters, size=size, table=table)
+    unlike = share_unlike(c, split_inputs(data, 'test')[0])
+    told = dict(what=architecture(c.cfg), words=len(c.vocab), parameters=parameters, size=size, table=table,
+                unlike=f'{100*unlike:.0f} %')
     text = _CARD.format(right=c.calibration.right, limit=c.calibration.limit, **told)
     (folder/'README.md').write_text(text, encoding='utf-8')
 
@@ -286,6 +315,10 @@ def photos_parser() -> argparse.ArgumentParser:
     p.add_argument('--split', default='test', choices=('val', 'test'), help='whose photographs are described')
     p.add_argument('--ensemble', action='store_true', help='score all models together as well')
     p.add_argument('--decoding', action='store_true', help='only a table of decoding settings for the first model')
+    p.add_argument('--neighbour', default='', metavar='BACKBONE', help='another network for a second nearest '
+                   'neighbour, e.g. efficientnet_lite2; reads all pictures, a quarter of an hour')
+    p.add_argument('--size', type=int, help='pixels that --neighbour sees; left out: as it was trained')
+    p.add_argument('--features', default='runs/neighbour', metavar='DIR', help='where --neighbour keeps its features')
     p.add_argument('--train', default='', metavar='DIR', help='train first; runs are written here')
     p.add_argument('--recipe', default='transformer', choices=RECIPES, help='what --train trains')
     p.add_argument('--pack', nargs=2, default=(), metavar=('RUN', 'DIR'), help='make a captioner of a run first')
@@ -297,6 +330,7 @@ def report(
     models:list, # folders or names of captioners
     split='test', # that is described
     ensemble=False, # also all together
+    more=(),     # name → {id: caption} of other systems
 ) -> str:        # Markdown
     "The table of scores, the difference to the nearest neighbour, and the reliability."
     inputs, references = split_inputs(folder, split)
@@ -307,7 +341,7 @@ def report(
         captions, right = judge(captioner, inputs, references, bar)
         said[name] = {c.id: c.text for c in captions}
         lines += [f'{name}: {len(set(said[name].values()))} different captions', *_reliability_lines(captions, right)]
-    results = score_systems(folder, said, split)
+    results = score_systems(folder, {**dict(more), **said}, split)
     rows = [score_table(results), seed_row([results[Path(m).name] for m in models])]
     return '\n'.join([*filter(None, rows), '', *(advantage(results, name) for name in said), *lines])
 
@@ -330,6 +364,12 @@ def _packed_model(args):
     print(f'packed: {pack_photos(args.pack[0], args.data, args.pack[1])}')
     args.model = [args.pack[1]]
 
+def _second_neighbour(args):
+    "What --neighbour says, by its name in the table."
+    if not args.neighbour: return {}
+    said = neighbour_captions(args.data, args.split, args.neighbour, args.features, args.size)
+    return {f'nearest neighbour by {args.neighbour}': said}
+
 @command
 def photos_main(argv):
     "Entry point of `xm-photos`."
@@ -339,7 +379,7 @@ def photos_main(argv):
     if len(set(names)) < len(names): raise ValueError(f"--model: two folders have one name: {', '.join(names)}")
     _packed_model(args)
     if args.decoding: return print(decoding_table(Captioner.from_pretrained(args.model[0]), args.data, args.split))
-    table = report(args.data, args.model, args.split, args.ensemble)
+    table = report(args.data, args.model, args.split, args.ensemble, _second_neighbour(args))
     print(table)
-    if args.pack: write_card(args.pack[1], table)
+    if args.pack: write_card(args.pack[1], table, args.data)
 

@@ -118,12 +118,19 @@ def to_dict(self:BackboneExtractor) -> dict:
 
 # %% ../../nbs/15_own/30_extract.ipynb #1c5a8070
 @patch
+def network(self:BackboneExtractor) -> nn.Module:
+    "The backbone, or a faster copy of it where it can make one."
+    if not hasattr(self.backbone, 'folded'): return self.backbone
+    if getattr(self, '_folded', None) is None: self._folded = self.backbone.folded()
+    return self._folded
+
+@patch
 def extract_batch(self:BackboneExtractor,
     pictures:list, # of (3, size, size) tensors
     boxes=None,    # for 'region': list of (n, 4) x1 y1 x2 y2 as fractions
 ) -> list:         # of dict: features (n, d); with 'grid+global' also g_feature (1, d)
     "Features of prepared pictures."
-    with torch.inference_mode(): y = main_output(self.backbone(torch.stack(pictures).to(self.device))).float()
+    with torch.inference_mode(): y = main_output(self.network()(torch.stack(pictures).to(self.device))).float()
     if self.kind == 'region':
         if boxes is None: raise ValueError("kind 'region' needs boxes")
         if y.dim() != 4:
