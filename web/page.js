@@ -151,7 +151,7 @@ async function caption({prefix = [], word} = {}) {
     shown.beams = found
     show(found[0].ids.length - 1)
     drawBeams()
-    await wait(60)
+    await wait(40)
   }}).catch(error => { if (error.message !== 'stopped') throw error })
   if (!beams || mine !== turn) return
   shown.beams = beams

@@ -64,10 +64,12 @@ export class Captioner {
   // Everything from a folder that `xm-export --web` wrote.
   static async open(ort, folder = '.') {
     const page = await (await fetch(`${folder}/page.json`)).json()
+    const names = ['encoder', 'step', ...(page.backbone ? ['backbone'] : [])], sessions = []
+    const files = names.map(name => unpacked(`${folder}/${name}.onnx`))                // all on their way at once
     ort.env.wasm.wasmBinary = await unpacked(`${folder}/ort/${page.runtime_file}`)
-    const load = name => ort.InferenceSession.create(`${folder}/${name}.onnx`, {executionProviders: ['wasm']})
-    const sessions = [await load('encoder'), await load('step')]
-    if (page.backbone) sessions.push(await load('backbone'))
+    for (const bytes of await Promise.all(files)) {
+      sessions.push(await ort.InferenceSession.create(new Uint8Array(bytes), {executionProviders: ['wasm']}))
+    }
     return new Captioner(ort, page, ...sessions)
   }
 

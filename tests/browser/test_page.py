@@ -3,14 +3,18 @@ import base64
 import importlib.util
 import io
 import json
+import os
+import time
 import warnings
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from axe import violations
 from pages import opened, served
 from test_explorer import CHROMIUM
 from xmodaler_nb.captioner import Captioner
+from xmodaler_nb.commands.run_report import make_examples, report_page
 from xmodaler_nb.look.page import read_runtime, write_page
 from xmodaler_nb.modeling import build_model, load_cfg_file
 from xmodaler_nb.datasets import collate
@@ -161,8 +165,58 @@ def test_nothing_is_cut_off(page, size):
     page.set_viewport_size(dict(width=size[0], height=size[1]))
     page.wait_for_timeout(300)
     assert page.evaluate('() => document.documentElement.scrollWidth') <= size[0]
+    if os.environ.get('XMODALER_SCREENSHOTS'): page.screenshot(path=f"{os.environ['XMODALER_SCREENSHOTS']}/page-{size[0]}.png", full_page=True)
     rights = page.evaluate('() => [...document.querySelectorAll("button, canvas, select, li, p")].map(x => x.getBoundingClientRect().right)')
     assert max(rights) <= size[0]
+    stretched = page.evaluate('() => [...document.querySelectorAll("canvas")].map(x => [x.width/x.height, x.clientWidth/x.clientHeight]).filter(([a, b]) => Math.abs(a/b - 1) > .05)')
+    assert not stretched
+
+
+def test_the_first_caption_comes_soon(page):
+    "From the address to the first caption, the best of three: under 2 seconds on a quiet machine; asserted with room for a busy one."
+    def seconds():
+        tab = page.context.browser.new_page()                 # a profile of its own: nothing is cached
+        start = time.perf_counter()
+        tab.goto(page.url)
+        caption_is_there(tab)
+        took = time.perf_counter() - start
+        tab.close()
+        return took
+    took = min(seconds() for _ in range(3))
+    print(f'first caption after {took:.2f} s')
+    assert took < 8, took
+
+
+def test_axe_finds_nothing_serious(page):
+    assert not violations(page)
+    page.select_option('#width', '3')
+    caption_is_there(page)
+    page.locator('#beams li').nth(2).wait_for()
+    assert not violations(page)
+    page.emulate_media(color_scheme='dark')
+    assert not violations(page)
+    page.emulate_media(color_scheme='light')
+
+
+def test_the_report_of_a_run_has_no_serious_violation(page, captioner, tmp_path):
+    "The page that `make demo` ends with, of a run that is made up; a narrow window scrolls its tables, not the page."
+    scenes = [sample_scene(np.random.default_rng(i), n=1 + i % 3) for i in range(4)]
+    ids, people = list('abcd'), [captions(s, np.random.default_rng(0), 2, 8.) for s in scenes]
+    said = {k: dict.fromkeys(ids, HOSTILE) for k in ('greedy', 'beam')}
+    cards = make_examples(captioner, dict(zip(ids, map(render, scenes))), said, dict(zip(ids, people)), {i: dict(CIDEr_D=.5) for i in ids})
+    (tmp_path/'events.jsonl').write_text(''.join(json.dumps(dict(iteration=i, total_loss=5 - i/10, lr=.1)) + '\n' for i in range(9)))
+    scores = {k: dict.fromkeys(('Bleu_1', 'Bleu_2', 'Bleu_3', 'Bleu_4', 'ROUGE_L', 'CIDEr', 'distinct_captions'), .5) for k in said}
+    (tmp_path/'report.html').write_text(report_page('A run', tmp_path, scores, [dict(what='a random caption of the grammar, given the true scene', CIDEr_D=.1)], cards, {}))
+    with served(tmp_path) as address:
+        tab = page.context.browser.new_page(viewport=dict(width=1280, height=800))
+        tab.goto(address + 'report.html')
+        assert not violations(tab)
+        for width in (1280, 390):
+            tab.set_viewport_size(dict(width=width, height=844))
+            tab.wait_for_timeout(200)
+            if os.environ.get('XMODALER_SCREENSHOTS'): tab.screenshot(path=f"{os.environ['XMODALER_SCREENSHOTS']}/report-{width}.png", full_page=True)
+            assert tab.evaluate('() => document.documentElement.scrollWidth') <= width
+        assert not violations(tab) and tab.title() == 'A run' and tab.get_by_text(HOSTILE).count() == 8
 
 
 def test_small_offline_and_labelled(page, folder):

@@ -49,10 +49,11 @@ class RunLock:
     ): self.path, self._ended, self._owner = Path(folder)/FILE, threading.Event(), os.getpid()
 
     def holder(self) -> dict:
-        "Who holds it; {} if nobody does."
+        "Who holds it; {} if nobody does, or if the file does not say it."
         try: found = json.loads(self.path.read_text(encoding='utf8'))
-        except (OSError, ValueError): return {}
-        return found if isinstance(found, dict) else {}
+        except (OSError, ValueError, RecursionError): return {}
+        number = found.get('pid') if isinstance(found, dict) else None
+        return found if type(number) is int and 0 < number < 2**31 else {}
 
     def take(self):
         "Take the lock, or raise an error that names the holder."

@@ -72,6 +72,7 @@ def sample_curves(
 
 def _means(rows, steps, name): return [np.mean([r[name] for r in rows if r['iteration'] == s]) for s in steps]
 
+# %% ../../nbs/16_look/47_monitor.ipynb #f3a8c717
 def run_html(
     folder,   # of a run
     id=None,  # of a picture of samples.jsonl

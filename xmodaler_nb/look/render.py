@@ -224,7 +224,7 @@ def _tip(step, parent, words):
 def _node_colours(active, on_path, pruned):
     "(edge, ground, ink) of a beam."
     edge, ink = '#999', '#222'
-    if pruned: edge, ink = '#ddd', '#aaa'
+    if pruned: edge, ink = '#ddd', '#767676'
     if on_path: edge, ink = '#c0392b', '#000'
     return edge, '#fff' if active else '#eee', ink
 
@@ -244,7 +244,9 @@ def _node(at, beam, on_path, tip, pruned=False):
     (x, y), (edge, ground, ink) = at, _node_colours(beam['active'], on_path, pruned)
     score = '' if beam['score'] is None else f"{beam['score']:.2f}"
     frame = f'rx="4" fill="{ground}" stroke="{edge}" stroke-width="{2 if on_path else 1}"'
-    return (f'<g>{_rect((x, y, x+_W, y+_H), frame)}/>{_text(x+_W/2, y+13, 12, ink, _short(beam["word"]))}'
+    word = _short(beam['word'])
+    size = min(12, 110//max(1, len(word)))                                 # a long word fits, too
+    return (f'<g>{_rect((x, y, x+_W, y+_H), frame)}/>{_text(x+_W/2, y+13, size, ink, word)}'
             f'{_text(x+_W/2, y+25, 9, "#595959", score)}{tip}</g>')
 
 def _edge(parent_at, at, on_path):
@@ -297,8 +299,8 @@ def _column_mark(x, height):
 # %% ../../nbs/16_look/10_render.ipynb #d98d6fe6
 def _card_rows(captions, references):
     "Captions by name, then references in grey."
-    rows = [(k, v, '#222') for k, v in captions.items()] + [('reference', r, '#777') for r in references]
-    name = 'display:inline-block;min-width:6em;color:#999'
+    rows = [(k, v, '#222') for k, v in captions.items()] + [('reference', r, '#595959') for r in references]
+    name = 'display:inline-block;min-width:6em;color:#5c5c5c'
     return ''.join(f'<div style="color:{colour}"><span style="{name}">{escape(str(k))}</span>{escape(str(v))}</div>'
                    for k, v, colour in rows)
 
@@ -307,7 +309,7 @@ def _card_details(id, log_prob, scores):
     lines = [] if id is None or id == '' else [str(id)]
     if log_prob is not None: lines.append(f'log-probability {log_prob:.2f}')
     lines += [f'{name} {value:.2f}' for name, value in (scores or {}).items()]
-    return ''.join(f'<div style="color:#777;font-size:12px">{escape(l)}</div>' for l in lines)
+    return ''.join(f'<div style="color:#595959;font-size:12px">{escape(l)}</div>' for l in lines)
 
 def render_caption_card(
     caption,       # with `text`, `words`; if known `image`, `boxes`, `attention` (t, n), `score`, `id`: a `Caption`
@@ -321,9 +323,9 @@ def render_caption_card(
     picture = '' if image is None else render_regions(image, boxes, width=width)
     details = _card_details(id, log_prob, scores)
     rows = _card_rows(captions or {'caption': caption.text}, references)
-    style = 'display:flex;gap:16px;font:14px/1.4 system-ui,sans-serif;border-top:1px solid #ddd;padding:10px 0'
+    style = 'display:flex;flex-wrap:wrap;gap:16px;font:14px/1.4 system-ui;border-top:1px solid #ddd;padding:10px 0'
     return (f'<section class="card" style="{style}"><div>{picture}{details}</div>'
-            f'<div>{rows}{_caption_attention(caption)}</div></section>')
+            f'<div style="flex:1 1 18em;min-width:0">{rows}{_caption_attention(caption)}</div></section>')
 
 def _caption_attention(caption):
     "The attention of a caption's words, if it was recorded."

@@ -79,7 +79,9 @@ def html_table(
     if not rows: return ''
     head = ''.join(f'<th>{escape(str(k))}</th>' for k in rows[0])
     body = ''.join('<tr>' + ''.join(f'<td>{_cell(r.get(k, ""))}</td>' for k in rows[0]) + '</tr>' for r in rows)
-    return f'<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    table = f'<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    region = f'tabindex="0" role="region" aria-label="{escape(caption or "table")}"'
+    return f'<div style="overflow-x:auto" {region}>{table}</div>'
 
 # %% ../../nbs/16_look/40_report.ipynb #3e1ebc99
 _STYLE = '''
@@ -91,14 +93,16 @@ td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}
 '''
 
+_META = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+
 def report_html(
     title:str,     # of the page
     sections:list, # of (heading, HTML made by the functions above)
     intro:str='',  # one paragraph below the title
 ) -> str:          # the page
     "One self-contained page."
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    head = f'{_META}<title>{escape(title)}</title><style>{_STYLE}</style>'
     note = f'<p class="note">{escape(intro)}</p>' if intro else ''
     body = ''.join((f'<h2>{escape(h)}</h2>' if h else '') + content for h, content in sections)
     return (f'<!doctype html><html '
-            f'lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>{note}{body}</body></html>')
+            f'lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>{note}<main>{body}</main></body></html>')

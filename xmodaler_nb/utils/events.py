@@ -337,24 +337,29 @@ def _sync_rename(
     finally: os.close(folder)
 
 def _line_iteration(path, n, line, last):
-    "Iteration of line `n`; infinite for an incomplete last line."
-    try: return json.loads(line)['iteration']
-    except (ValueError, KeyError, TypeError):
-        if last: return float('inf')
-        raise ValueError(f"{path}, line {n}: not a JSON object with an 'iteration': {line[:60]!r}") from None
+    "Iteration of line `n`; infinite for an incomplete last line and for an empty one."
+    try: found = json.loads(line.decode('utf-8-sig'))['iteration']
+    except (ValueError, KeyError, TypeError, RecursionError): found = None
+    if isinstance(found, (int, float)): return found
+    if last or not line.strip(): return float('inf')
+    shown = line[:60].decode('utf-8', 'replace')
+    raise ValueError(f"{path}, line {n}: not a JSON object with an 'iteration': {shown!r}")
 
+
+# %% ../../nbs/02_utils/30_events.ipynb #55c19043
 def truncate_jsonl(
     path:str|Path,  # file of JSON lines; a missing file is left missing
     iteration:int,  # last iteration to keep; -1 keeps none
 ) -> int:           # lines dropped
     "Drop the lines after an iteration, and an incomplete last line, in one atomic step."
     path = Path(path)
-    if not path.exists(): return 0
-    lines = path.read_text(encoding='utf-8').splitlines()
+    content = path.read_bytes() if path.exists() else b''
+    if not content: return 0
+    lines = content.removesuffix(b'\n').split(b'\n')               # no other mark ends a line of JSON
     keep = [line for n, line in enumerate(lines, 1) if _line_iteration(path, n, line, n == len(lines)) <= iteration]
-    if len(keep) == len(lines): return 0
-    with tempfile.NamedTemporaryFile('w', dir=path.parent, prefix='.tmp-', delete=False, encoding='utf-8') as f:
-        f.writelines(l + '\n' for l in keep)
+    if len(keep) == len(lines) and content.endswith(b'\n'): return 0
+    with tempfile.NamedTemporaryFile('wb', dir=path.parent, prefix='.tmp-', delete=False) as f:
+        f.writelines(line + b'\n' for line in keep)
         f.flush(); os.fsync(f.fileno())
     os.chmod(f.name, path.stat().st_mode)
     _sync_rename(f.name, path)

@@ -81,6 +81,7 @@ def choose(self:BeamSearcher, run, t, log_probs, state):
     (g, k), v = run.active.shape, log_probs.size(-1)
     allowed = self.unspoken(log_probs.detach())
     if self.rules: allowed = self.rules.apply(allowed, t, run.prefix)
+    log_probs = self.spoken(log_probs, allowed)
     ids, candidate_lps, scores = self._propose(run, allowed.view(g, k, v))
     picked, run.scores = self._pick(run, t, ids, scores)                  # (g, k')
     run.parents = parents = picked // ids.size(-1)

@@ -198,6 +198,16 @@ def unspoken(self:DecodeStrategy,
     self._unspoken = self._unspoken.to(log_probs.device)             # once: a copy waits for the device
     return log_probs.index_fill(1, self._unspoken, -float('inf'))
 
+@patch
+def spoken(self:DecodeStrategy,
+    log_probs:Tensor,  # (r, v), with or without gradient
+    allowed:Tensor,    # (r, v), forbidden words at -inf
+) -> Tensor:           # (r, v)
+    "With a gradient, the distribution over the words that may be said: the one that captions are drawn from."
+    if not log_probs.requires_grad: return log_probs
+    forbidden = allowed == -float('inf')
+    return log_probs.masked_fill(forbidden, -float('inf')).log_softmax(-1) if forbidden.any() else log_probs
+
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #9a83202c
 @patch
 def output_sents(self:DecodeStrategy,

@@ -160,7 +160,7 @@ def _append_words(self:GreedyDecoder, run, t, log_probs, state):
     if self.rules: allowed = self.rules.apply(allowed, t, run.prefix)
     words = self._pick(run, allowed)
     active = torch.ones_like(words, dtype=torch.bool) if run.active is None else run.active
-    lp = log_probs.gather(1, words[:,None])[:,0]
+    lp = self.spoken(log_probs, allowed).gather(1, words[:,None])[:,0]
     lp = torch.where(active.any() if self.tail == 'upstream' else active, lp, 0.)
     run.active = active & (words != self.eos_token_id)
     words = torch.where(run.active, words, self.eos_token_id)
