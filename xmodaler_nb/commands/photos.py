@@ -168,11 +168,18 @@ def train_photos(
 _PLACES = ('DATALOADER.ANNO_FOLDER', 'DATALOADER.FEATS_FOLDER', 'SCORER.GT_PATH', 'SCORER.CIDER_CACHED',
            'INFERENCE.VAL_ANNFILE', 'INFERENCE.TEST_ANNFILE', 'OUTPUT_DIR', 'MODEL.WEIGHTS')
 _SEARCH = ('DECODE_STRATEGY.NO_REPEAT_NGRAM', 'DECODE_STRATEGY.LENGTH_PENALTY', 'DECODE_STRATEGY.TEMPERATURE')
+_TRAINING = ('ENGINE', 'LOSSES', 'SOLVER', 'LR_SCHEDULER', 'RL')
+
+def _first_stage(cfg, folder):
+    "The published config that a run's recipe begins with."
+    recipe = 'transformer' if cfg.MODEL.ENCODER == 'TransformerEncoder' else 'updown'
+    return load_cfg_file(f'real/{RECIPES[recipe][0]}{Path(real_config(folder)).name}')
 
 def _as_published(cfg, published):
-    "Put paths and search of the published config into that of a run: training by reward samples without the rules."
+    "Paths, search and training as published: whoever trains on begins with words, not with a reward."
     cfg.defrost()
     cfg.merge_from_list([v for key in _PLACES + _SEARCH for v in (key, reduce(getattr, key.split('.'), published))])
+    for section in _TRAINING: setattr(cfg, section, getattr(published, section).clone())
 
 def pack_photos(
     run,    # folder of a run
@@ -181,7 +188,7 @@ def pack_photos(
 ) -> Path:
     "A captioner for photographs, with calibration, in half precision."
     captioner = Captioner.from_pretrained(run, extractor=published_extractor(Path(folder)/'pca.npz'))
-    _as_published(captioner.cfg, load_cfg_file(real_config(folder)))
+    _as_published(captioner.cfg, _first_stage(captioner.cfg, folder))
     for p in captioner.model.parameters(): p.data = p.data.half().float()  # the weights as they will be saved
     captioner.calibration, captioner.metrics = calibrate(captioner, folder), {}
     captioner.familiar = known_pictures(folder)
