@@ -165,6 +165,12 @@ def test_every_tab(page):
     page.get_by_label('Caption', exact=True).fill(HOSTILE + ' ball')
     page.get_by_text('leave out').first.wait_for()
     look_at(page, 'score')
+    page.get_by_label('Caption', exact=True).fill('a ball on a couch')
+    page.get_by_label('References').fill('the sofa')
+    page.get_by_role('button', name='METEOR').click()
+    page.get_by_text('Blue: equal stems').wait_for()
+    page.locator('line[stroke="#b35900"]').first.wait_for(state='attached')    # couch, sofa
+    look_at(page, 'meteor')
     open_tab(page, 'Ask')
     ask = page.get_by_label('Question')
     ask.fill('is there a red ball ?')

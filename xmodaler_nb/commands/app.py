@@ -26,12 +26,13 @@ from ..config import kfg
 from ..datasets.pictures import CLIPS, IMAGES, load_picture, read_clip
 from ..evaluation.captions import as_references
 from ..evaluation.cider import DocumentFrequency
+from ..evaluation.meteor import Meteor
 from ..look.explorer import explorer_html, render_alternatives, top_words
 from ..look.film import frames_of
 from ..look.layers import HeadChoice
 from ..look.occlusion import occlusion, render_both
 from ..look.render import render_regions
-from ..look.scores import common_words, render_credit, render_gains, render_links, word_gains
+from ..look.scores import common_words, meteor_links, render_credit, render_gains, render_links, word_gains
 from ..own.scenes.draw import render, render_clip, sample_clip, sample_scene
 from ..own.scenes.grammar import captions
 from ..utils.env import import_optional
@@ -300,6 +301,7 @@ def _needs_html(self:CaptionApp):
     drop = occlusion(cap.model, item, [cap.vocab.index(w) for w in c.words])
     return render_both(c.image, c.boxes, c.words, c.attention[:, -drop.shape[1]:], drop)
 
+# %% ../../nbs/18_commands/57_app.ipynb #7c0ffee1
 @patch
 def _score(self:CaptionApp):
     "What CIDEr-D, ROUGE-L and an exchange of words see in a caption that is typed."
@@ -307,10 +309,11 @@ def _score(self:CaptionApp):
     self.typed = w.Text(value='a red ball on the grass', description='Caption')
     self.refs = w.Textarea(value='a red ball lies on the grass\na ball on the lawn', description='References',
                            rows=4, layout=w.Layout(width='min(30em, 100%)'))
-    self.score_view = w.HTML()
-    for c in (self.typed, self.refs): c.observe(self._draw_score, 'value')
+    self.lines = w.ToggleButtons(options=['equal words', 'METEOR'], description='Lines')
+    self.score_view, self.meteor = w.HTML(), None
+    for c in (self.typed, self.refs, self.lines): c.observe(self._draw_score, 'value')
     self._draw_score()
-    return self._page([self.typed, self.refs], self.score_view)
+    return self._page([self.typed, self.refs, self.lines], self.score_view)
 
 @patch
 def _draw_score(self:CaptionApp, _=None): self.safely(self.score_view, self._score_html)
@@ -321,9 +324,19 @@ def _score_html(self:CaptionApp):
     text, refs = self.typed.value.lower(), [r.lower() for r in self.refs.value.splitlines() if r.strip()]
     if not text.split() or not refs: return '<p>Type a caption and at least one reference, each on its line.</p>'
     df = DocumentFrequency.from_references([refs, *[['a picture of the scene']]*9])
-    pairs = [(text.split(), r.split()) for r in refs]
-    links = ''.join(render_links(a, b, common_words(a, b)) for a, b in pairs)
+    links = ''.join(render_links(*self._links(text, r)) for r in refs)
+    if self.lines.value == 'METEOR': links += _STAGES
     return render_credit(text, refs, df) + links + render_gains(text, word_gains(text, refs, df)[1])
+
+@patch
+def _links(self:CaptionApp, text, ref):
+    "Words of both sentences and what belongs together: words of the longest common subsequence, or METEOR's links."
+    if self.lines.value != 'METEOR': return text.split(), ref.split(), common_words(text.split(), ref.split())
+    if problem := Meteor.problem(): raise ValueError(f'METEOR cannot be drawn: {problem}')
+    self.meteor = self.meteor or Meteor()
+    return meteor_links(text, ref, self.meteor)
+
+_STAGES = '<p style="color:#595959">Green: equal words. Blue: equal stems. Brown: synonyms.</p>'
 
 # %% ../../nbs/18_commands/57_app.ipynb #f5184b69
 def drawn_scenes(
