@@ -27,8 +27,14 @@ def split_pictures(
     rows = map(json.loads, filter(None, read_lines(Path(folder)/f'captions_{split}.jsonl')))
     files = {str(r['image_id']): Path(out)/split/r['file_name'] for r in rows}
     if not all(f.is_file() for f in files.values()):
-        with tarfile.open(Path(folder)/f'images144_{split}.tar') as tar: tar.extractall(Path(out)/split, filter='data')
+        _unpack(Path(folder)/f'images144_{split}.tar', Path(out)/split)
     return files
+
+def _unpack(archive, folder):
+    "The files of an archive by their bare names, whatever folders it says they belong to."
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        for m in filter(tarfile.TarInfo.isfile, tar): (folder/Path(m.name).name).write_bytes(tar.extractfile(m).read())
 
 
 # %% ../../nbs/18_commands/34_neighbour.ipynb #9cf6cc8a
