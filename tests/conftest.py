@@ -2,7 +2,8 @@
 import multiprocessing
 import os
 import signal
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import pytest
 
@@ -60,3 +61,12 @@ if hasattr(signal, 'setitimer'):
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(item):
         with limited(item, 'the end'): return (yield)
+
+
+# Runs with shifted seeds (tests/portable.py) leave alone what is compared with stored numbers: tests/parity and what is marked `stored_numbers`.
+
+@pytest.fixture(autouse=True)
+def seeds_of_stored_numbers(request):
+    "Seeds mean what they say where numbers are stored."
+    stored = 'parity' in request.path.parts or request.node.get_closest_marker('stored_numbers')
+    with getattr(sys.modules.get('sitecustomize'), 'unshifted', nullcontext)() if stored else nullcontext(): yield

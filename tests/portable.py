@@ -15,7 +15,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VARIANTS = {'default': {'ATEN_CPU_CAPABILITY': 'default'}, 'avx2': {'ATEN_CPU_CAPABILITY': 'avx2'}, 'sse41': {'ONEDNN_MAX_CPU_ISA': 'SSE41'},
             'one-thread': {'OMP_NUM_THREADS': '1'}, 'two-threads': {'OMP_NUM_THREADS': '2'},
-            'seeds-1': {'XMODALER_SEED_SHIFT': '1'}, 'seeds-2': {'XMODALER_SEED_SHIFT': '2'}}
+            'seeds-1': {'XMODALER_SHIFT_EVERY_SEED': '1'}, 'seeds-2': {'XMODALER_SHIFT_EVERY_SEED': '2'}}
+SHIFTED = ROOT/'tests'/'shifted'   # its sitecustomize.py shifts every seed of a process that has the variable above
+
+
+def environment(variant):
+    "The variables under which a variant runs."
+    path = os.pathsep.join(filter(None, [str(SHIFTED), os.environ.get('PYTHONPATH')]))
+    return {'OMP_NUM_THREADS': '1', **os.environ, **VARIANTS[variant], **({'PYTHONPATH': path} if variant.startswith('seeds') else {})}
 
 
 def chosen(name, day=None):
@@ -43,7 +50,7 @@ def main(argv=None):
     for name in chosen(args.variant):
         for command in commands(args.notebooks, not args.no_pytest, args.workers):
             what, start = f"{name}: {' '.join(command[1:])}", time.time()
-            code = subprocess.run(command, cwd=ROOT, env={'OMP_NUM_THREADS': '1', **os.environ, **VARIANTS[name]}).returncode
+            code = subprocess.run(command, cwd=ROOT, env=environment(name)).returncode
             print(f"{'ok' if not code else 'FAILED'} {what} ({time.time()-start:.0f} s)", flush=True)
             if code: failed.append(what)
     print('\n'.join(['failed:', *failed]) if failed else 'all variants passed')
