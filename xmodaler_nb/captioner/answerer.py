@@ -16,6 +16,7 @@ from .picture_model import note_unlike
 from .text_and_picture import PIECES_FILE, PictureTextModel, mean_attention, open_tokenizer
 from ..config import kfg
 from ..utils.file_io import read_json
+from ..utils.numbers import check_whole
 
 # %% ../../nbs/17_captioner/20_answerer.ipynb #2b71716f
 @dataclass
@@ -119,8 +120,7 @@ def answer(self:Answerer,
 ):                         # `Answer`; a list if there was a list; None where there is an error
     "Answer questions about pictures."
     xs, questions, many = paired(x, question)
-    for name, value in (('k', k), ('batch_size', batch_size)):
-        if value < 1: raise ValueError(f"{name} is {value}, but must be at least 1")
+    for name, value in dict(k=k, batch_size=batch_size).items(): check_whole(name, value)
     texts, pictures = [self.read(q, 'question') for q in questions], self.read_once(xs, ids, errors)
     answers = self._answer_all([(t, p) for t, p in zip(texts, pictures) if p], k, batch_size)
     results = [next(answers) if p else None for p in pictures]

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Integral
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -25,6 +24,8 @@ from ..evaluation.split import decode_batches
 from ..functional import decodes_word_pieces, load_vocab, read_np
 from ..utils.file_io import read_json, to_json
 from ..modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
+from ..modeling.decode_strategy.decode_strategy import build_with_options
+from ..utils.numbers import check_whole
 
 # %% ../../nbs/17_captioner/10_captioner.ipynb #d6191f0f
 @dataclass
@@ -149,12 +150,15 @@ def build_strategy(self:Captioner,
     **options,           # further arguments of the decode strategy
 ):                       # a DecodeStrategy
     "The decode strategy of one call."
-    if not isinstance(name, str): return name  # a strategy of your own
+    if not isinstance(name, str):              # a strategy of your own
+        if options: raise ValueError(f"{', '.join(options)}: the strategy is made already; give it there")
+        return name
     if name not in ('beam', 'greedy', 'sample'):
         raise ValueError(f"strategy {name!r} is not one of beam, greedy, sample")
     size = 1 if name != 'beam' else beam_size or max(2, self.cfg.DECODE_STRATEGY.BEAM_SIZE)
     beam = DECODE_STRATEGY_REGISTRY.get(self.cfg.DECODE_STRATEGY.NAME or 'BeamSearcher')  # plain, diverse or your own
-    decoder = (GreedyDecoder if size == 1 else beam)(self.cfg, beam_size=size, **options)
+    kind = GreedyDecoder if size == 1 else beam
+    decoder = build_with_options(kind, self.cfg, beam_size=size, **options)
     if not decodes_word_pieces(self.cfg): decoder._vocab = self.vocab
     return decoder
 
@@ -189,17 +193,11 @@ def _check_log_probs(lps, id):
         raise ValueError(f"picture {id}: the model's log-probabilities are not numbers; its weights, or the "
                          f"features, are too large, infinite or NaN")
 
-def _check_size(name, value):
-    "Refuse what is not a whole number of at least 1; `beam_size` may be left to the config."
-    whole = isinstance(value, Integral) and value >= 1
-    if not (whole or (name == 'beam_size' and value in (None, 0))):
-        raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
-
 def _check_call(n, names, strategy, beam_size, nbest, batch_size):
     "Refuse arguments of `describe` that contradict each other."
     if names != n: raise ValueError(f"{n} pictures, {names} names in ids")
-    for name, value in (('batch_size', batch_size), ('nbest', nbest), ('beam_size', beam_size)):
-        _check_size(name, value)
+    sizes = dict(batch_size=batch_size, nbest=nbest, **({} if beam_size in (None, 0) else dict(beam_size=beam_size)))
+    for name, value in sizes.items(): check_whole(name, value)
     if nbest > 1 and strategy in ('greedy', 'sample'):
         raise ValueError(f"nbest={nbest} needs strategy='beam', got {strategy!r}")
 

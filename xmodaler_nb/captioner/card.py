@@ -6,8 +6,8 @@
 __all__ = ['model_facts', 'facts', 'card_text', 'model_card', 'read_run_scores']
 
 # %% ../../nbs/17_captioner/05_card.ipynb #c7f13bb2
-import json
 from pathlib import Path
+from ..utils.events import read_jsonl
 from ..utils.file_io import markdown_cell
 
 # %% ../../nbs/17_captioner/05_card.ipynb #7867009c
@@ -117,9 +117,8 @@ def read_run_scores(
 ) -> dict: # {'val': {metric: value}, 'test': …}, the last of each; empty if nothing was scored
     "The last scores of each split in a run's own log."
     log, out = Path(run)/'events.jsonl', {}
-    for line in log.read_text(encoding='utf-8').splitlines() if log.is_file() else ():
-        if not line.endswith('}'): continue                                    # a killed run's last line
-        for key, value in json.loads(line).items():
+    for row in read_jsonl(log) if log.is_file() else ():
+        for key, value in row.items():
             split, _, name = key.partition('/')
             if name and split in ('val', 'test'): out.setdefault(split, {})[name] = value
     return out

@@ -17,6 +17,7 @@ from .picture_index import build_index
 from .text_and_picture import (PIECES_FILE, PictureTextModel, Text, mean_attention,
                                                      open_tokenizer)
 from ..config import kfg
+from ..utils.numbers import check_whole
 
 # %% ../../nbs/17_captioner/30_retriever.ipynb #b5c0c350
 @dataclass
@@ -149,8 +150,7 @@ def _match(self:Retriever, text, picture, score, out, row):
 
 def _best(scores, k):
     "Indices of the k largest scores; all if there are fewer."
-    if k < 1: raise ValueError(f"k is {k}, but must be at least 1")
-    return scores.argsort(descending=True, stable=True)[:k].tolist()
+    return scores.argsort(descending=True, stable=True)[:check_whole('k', k)].tolist()
 
 # %% ../../nbs/17_captioner/30_retriever.ipynb #a3731676
 @patch

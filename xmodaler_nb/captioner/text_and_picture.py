@@ -17,6 +17,7 @@ from ..datasets.features import as_features
 from ..datasets.mirror import box_fields, box_fields_of
 from ..datasets.word_pieces import pieces_text, sentence_ids
 from ..tokenization import BertTokenizer
+from ..utils.numbers import check_whole
 
 # %% ../../nbs/17_captioner/15_text_and_picture.ipynb #c39d26a8
 @dataclass
@@ -145,6 +146,7 @@ def run_pairs(self:PictureTextModel,
     batch_size:int=32, # pairs at once
 ):                     # yields (output batch, row), pair by pair
     "The model's output for texts beside pictures."
+    check_whole('batch_size', batch_size)
     for start in range(0, len(pairs), batch_size):
         part = pairs[start:start+batch_size]
         batch = self.model.preprocess_batch(collate([{**item, **text.fields()} for text, item in part]))

@@ -9,6 +9,7 @@ __all__ = ['bootstrap', 'compare']
 import numpy as np
 from fastcore.basics import patch
 from .captions import EvalResult
+from ..utils.numbers import check_number, check_whole
 
 # %% ../../nbs/09_evaluation/72_confidence.ipynb #8cd1fd65
 def bootstrap(
@@ -17,12 +18,16 @@ def bootstrap(
     seed:int=0,        # of the random numbers
 ) -> dict:             # {name: (n,) corpus values}
     "Corpus scores of resampled sets of pictures."
+    check_whole('n', n)
+    check_whole('seed', seed, least=0)
     rng, m, out = np.random.default_rng(seed), len(result.ids), {k: np.empty(n) for k in result.corpus}
     for i in range(n):
         rows = rng.integers(0, m, m)
         for s in result.scores.values():
             for k, v in s.resample(rows).items(): out[k][i] = v
     return out
+
+def _share(level): return check_number('level', level, 'between 0 and 1', lambda p: 0 < p < 1)
 
 @patch
 def confidence(self:EvalResult,
@@ -31,7 +36,7 @@ def confidence(self:EvalResult,
     seed:int=0,      # of the random numbers
 ) -> dict:           # {name: (low, high)}
     "Bootstrap confidence intervals of the corpus scores."
-    tail = (1-level)/2
+    tail = (1-_share(level))/2
     return {k: tuple(np.quantile(v, (tail, 1-tail)).tolist()) for k, v in bootstrap(self, n, seed).items()}
 
 # %% ../../nbs/09_evaluation/72_confidence.ipynb #121ba708
@@ -50,6 +55,7 @@ def compare(
 ) -> dict:           # {name: {'difference': a - b, 'low': …, 'high': …, 'a_better': share of draws}}
     "Is a better than b? Paired bootstrap."
     _check_same_pictures(a.ids, b.ids)
+    level = _share(level)
     x, y, out = bootstrap(a, n, seed), bootstrap(b, n, seed), {}
     for k in x.keys() & y.keys():
         d = x[k]-y[k]

@@ -8,20 +8,16 @@ __all__ = ['PANELS', 'read_events', 'curve', 'learning_curves', 'figure_html', '
 # %% ../../nbs/16_look/40_report.ipynb #e486a809
 import base64
 import io
-import json
 from html import escape
 from pathlib import Path
+from ..utils.events import read_jsonl
 
 # %% ../../nbs/16_look/40_report.ipynb #0c628675
 def read_events(
     path,   # events.jsonl
-) -> list:  # of dicts, in order; a torn last line is left out
+) -> list:  # of dicts, in order; the line that is being written is left out, a damaged one is named
     "The numbers that a run wrote."
-    rows = []
-    for line in Path(path).read_text(encoding='utf-8').splitlines():
-        try: rows.append(json.loads(line))
-        except (ValueError, RecursionError): break
-    return rows
+    return read_jsonl(path)
 
 def curve(
     events:list,  # of dicts with 'iteration'

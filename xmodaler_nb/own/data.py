@@ -23,6 +23,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from numbers import Real
 from pathlib import Path
 import numpy as np
 import yaml
@@ -45,6 +46,7 @@ from ..utils.checkpoint_files import write_text
 from ..utils.file_io import read_json, to_json, why_missing
 from ..utils.registry import locate
 from ..utils.store import feature_files, open_store
+from ..utils.numbers import check_number, check_whole
 
 # %% ../../nbs/15_own/40_data.ipynb #5100c739
 @dataclass
@@ -493,6 +495,8 @@ def check(self:CaptionData,
     max_len:int=20,             # words that will be kept per training caption
 ) -> CheckTable:
     "Everything that is wrong or odd, in one table."
+    check_whole('max_len', max_len)
+    if n_references is not None: check_whole('n_references', n_references)
     table, self.digests = check_samples(self.samples, n_references, self.findings, self.segment, max_len)
     return table
 
@@ -503,6 +507,10 @@ def decide_splits(self:CaptionData,
     seed:int=0,      # of the draw
 ) -> CaptionData:    # a copy in which every sample has a split
     "Give a split to every sample that has none."
+    for name, share in dict(val=val, test=test).items():
+        if isinstance(share, bool) or not isinstance(share, Real):
+            raise ValueError(f"{name} is {share!r}, but must be a share of the pictures")
+    check_whole('seed', seed, least=0)
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise ValueError(f"val and test are {val} and {test}; none may be negative, together they must stay below 1")
     if not hasattr(self, 'digests'): self.check()
@@ -554,7 +562,8 @@ def vocabulary(self:CaptionData,
     min_coverage:float=0.97,       # share of the training words that the chosen threshold covers at least
 ) -> list:                   # words by falling count; 'UNK' last if any word is left out
     "The words of the training captions."
-    if min_count is None:
+    if min_count is not None: check_whole('min_count', min_count)
+    else:
         min_count = max((r['min_count'] for r in self.coverage_report((1, 2, 3, 5)) if r['train'] >= min_coverage),
                         default=1)
     return make_vocabulary(self._words('train'), min_count)
@@ -852,7 +861,7 @@ def write(self:CaptionData,
     "Check, split, choose words, extract features, and write it all, with a config to train or to fine-tune."
     if layout not in ('xmodaler', 'store'):
         raise ValueError(f"layout is {layout!r}, but must be 'xmodaler' or 'store'")
-    if max_len < 1: raise ValueError(f"max_len is {max_len}, but a caption needs a word")
+    check_number('max_len', max_len, 'a whole number: a caption needs a word', lambda n: n >= 1, whole=True)
     if isinstance(backbone, str): check_backbone(backbone, extract.get('weights', 'DEFAULT'))
     data, out = replace(self, segment=segment or self.segment), Path(out)
     table = data.check(max_len=max_len)

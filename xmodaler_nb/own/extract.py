@@ -26,6 +26,7 @@ from .origin import FeatureFolder, FeatureItems, file_digest, keep_agreeing, mak
 from .origin import write_description
 from ..utils.file_io import why_missing
 from ..utils.store import FeatureStore
+from ..utils.numbers import check_whole
 
 # %% ../../nbs/15_own/30_extract.ipynb #71e22d52
 def box_means(
@@ -321,6 +322,8 @@ def extract_features(
     if layout not in ('store', 'npz', 'npy'):
         raise ValueError(f"layout is {layout!r}, but must be 'store', 'npz' or 'npy'")
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'")
+    sizes = dict(batch_size=batch_size, workers=workers, seal_every=seal_every, **({'frames': frames} if frames else {}))
+    for name, size in sizes.items(): check_whole(name, size)
     (i, n), items = parse_shard(shard), files_with_ids(files)
     ex = as_extractor(backbone, kind or _default_kind(items), options)
     frames = frames or getattr(ex, 'frames', 16)

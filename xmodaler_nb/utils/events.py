@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TensorboardWriter', 'HistoryBuffer', 'get_event_storage', 'EventStorage', 'EventWriter', 'OutputGone', 'JSONWriter',
-           'truncate_jsonl', 'TensorboardXWriter', 'CommonMetricPrinter']
+           'truncate_jsonl', 'read_jsonl', 'TensorboardXWriter', 'CommonMetricPrinter']
 
 # %% ../../nbs/02_utils/30_events.ipynb #08d2bb69
 import datetime, json, logging, os, statistics, tempfile, time
@@ -364,6 +364,32 @@ def truncate_jsonl(
     os.chmod(f.name, path.stat().st_mode)
     _sync_rename(f.name, path)
     return len(lines) - len(keep)
+
+# %% ../../nbs/02_utils/30_events.ipynb #1a6d53c1
+def _json_object(line):
+    "A line as a dictionary; None for what is none."
+    try: found = json.loads(line.decode('utf-8-sig'))
+    except (ValueError, RecursionError): return None
+    return found if isinstance(found, dict) else None
+
+_said = set()         # a log that is watched is read again and again
+
+def _say_lost(path, lost):
+    "Name the lines that cannot be read, once."
+    which = ', '.join(map(str, lost[:5])) + (', …' if lost[5:] else '')
+    text = f"{path}, line {which}: not a JSON object; the rest is kept"
+    if text not in _said: logging.getLogger(__name__).warning(text)
+    _said.add(text)
+
+def read_jsonl(
+    path:str|Path, # file of JSON lines
+) -> list:         # of dicts, in order
+    "The lines that can be read; others are named in a warning, except an incomplete last one."
+    lines = Path(path).read_bytes().split(b'\n')                   # no other mark ends a line of JSON
+    rows = [_json_object(line) for line in lines]
+    lost = [n for n, (line, row) in enumerate(zip(lines, rows), 1) if row is None and line.strip() and n < len(lines)]
+    if lost: _say_lost(path, lost)
+    return [row for row in rows if row is not None]
 
 # %% ../../nbs/02_utils/30_events.ipynb #6a74cbb4
 class TensorboardXWriter(EventWriter):

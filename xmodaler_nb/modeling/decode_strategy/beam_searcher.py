@@ -15,6 +15,7 @@ from ...config import configurable, kfg
 from .build import DECODE_STRATEGY_REGISTRY
 from .decode_strategy import DecodeStrategy, DecodeHistory
 from .trace import TraceStep
+from ...utils.numbers import check_number
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #9d7c180d
 STABLE_SORT_MAX = 128       # columns up to which a stable sort is used
@@ -40,7 +41,7 @@ class BeamSearcher(DecodeStrategy):
         **common,           # see `DecodeStrategy`
     ):
         super().__init__(**common)
-        self.length_penalty = float(length_penalty)
+        self.length_penalty = float(check_number('DECODE_STRATEGY.LENGTH_PENALTY', length_penalty, 'a finite number'))
 
     @classmethod
     def from_config(cls, cfg):

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 from fastcore.basics import patch
+from ...utils.numbers import check_number, check_whole
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/20_constraints.ipynb #831ce7b4
 def repeating_words(
@@ -38,10 +39,11 @@ class Rules:
         self.eos = eos
         self.min_length = min_length
         self.no_repeat_ngram = no_repeat_ngram
-        self.max_length = min(max_length or max_seq_len, max_seq_len)
+        self.max_length = min(check_whole('MAX_LENGTH', max_length, 0) or max_seq_len, max_seq_len)
         self.banned, self.required = sorted(set(banned)), list(dict.fromkeys(required))
         self.begin = list(begin)
         self._check()
+        self._sizes = set()    # of vocabularies that the ids were compared with
         self._id_tensors = {}  # ids as tensors, by device: made once, not at every step
 
     def __bool__(self):
@@ -57,6 +59,8 @@ class Rules:
 @patch
 def _check(self:Rules):
     "Rules that cannot all hold are refused before anything is decoded."
+    lengths = dict(MIN_LENGTH=self.min_length, MAX_LENGTH=self.max_length, NO_REPEAT_NGRAM=self.no_repeat_ngram)
+    for name, n in lengths.items(): check_number(name, n, '0 or more', lambda n: n >= 0, whole=True)
     if self.min_length > self.max_length:
         raise ValueError(f"MIN_LENGTH {self.min_length} is larger than the longest sentence, {self.max_length} "
                          f"words")
@@ -66,8 +70,6 @@ def _check(self:Rules):
         raise ValueError(f"{len(self.required)} required words do not fit into {self.max_length} words")
     if self.eos in self.required: raise ValueError(f"the end mark {self.eos} cannot be a required word")
     self._check_begin()
-    if self.no_repeat_ngram < 0:
-        raise ValueError(f"NO_REPEAT_NGRAM is {self.no_repeat_ngram}, but must be 0 or more")
     if self.no_repeat_ngram == 1 and self.min_length:
         raise ValueError("NO_REPEAT_NGRAM 1 with a MIN_LENGTH can run out of words; use 2 or more")
 
@@ -93,6 +95,16 @@ def ids(self:Rules,
     return self._id_tensors[name, device]
 
 @patch
+def check_size(self:Rules,
+    n:int, # words that the model knows
+):
+    "Refuse ids that the model does not have."
+    if n in self._sizes: return
+    high = [i for i in (*self.banned, *self.required, *self.begin) if i >= n]
+    if high: raise ValueError(f"word {high[0]} is banned, required or begins the sentence; the model has words 0 to {n-1}")
+    self._sizes.add(n)
+
+@patch
 def missing(self:Rules,
     prefix:Tensor, # (r, t) int64
 ) -> Tensor:     # (r, c) bool, True = this required word is not in the row
@@ -107,6 +119,7 @@ def apply(self:Rules,
     prefix:Tensor=None,  # (r, t) int64, needed when `needs_history`
 ) -> Tensor:           # (r, v), forbidden words at -inf
     "The log-probabilities under the rules."
+    self.check_size(log_probs.size(1))
     x, inf = log_probs, float('inf')
     if t < len(self.begin): return self._only(x, self.ids('begin', x.device)[t:t+1])
     if self.banned: x = x.index_fill(1, self.ids('banned', x.device), -inf)
@@ -147,8 +160,8 @@ def word_ids(
     "Words of a config as ids."
     out = []
     for w in words:
-        if isinstance(w, int):
-            out.append(w)
+        if not isinstance(w, str):
+            out.append(check_whole(f'{key}: an id', w, least=0))
             continue
         if vocab is None:
             raise ValueError(f"{key}: '{w}' is a word, but there is no vocabulary (INFERENCE.VOCAB) to look it up in; "

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from ...config import configurable
 from .build import DECODE_STRATEGY_REGISTRY
 from .beam_searcher import BeamSearcher, stable_topk
+from ...utils.numbers import check_number, check_whole
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/45_diverse_beam_searcher.ipynb #6cfa52cc
 @DECODE_STRATEGY_REGISTRY.register()
@@ -25,10 +26,11 @@ class DiverseBeamSearcher(BeamSearcher):
         **common,      # see `BeamSearcher`
     ):
         super().__init__(**common)
-        if groups < 1 or self.beam_size % groups:
+        check_whole('DECODE_STRATEGY.GROUPS', groups)
+        if self.beam_size % groups:
             raise ValueError(f"DECODE_STRATEGY.GROUPS is {groups}, but BEAM_SIZE {self.beam_size} must be a multiple "
                              f"of it")
-        if diversity < 0: raise ValueError(f"DECODE_STRATEGY.DIVERSITY is {diversity}, but must be 0 or more")
+        check_number('DECODE_STRATEGY.DIVERSITY', diversity, '0 or more', lambda d: d >= 0)
         if groups > 1 and self.rule_args['required_words']:
             raise ValueError('DECODE_STRATEGY.REQUIRED_WORDS and GROUPS > 1 both decide about places in the beam; use '
                              'one of them')

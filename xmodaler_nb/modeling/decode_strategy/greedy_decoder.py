@@ -16,6 +16,7 @@ from ...config import Batch, configurable, kfg
 from .build import DECODE_STRATEGY_REGISTRY
 from .decode_strategy import DecodeStrategy, DecodeHistory, device_of
 from .trace import TraceStep
+from ...utils.numbers import check_number
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #37801ef4
 def filter_log_probs(
@@ -92,12 +93,11 @@ class GreedyDecoder(DecodeStrategy):
         **common,        # see `DecodeStrategy`
     ):
         super().__init__(**common)
-        def need(ok, key, value, rule):
-            if not ok: raise ValueError(f"DECODE_STRATEGY.{key} is {value!r}, but must be {rule}")
-        need(tail in ('upstream', 'drop'), 'TAIL', tail, "'upstream' or 'drop'")
-        need(temperature > 0, 'TEMPERATURE', temperature, 'larger than 0')
-        need(0 < top_p <= 1, 'TOP_P', top_p, 'in (0, 1]')
-        need(top_k >= 0, 'TOP_K', top_k, '0 or more')
+        if tail not in ('upstream', 'drop'):
+            raise ValueError(f"DECODE_STRATEGY.TAIL is {tail!r}, but must be 'upstream' or 'drop'")
+        check_number('DECODE_STRATEGY.TEMPERATURE', temperature, 'larger than 0', lambda t: t > 0)
+        check_number('DECODE_STRATEGY.TOP_P', top_p, 'in (0, 1]', lambda p: 0 < p <= 1)
+        check_number('DECODE_STRATEGY.TOP_K', top_k, '0 or more', lambda k: k >= 0, whole=True)
         self.tail, self.temperature, self.top_k, self.top_p = tail, temperature, top_k, top_p
 
     @classmethod
