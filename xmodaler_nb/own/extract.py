@@ -322,7 +322,7 @@ def extract_features(
     if layout not in ('store', 'npz', 'npy'):
         raise ValueError(f"layout is {layout!r}, but must be 'store', 'npz' or 'npy'")
     if on_error not in ('raise', 'skip'): raise ValueError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'")
-    sizes = dict(batch_size=batch_size, workers=workers, seal_every=seal_every, **({'frames': frames} if frames else {}))
+    sizes = dict(batch_size=batch_size, workers=workers, seal_every=seal_every, frames=frames or 1)
     for name, size in sizes.items(): check_whole(name, size)
     (i, n), items = parse_shard(shard), files_with_ids(files)
     ex = as_extractor(backbone, kind or _default_kind(items), options)

@@ -26,7 +26,7 @@ def check_number(
     holds:Callable|None=None, # the rule; None: every number is right
     whole:bool=False,         # only whole numbers, of any integer type
 ):              # the number as int or float
-    "Refuse what is no finite number, or breaks the rule; the message says which argument, what it is and what it must be."
+    "Refuse what is no finite number or breaks the rule, by the name of the argument."
     number = _real(value)
     if number is None or whole and not isinstance(number, int) or holds is not None and not holds(number):
         raise ValueError(f"{name} is {value!r}, but must be {rule}")

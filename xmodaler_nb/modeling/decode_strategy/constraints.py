@@ -101,7 +101,7 @@ def check_size(self:Rules,
     "Refuse ids that the model does not have."
     if n in self._sizes: return
     high = [i for i in (*self.banned, *self.required, *self.begin) if i >= n]
-    if high: raise ValueError(f"word {high[0]} is banned, required or begins the sentence; the model has words 0 to {n-1}")
+    if high: raise ValueError(f"a rule names word {high[0]}; the model has words 0 to {n-1}")
     self._sizes.add(n)
 
 @patch

@@ -147,8 +147,8 @@ def build_with_options(
         unknown = [k for k in options if k not in known]
         if not unknown: raise
         near = get_close_matches(unknown[0], known, n=1)
-        raise ValueError(f"{unknown[0]!r} is no option of {kind.__name__}" + (f"; did you mean {near[0]!r}?" if near else
-                         f"; it has {', '.join(known)}")) from None
+        more = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+        raise ValueError(f"{unknown[0]!r} is no option of {kind.__name__}; {more}") from None
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #d0733fa5
 @patch
