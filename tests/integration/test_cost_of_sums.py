@@ -1,5 +1,5 @@
 "What the check sums add to opening a model and to continuing a training, at full size; and what is not read at all."
-import statistics
+import gc
 import time
 from contextlib import nullcontext
 from unittest import mock
@@ -26,21 +26,20 @@ def no_sums():
 REAL = checkpoint_files.load_pth
 
 def timed(f):
-    "Processor time of all threads: on a machine with other work, steadier than the clock."
+    "Processor time of all threads: on a machine with other work, steadier than the clock. What the call before left behind is freed first."
+    gc.collect()
     start = time.process_time()
     f()
     return time.process_time() - start
 
 def ratio(f, pairs=7):
-    "Median over pairs of (with sums)/(without), the order alternating; and both medians."
-    both = []
+    "Least time with sums over least time without, the order alternating; and both times. Other work on the machine only ever adds."
+    both = {True: [], False: []}
     for k in range(pairs):
-        row = {}
         for sums in (k % 2 == 0, k % 2 == 1):
             a, b, c = (nullcontext(),)*3 if sums else no_sums()
-            with a, b, c: row[sums] = timed(f)
-        both.append((row[True], row[False]))
-    return statistics.median(a/b for a, b in both), *map(statistics.median, zip(*both))
+            with a, b, c: both[sums].append(timed(f))
+    return min(both[True])/min(both[False]), min(both[True]), min(both[False])
 
 
 def full_size(words=4000):
@@ -51,7 +50,7 @@ def full_size(words=4000):
 @pytest.mark.slow
 @pytest.mark.parametrize('threads', [1, 2])
 def test_cost(tmp_path, threads, capsys):
-    "Measured on two loaded cores: 4 % of opening a model; 24 % (0.08 s) of building a model and continuing, where 640 MB are read; the bounds leave a margin for that load."
+    "Measured on two loaded cores, one thread: 5 % of opening a model, 5 % of building a model and continuing, 17 % of the files alone (with two threads -2, -11 and 33: noise of this size is left); the bounds leave a margin for it."
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     cfg, model, vocab = full_size()
@@ -69,7 +68,7 @@ def test_cost(tmp_path, threads, capsys):
     size = sum(p.stat().st_size for p in (tmp_path/'run'/'a').iterdir())/1e6
     with capsys.disabled():
         for name, (r, a, b) in found.items(): print(f'\n{threads} threads, {size:.0f} MB: {name}: {a:.3f} s of processor time with sums, {b:.3f} s without, ratio {r:.3f}', end='')
-    assert found['opening a model'][0] < 1.15 and found['building and continuing'][0] < 1.6 and found['files into memory alone'][0] < 3
+    assert found['opening a model'][0] < 1.2 and found['building and continuing'][0] < 1.3 and found['files into memory alone'][0] < 2
 
 
 def test_a_model_is_opened_without_the_training_state(tmp_path, monkeypatch):
