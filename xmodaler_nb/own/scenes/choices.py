@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'CHOICE_KINDS', 'ANSWER_TYPES', 'side_pairs', 'choice_questions', 'answer_group', 'ten_answers',
-           'many_questions', 'full_caption', 'scene_facts', 'retrieval_bound']
+           'many_questions', 'beside_questions', 'full_caption', 'scene_facts', 'retrieval_bound']
 
 # %% ../../../nbs/15_own/00_scenes/52_choices.ipynb #beac3e71
 from collections import Counter
@@ -125,6 +125,20 @@ def many_questions(
     asked = {q['question']: q for _ in range(rounds) for q in questions(scene, rng)}
     return [dict(question=t + '?', answers=ten_answers(q['answer'], rng), answer_type=ANSWER_TYPES[q['kind']],
                  question_type=' '.join(t.split()[:2])) for t, q in asked.items()]
+
+# %% ../../../nbs/15_own/00_scenes/52_choices.ipynb #9770c585
+def beside_questions(
+    scene, # a `Scene`
+) -> list: # as `many_questions`
+    "The colour of the one thing on a side of another."
+    names = Counter(t.category for t in scene.things)
+    out = []
+    for b in (t for t in scene.things if names[t.category] == 1):
+        for side, words in SIDES.items():
+            there = [t.colour for t in scene.things if t is not b and relation(t, b) == side]
+            if len(there) == 1: out.append((f'what color is the thing {words} the {b.category}?', there[0]))
+    return [dict(question=q, answers=[a]*10, answer_type='other', question_type='what color') for q, a in out]
+
 
 # %% ../../../nbs/15_own/00_scenes/52_choices.ipynb #429c4106
 def full_caption(
