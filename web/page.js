@@ -2,6 +2,7 @@
 // Words enter the page as text (textContent), never as markup.
 import * as ort from './ort/ort.wasm.min.mjs'
 import {Captioner} from './search.js'
+import {camera} from './camera.js'
 import {gridCells, networkInput, readPicture, sceneFeatures} from './pixels.js'
 
 ort.env.wasm.wasmPaths = new URL('./ort/', import.meta.url).href
@@ -181,6 +182,7 @@ async function openSample(button, file) { await open(await (await fetch(`picture
 
 function listen() {
   $('file').onchange = () => { if ($('file').files[0]) open($('file').files[0]) }
+  camera($('camera'), open)
   $('width').onchange = () => { if (shown.features) caption() }
   const drop = $('drop')
   addEventListener('dragover', e => { e.preventDefault(); drop.classList.add('over') })

@@ -15,7 +15,7 @@ from ..look.answers import render_answer_card, render_match_card
 from xmodaler_nb.look.failures import (confusions, render_comparison, render_confusions, render_wall, render_worst,
     worst)
 from ..look.film import still
-from ..look.monitor import curves_html, read_samples, sampled_pictures, samples_html
+from ..look.monitor import curves_html, found_runs, read_samples, sampled_pictures, samples_html
 from ..look.render import FUNCTION_WORDS, render_attention_strip
 from ..utils.env import import_optional
 
@@ -205,14 +205,14 @@ def _more(self:BrowseTab, refs):
 
 # %% ../../nbs/18_commands/56_app_tabs.ipynb #f206a150
 class RunTab(AppTab):
-    "The curves of a run and its samples, live."
+    "The curves of runs and their samples, live."
     def __init__(self,
-        app,    # see `AppTab`
-        folder, # of the run, or None
+        app,      # see `AppTab`
+        *folders, # of runs, or that hold runs
     ):
         super().__init__(app)
-        self.folder, self.sizes = Path(folder or '.'), None
-        self.begins = (self.folder/'events.jsonl').is_file()
+        self.folders, self.sizes, self.looked = folders, None, {}
+        self.begins = bool(found_runs(*folders))
         self.live = self.w.Play(min=0, max=10**6, interval=2000, description='Live')
         self.sampled = self.w.Dropdown(description='Picture of the samples', style=_WIDE)
         self.looks = self.w.IntSlider(min=2, max=30, value=8, description='Looks shown', style=_WIDE)
@@ -227,20 +227,30 @@ class RunTab(AppTab):
         if self.begins: self.begins, self.live.playing = False, True
 
     def look(self, _=None):
-        "Draw again if the run has written more."
-        files = [self.folder/name for name in ('events.jsonl', 'samples.jsonl')]
-        sizes = [f.stat().st_size if f.is_file() else -1 for f in files]
+        "Draw again if a run has written more."
+        runs = found_runs(*self.folders)
+        sizes = [_size(f/name) for f in runs.values() for name in ('events.jsonl', 'samples.jsonl')]
         if sizes == self.sizes: return
-        self.sizes, ids = sizes, sampled_pictures(read_samples(self.folder))
-        for c in (self.sampled, self.looks): c.layout.display = 'flex' if ids else 'none'
-        if list(self.sampled.options) != ids: self.sampled.options = ids
+        self.sizes, self.looked = sizes, _sampled(runs)
+        for c in (self.sampled, self.looks): c.layout.display = 'flex' if self.looked else 'none'
+        if list(self.sampled.options) != list(self.looked):
+            self.sampled.options = list(self.looked)
+            self.sampled.value = next(iter(self.looked), None)          # not every change of the list chooses
         self.draw()
         self.draw_samples()
 
     def html(self) -> str:
-        "Curves; those of the fixed pictures too, if the run learns from rewards."
-        return curves_html(self.folder)
+        "Curves; those of the fixed pictures too, if a run learns from rewards."
+        return curves_html(*self.folders)
 
     def draw_samples(self, _=None):
-        "What the run says about the chosen picture; the curves stay as they are."
-        fill(self.said, lambda: samples_html(self.folder, self.sampled.value, self.looks.value))
+        "What a run says about the chosen picture; the curves stay as they are."
+        place = self.looked.get(self.sampled.value)
+        fill(self.said, lambda: samples_html(*place, self.looks.value) if place else '')
+
+def _size(file): return file.stat().st_size if file.is_file() else -1
+
+def _sampled(runs):
+    "Label → (folder, id) of the pictures that the runs were looked at with; several runs are named."
+    name = (lambda n, i: f'{n}: {i}') if len(runs) > 1 else (lambda n, i: str(i))
+    return {name(n, i): (f, i) for n, f in runs.items() for i in sampled_pictures(read_samples(f))}

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['CaptionExplorer', 'CaptionWall', 'HeadChoice', 'agreement', 'attention_layers', 'attention_rollout', 'caption_svg',
            'choose_attention', 'common_words', 'confusions', 'meteor_links', 'occlusion', 'render_answer_card',
-           'render_attention', 'render_attention_strip', 'render_beam_tree', 'render_both', 'render_caption_card',
-           'render_chances', 'render_comparison', 'render_confusions', 'render_credit', 'render_film', 'render_gains',
-           'render_links', 'render_match_card', 'render_matches', 'render_regions', 'render_samples', 'render_wall',
-           'render_worst', 'run_curves', 'run_html', 'run_panels', 'sample_curves', 'thumbnail', 'top_words',
-           'word_gains', 'worst', 'write_page']
+           'render_attention', 'render_attention_strip', 'render_beam_step', 'render_beam_tree', 'render_both',
+           'render_caption_card', 'render_chances', 'render_comparison', 'render_confusions', 'render_credit',
+           'render_film', 'render_gains', 'render_links', 'render_match_card', 'render_matches', 'render_regions',
+           'render_samples', 'render_wall', 'render_worst', 'run_curves', 'run_html', 'run_panels', 'sample_curves',
+           'thumbnail', 'top_words', 'word_gains', 'worst', 'write_page']
 
 # %% ../../nbs/16_look/99_look.ipynb #440f2a33
 from . import report
 from . import trace                # from here on notebooks draw traces
 from .answers import render_answer_card, render_chances, render_match_card, render_matches
+from .beams import render_beam_step
 from .explorer import CaptionExplorer, render_alternatives, top_words
 from .failures import (confusions, render_comparison, render_confusions, render_wall,
     render_worst, run_curves, run_panels, worst)
@@ -33,7 +34,7 @@ from .wall import CaptionWall, thumbnail
 _all_ = ['CaptionExplorer', 'CaptionWall', 'HeadChoice', 'agreement', 'attention_layers', 'attention_rollout',
          'caption_svg', 'choose_attention', 'common_words', 'confusions', 'meteor_links', 'occlusion',
          'render_answer_card', 'render_attention',
-         'render_attention_strip', 'render_beam_tree', 'render_both', 'render_caption_card',
+         'render_attention_strip', 'render_beam_step', 'render_beam_tree', 'render_both', 'render_caption_card',
          'render_chances', 'render_comparison', 'render_confusions', 'render_credit', 'render_film', 'render_gains',
          'render_links', 'render_match_card', 'render_matches', 'render_regions', 'render_samples', 'render_wall',
          'render_worst', 'run_curves', 'run_html', 'run_panels', 'sample_curves', 'thumbnail', 'top_words',

@@ -9,6 +9,7 @@ __all__ = ['sentence_html', 'explorer_html', 'top_words', 'render_alternatives',
 from html import escape
 from math import exp
 from fastcore.basics import patch
+from .beams import render_beam_step
 from .film import caption_film, frames_of
 from .layers import HeadChoice
 from .render import (png_uri, region_boxes, render_attention, render_attention_strip,
@@ -33,7 +34,7 @@ def sentence_html(
 def explorer_html(
     caption, # with `words`, `log_probs`, and as far as known `image`, `boxes`, `attention` (t, n), `trace`, `score`
     word:int=0,     # current word
-    tree:bool=True, # also draw the search
+    tree:bool=True, # also draw the search, and its step at this word
 ) -> str:
     "Everything about one caption at one word."
     get = lambda k: getattr(caption, k, None)
@@ -52,7 +53,7 @@ def explorer_html(
         parts.append(f'<div style="display:flex;flex-wrap:wrap;gap:12px;align-items:flex-start">{big}'
                      f'<div style="flex:1 1 200px;min-width:0;overflow-x:auto">{small}</div></div>')
     if tree and get('trace') is not None and caption.trace.steps:
-        parts.append(render_beam_tree(caption.trace, current=word))
+        parts.append(render_beam_tree(caption.trace, current=word) + render_beam_step(caption.trace, word))
     return f'<div style="width:0;min-width:100%">{"".join(parts)}</div>'     # as wide as its place, not as its content
 
 # %% ../../nbs/16_look/30_explorer.ipynb #4bf987f3

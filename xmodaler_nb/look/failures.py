@@ -156,14 +156,24 @@ def run_panels(
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for panel, ax in zip(known, axes): _panel(ax, read, *panel)
     for ax in list(axes): ax.set_axis_off()
+    if len(read) > 1: figure.legend(*_one_line_per_run(read), loc='outside lower center', ncols=4, fontsize=8)
     return figure
 
+_STYLES = '-', '--', ':', '-.'     # of the numbers of one panel; a run has one colour in all panels
+
 def _panel(ax, read, title, names):
-    "One panel; a label for every line where there are several."
-    for run, events in read.items():
-        for name in names: ax.plot(*curve(events, name), label=f'{run} {name}' if len(read) > 1 else name)
+    "One panel; the numbers have their names where there are several."
+    for i, events in enumerate(read.values()):
+        for name, style in zip(names, _STYLES):
+            ax.plot(*curve(events, name), style, color=f'C{i % 10}', label='' if i else name)
     ax.set(xlabel='step', title=title)
-    if len(read)*len(names) > 1: ax.legend(fontsize=7)
+    if len(names) > 1: ax.legend(fontsize=7)
+
+def _one_line_per_run(read):
+    "Handles and labels of a legend."
+    from matplotlib.lines import Line2D
+    return [Line2D([], [], color=f'C{i % 10}') for i in range(len(read))], [str(n) for n in read]
+
 
 # %% ../../nbs/16_look/45_failures.ipynb #6f78e3a2
 def render_wall(

@@ -30,7 +30,7 @@ from ..utils.checkpoint_files import write_text
 from ..utils.file_io import read_json, to_json
 
 # %% ../../nbs/16_look/50_page.ipynb #d2e1aaf5
-PAGE_FILES = ('index.html', 'page.css', 'page.js', 'pixels.js', 'search.js')
+PAGE_FILES = ('index.html', 'page.css', 'page.js', 'camera.js', 'pixels.js', 'search.js')
 
 def web_file(
     name:str, # one of `PAGE_FILES`

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FUNCTION_WORDS', 'png_uri', 'picture_uri', 'size_of', 'region_boxes', 'render_regions', 'render_attention',
-           'render_attention_strip', 'render_beam_tree', 'render_caption_card', 'caption_svg']
+           'render_attention_strip', 'beam_sentences', 'same_words', 'render_beam_tree', 'render_caption_card',
+           'caption_svg']
 
 # %% ../../nbs/16_look/10_render.ipynb #cf148232
 import base64
@@ -240,7 +241,7 @@ _LETTERS = 11        # of a word that fits into a beam
 def _short(word): return word if len(word) <= _LETTERS else word[:_LETTERS-1] + '…'
 
 def _node(at, beam, on_path, tip, pruned=False):
-    "One beam: its word and its score."
+    "One beam: its word, and the log-probability of the sentence so far."
     (x, y), (edge, ground, ink) = at, _node_colours(beam['active'], on_path, pruned)
     score = '' if beam['score'] is None else f"{beam['score']:.2f}"
     frame = f'rx="4" fill="{ground}" stroke="{edge}" stroke-width="{2 if on_path else 1}"'
@@ -258,9 +259,33 @@ def _edge(parent_at, at, on_path):
     return f'<path d="{curve}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
 
 # %% ../../nbs/16_look/10_render.ipynb #c1ca2dd1
+def beam_sentences(
+    steps:list, # of `DecodeTrace.to_dict`
+) -> list:      # per step, per beam: its words so far, the end mark among them
+    "What every beam of a search had said."
+    lines = []
+    for t, s in enumerate(steps):
+        rows = []
+        for b in s['beams']:
+            old = lines[-1][b['parent']] if t else []
+            ended = t > 0 and not steps[t-1]['beams'][b['parent']]['active']
+            rows.append(old if ended else [*old, b['word']])
+        lines.append(rows)
+    return lines
+
+def same_words(
+    sentences:list, # of one step, from `beam_sentences`
+) -> dict:          # beam → the first beam with the same words, where that is another one
+    "Beams that say what a better one says."
+    return {j: sentences.index(s) for j, s in enumerate(sentences) if sentences.index(s) < j}
+
+
+# %% ../../nbs/16_look/10_render.ipynb #9c7b19e7
 def _place(t, j):
     "Upper left corner of beam `j` after word `t`; word −1 is the beginning."
-    return 10 + (t+1)*_DX, 8 + j*_DY
+    return 10 + (t+1)*_DX, _TOP + j*_DY
+
+_TOP = 24      # height of the line above the beams
 
 def _tree_parts(steps, path, trace):
     "Edges, those of the path last, and nodes of the tree."
@@ -274,6 +299,37 @@ def _tree_parts(steps, path, trace):
             nodes.append(_node(_place(t, j), b, on_path, _tip(after, j, trace), j in after['pruned']))
     return [e for _, e in sorted(edges, key=lambda e: e[0])], nodes
 
+
+# %% ../../nbs/16_look/10_render.ipynb #efc495e4
+def _counted(n, thing): return f'{n} {thing}' + 's'*(n != 1)
+
+def _heads(steps):
+    "The number of words above every column."
+    return ''.join(_text(_place(t, 0)[0] + _W/2, 14, 10, '#595959', f'word {t+1}') for t in range(len(steps)))
+
+def _merges(sentences):
+    "Dashed lines between beams that hold the same words."
+    return ''.join(_merge(_place(t, j), _place(t, i)) for t, row in enumerate(sentences)
+                   for j, i in same_words(row).items())
+
+def _merge(at, other):
+    "A dashed line along the right sides of two beams, and an equals sign."
+    x, y1, y2 = at[0] + _W + 6, other[1] + _H/2, at[1] + _H/2
+    line = f'<path d="M{x-6} {y1:.0f} H{x} V{y2:.0f} H{x-6}" fill="none" stroke="#7b3fa0" stroke-dasharray="3 2"/>'
+    return line + _text(x + 6, (y1 + y2)/2 + 4, 12, '#7b3fa0', '=')
+
+def _results(d):
+    "Place and length behind every sentence that came out."
+    return ''.join(_result(_place(len(d['steps']) - 1, h['path'][-1]), r, len(h['ids']) - h['finished'])
+                   for r, h in enumerate(d['nbest'], 1) if h['path'])
+
+def _result(at, rank, length):
+    "Place and length of one sentence."
+    place = f'x="{at[0] + _W + 22:.0f}" y="{at[1] + 19:.0f}" font-size="11" fill="#222"'
+    return f'<text {place}>{rank}. · {_counted(length, "word")}</text>'
+
+
+# %% ../../nbs/16_look/10_render.ipynb #1719bf99
 def render_beam_tree(
     trace,            # DecodeTrace
     image:int=0,      # which picture
@@ -284,17 +340,23 @@ def render_beam_tree(
     d = trace.to_dict(image)
     steps, path = d['steps'], d['nbest'][rank]['path'] if d['nbest'] else []
     edges, nodes = _tree_parts(steps, path, trace)
-    width, height = 20 + _W + len(steps)*_DX, 10 + max([len(s['beams']) for s in steps] or [1])*_DY
+    width = 110 + _W + len(steps)*_DX
+    height = _TOP + 2 + max([len(s['beams']) for s in steps] or [1])*_DY
     mark = '' if current is None else _column_mark(_place(current, 0)[0], height)
+    parts = [mark, _heads(steps), *edges, *nodes, _merges(beam_sentences(steps)), _results(d)]
     frame = f'width="{width}" height="{height}" font-family="system-ui,sans-serif"'
-    return (f'<div class="beams" {_SCROLLS}><svg {frame} xmlns="http://www.w3.org/2000/svg">'
-            f'{mark}{"".join(edges)}{"".join(nodes)}</svg></div>')
+    return (f'<div class="beams" {_SCROLLS}><svg {frame} xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+            f'</div>{_LEGEND}')
 
 _SCROLLS = 'style="overflow-x:auto" tabindex="0" role="region" aria-label="search tree"'
+_LEGEND = ('<div style="font:12px system-ui,sans-serif;color:#595959">In a box: the word, and the log-probability of '
+           'the sentence so far. Red: the chosen sentence. Pale: fell behind here. Grey ground: ended. Right: place '
+           'and length.</div>')
 
 def _column_mark(x, height):
     "A yellow background behind the beams of one word."
     return _rect((x-6, 0, x+_W+6, height), 'fill="#ffc83d" opacity=".25"/>')
+
 
 # %% ../../nbs/16_look/10_render.ipynb #d98d6fe6
 def _card_rows(captions, references):
