@@ -20,17 +20,19 @@ const make = (tag, parent, text = '') => {
   return element
 }
 
+let page, loading                                                 // page.json, and the promise of a model
 let model, shown = {}                                             // shown: picture, features, beams, the current word
 let turn = 0                                                      // a newer request stops an older one
+let pace = 0                                                      // ms between two words; the first caption does not wait
 
 // ---- features -------------------------------------------------------------------------------------------------------
 
 async function featuresOf(picture) {
-  const {extractor} = model.page, how = extractor.of ?? extractor     // `of`: what a ReducedExtractor reduces
+  const {extractor} = page, how = extractor.of ?? extractor           // `of`: what a ReducedExtractor reduces
   if (how.extractor !== 'BackboneExtractor') return sceneFeatures(picture, how)
   const input = new ort.Tensor('float32', networkInput(picture, how), [1, 3, how.size, how.size])
-  const out = await model.backbone.run({[model.backbone.inputNames[0]]: input})
-  const [rows, global] = model.backbone.outputNames.map(name => out[name])
+  const {backbone} = await loading, out = await backbone.run({[backbone.inputNames[0]]: input})
+  const [rows, global] = backbone.outputNames.map(name => out[name])
   const [, n, width] = rows.dims, whole = extractor.of ? [[0, 0, picture.width, picture.height]] : []   // its first row
   const side = Math.round((n - whole.length)**.5), square = side*side === n - whole.length && how.crop === 'squeeze'
   const boxes = square ? [...whole, ...gridCells(side, picture.width, picture.height)] : null
@@ -49,16 +51,18 @@ function bitmapOf({width, height, data}) {
   const rgba = new ImageData(width, height)
   for (let i = 0; i < width*height; i++) rgba.data.set([data[3*i], data[3*i + 1], data[3*i + 2], 255], 4*i)
   const canvas = new OffscreenCanvas(width, height)
-  canvas.getContext('2d').putImageData(rgba, 0, 0)
+  canvas.getContext('2d', CPU).putImageData(rgba, 0, 0)
   return canvas
 }
+
+const CPU = {willReadFrequently: true}                            // of so few pixels the processor is sooner done
 
 // The picture under a dark sheet; every region lets light through by its share of the word's attention.
 function drawLook(canvas, look, side) {
   const {picture, bitmap, features} = shown, k = side/Math.max(picture.width, picture.height)
   canvas.width = Math.max(1, Math.round(picture.width*k))
   canvas.height = Math.max(1, Math.round(picture.height*k))
-  const brush = canvas.getContext('2d'), sheet = new OffscreenCanvas(canvas.width, canvas.height), dark = sheet.getContext('2d')
+  const brush = canvas.getContext('2d', CPU), sheet = new OffscreenCanvas(canvas.width, canvas.height), dark = sheet.getContext('2d', CPU)
   const coarse = picture.width <= 128                           // of such a picture every pixel is shown
   canvas.classList.toggle('coarse', coarse)
   brush.imageSmoothingEnabled = !coarse
@@ -103,7 +107,7 @@ function drawChoices() {
   $('choices-title').textContent = `Likeliest words at place ${word + 1}; choose one, and the model goes on`
   $('choices').replaceChildren()
   for (const {id, logProb} of beam.choices[word] ?? []) {
-    const line = make('div', $('choices')), text = id === 0 ? 'end' : model.page.vocab[id]
+    const line = make('div', $('choices')), text = id === 0 ? 'end' : page.vocab[id]
     line.className = 'choice'
     const button = make('button', line, text)
     button.onclick = () => caption({prefix: [...beam.ids.slice(0, word), id], word})
@@ -147,14 +151,18 @@ function drawBeams() {
 // Caption the current picture, word by word; `prefix`: words that were chosen by hand; `word`: where to stay.
 async function caption({prefix = [], word} = {}) {
   const mine = ++turn, width = +$('width').value
+  let drawn = -Infinity
   const beams = await model.search(shown.features, {width, prefix, report: async found => {
     if (mine !== turn) throw new Error('stopped')
     shown.beams = found
+    if (!pace && performance.now() - drawn < 150) return            // drawing every word takes longer than finding it
+    drawn = performance.now()
     show(found[0].ids.length - 1)
     drawBeams()
-    await wait(40)
+    await wait(pace)
   }}).catch(error => { if (error.message !== 'stopped') throw error })
   if (!beams || mine !== turn) return
+  pace = 40
   shown.beams = beams
   show(word ?? Math.max(0, model.text(beams[0]).findIndex(text => !UNLIT.has(text))))
   drawStrip()
@@ -168,11 +176,15 @@ function say(text, failed = false) {
 }
 
 async function open(source, chosen = null) {
+  const mine = ++turn
   try {
     for (const b of $('samples').children) b.setAttribute('aria-pressed', b === chosen)
     const picture = await readPicture(source).catch(e => { throw e.message?.startsWith('This') ? e : new Error('This file is no picture that the browser can read.') })
-    say('The model is looking …')
-    shown = {picture, bitmap: bitmapOf(picture), features: await featuresOf(picture), beams: [], word: 0}
+    if (model) say('The model is looking …')
+    const next = {picture, bitmap: bitmapOf(picture), features: await featuresOf(picture), beams: [], word: 0}
+    model = await loading
+    if (mine !== turn) return
+    shown = next
     $('result').hidden = false
     await caption()
   } catch (error) { say(error.message, true) }
@@ -194,9 +206,9 @@ function listen() {
   })
 }
 
-async function start() {
-  try { model = await Captioner.open(ort) } catch (error) { return say(`The model could not be loaded: ${error.message}`, true) }
-  const {page} = model
+// What is known before the model is: title, sample pictures; the first of these is opened.
+function introduce(told) {
+  page = told
   document.title = page.title
   document.querySelector('h1').textContent = page.title
   $('about').textContent = `${page.about} The network runs in ONNX Runtime Web ${page.runtime} (MIT licence, see ort/LICENSE).`
@@ -209,9 +221,16 @@ async function start() {
     button.onclick = () => openSample(button, file)
   }
   listen()
-  say('Choose a picture.')
-  const first = $('samples').firstChild
-  if (first) await first.onclick()
+  return $('samples').firstChild?.onclick()
+}
+
+async function start() {
+  let first
+  loading = Captioner.open(ort, '.', told => { first = introduce(told) })
+    .catch(error => { throw new Error(`The model could not be loaded: ${error.message}`) })
+  try { model = await loading } catch (error) { return say(error.message, true) }
+  if (turn === 0) say('Choose a picture.')
+  await first
 }
 
 window.xmodaler = {describe, ready: start()}                       // for tests

@@ -29,7 +29,15 @@ export function logSoftmax(logits, silent = []) {
 
 // The ids of the k likeliest words, best first; of equals the lower id.
 export function likeliest(logProbs, k) {
-  return [...logProbs.keys()].sort((a, b) => logProbs[b] - logProbs[a] || a - b).slice(0, k)
+  const best = []
+  logProbs.forEach((x, id) => {
+    if (best.length === k && !(x > logProbs[best[k - 1]])) return
+    let place = best.length
+    while (place && x > logProbs[best[place - 1]]) place--
+    best.splice(place, 0, id)
+    if (best.length > k) best.pop()
+  })
+  return best
 }
 
 // The bytes of a file that was packed with gzip; a server may have unpacked it on the way.
@@ -61,12 +69,14 @@ export class Captioner {
     Object.assign(this, {ort, page, encoder, step, backbone})
   }
 
-  // Everything from a folder that `xm-export --web` wrote.
-  static async open(ort, folder = '.') {
+  // Everything from a folder that `xm-export --web` wrote. `told` gets page.json before the long part, the graphs.
+  static async open(ort, folder = '.', told = () => {}) {
     const page = await (await fetch(`${folder}/page.json`)).json()
     const names = ['encoder', 'step', ...(page.backbone ? ['backbone'] : [])], sessions = []
     const files = names.map(name => unpacked(`${folder}/${name}.onnx`))                // all on their way at once
-    ort.env.wasm.wasmBinary = await unpacked(`${folder}/ort/${page.runtime_file}`)
+    const runtime = unpacked(`${folder}/ort/${page.runtime_file}`)
+    told(page)
+    ort.env.wasm.wasmBinary = await runtime
     for (const bytes of await Promise.all(files)) {
       sessions.push(await ort.InferenceSession.create(new Uint8Array(bytes), {executionProviders: ['wasm']}))
     }

@@ -6,6 +6,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from test_explorer import CHROMIUM
 
 
+CAMERA = '--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream'     # chromium draws a picture that moves
+
+
 class Quiet(SimpleHTTPRequestHandler):
     extensions_map = {**SimpleHTTPRequestHandler.extensions_map, '.mjs': 'text/javascript', '.js': 'text/javascript', '.wasm': 'application/wasm'}
     def log_message(self, *args): pass
@@ -21,11 +24,11 @@ def served(folder):
 
 
 @contextmanager
-def opened(address, path='', size=(1280, 800)):
+def opened(address, path='', size=(1280, 800), flags=()):
     "A tab at `address`; `tab.errors` and `tab.foreign` list what went wrong and what was asked of other places."
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage'])
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage', *flags])
         tab = browser.new_page(viewport=dict(width=size[0], height=size[1]))
         tab.set_default_timeout(120_000)
         tab.errors, tab.foreign = [], []

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from axe import axe_source, axe_or_skip, violations
+from pages import CAMERA
 from test_explorer import CHROMIUM, free_port, missing
 from xmodaler_nb.captioner import Answerer, Captioner, Retriever
 from xmodaler_nb.modeling import build_model, load_cfg_file
@@ -50,9 +51,10 @@ def write_model(folder):
     return Captioner(build_model(cfg), cfg, vocab, look).save_pretrained(folder)
 
 
-def write_run(folder, looks=range(6)):
+def write_run(folder, looks=range(6), samples=True):
     "What a self-critical training writes."
     with open(folder/'events.jsonl', 'a') as f: f.writelines(json.dumps({'iteration': i, 'total_loss': 5 - i/10, 'rl/reward': i/20, 'rl/baseline': .3, 'rl/distinct': .9}) + '\n' for i in looks)
+    if not samples: return
     rows = (dict(iteration=i, id=k, greedy=f'a ball {i}', baseline=i/9, sampled=[HOSTILE, 'a box'], rewards=[.1, .3], reward=.2, distinct=2) for i in looks for k in ('11', '22'))
     with open(folder/'samples.jsonl', 'a') as f: f.writelines(json.dumps(r) + '\n' for r in rows)
 
@@ -62,12 +64,14 @@ def address(tmp_path_factory):
     tmp, port = tmp_path_factory.mktemp('app'), free_port()
     write_model(tmp/'model')
     write_run(tmp/'model')
+    (tmp/'others'/'slower').mkdir(parents=True)
+    write_run(tmp/'others'/'slower', range(4), samples=False)
     write_readers(tmp)
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), 'OMP_NUM_THREADS': '1', 'HOME': str(tmp),
            'JUPYTER_CONFIG_DIR': str(tmp/'config'), 'JUPYTER_RUNTIME_DIR': str(tmp/'runtime'), 'IPYTHONDIR': str(tmp/'ipython')}
     order = 'import sys; from xmodaler_nb.commands.app import app_main; sys.exit(app_main())'
     log = open(tmp/'log', 'w')
-    server = subprocess.Popen([sys.executable, '-c', order, '--model', str(tmp/'model'), '--answerer', str(tmp/'answerer'), '--retriever', str(tmp/'retriever'), '--port', str(port), '--no-browser'],
+    server = subprocess.Popen([sys.executable, '-c', order, '--model', str(tmp/'model'), '--run', str(tmp/'model'), str(tmp/'others'), '--answerer', str(tmp/'answerer'), '--retriever', str(tmp/'retriever'), '--port', str(port), '--no-browser'],
                               cwd=tmp, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     for _ in range(360):
         if server.poll() is not None: pytest.fail(f'xm-app ended: {(tmp/"log").read_text()[-2000:]}')
@@ -85,7 +89,7 @@ def address(tmp_path_factory):
 def page(address):
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage'])
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-dev-shm-usage', *CAMERA])
         tab = browser.new_page(viewport=dict(width=1280, height=800))
         tab.set_default_timeout(PATIENCE)
         tab.errors, tab.grave, tab.folder, address = [], {}, address[1], address[0]
@@ -137,11 +141,13 @@ def move_sliders(page, tab):
 def test_every_tab(page):
     assert HOSTILE in page.locator('.sentence').first.inner_text()      # shown as text
     look_at(page, 'look')
+    page.get_by_text('The search after word 1').wait_for()
     before = page.locator('.sentence').first.inner_html()
     handle = page.get_by_role('slider').nth(1)
     handle.focus()
     handle.press('ArrowRight')
     page.wait_for_function('old => document.querySelector(".sentence").innerHTML !== old', arg=before)
+    page.get_by_text('The search after word 2').wait_for()
     light = 'document.querySelector(".attention").innerHTML'
     before = page.evaluate(light)
     page.get_by_label('Attention').select_option(label='one head')              # a Transformer: heads and layers can be chosen
@@ -189,7 +195,8 @@ def test_every_tab(page):
     page.wait_for_function('() => document.querySelector("[role=tab][aria-selected=true]").innerText === "Look"')
     open_tab(page, 'Run')
     page.get_by_text('Picture 11').wait_for()
-    page.get_by_label('Picture of the samples').select_option('22')
+    page.get_by_alt_text('curves of what 2 runs have logged').wait_for()
+    page.get_by_label('Picture of the samples').select_option('model: 22')
     page.get_by_text('Picture 22').wait_for()
     look_at(page, 'run')
     assert page.title() != 'broken' and page.locator('img[src=x]').count() == 0 and not page.errors
@@ -198,7 +205,7 @@ def test_every_tab(page):
 def test_a_run_that_is_still_training_is_drawn_again(page):
     "Curves and samples follow the files; nothing is clicked."
     open_tab(page, 'Run')
-    page.get_by_label('Picture of the samples').select_option('11')
+    page.get_by_label('Picture of the samples').select_option('model: 11')
     page.get_by_text('Picture 11').wait_for()
     curves = '[...document.querySelectorAll("img")].filter(x => x.checkVisibility() && x.alt.match("curves|reward")).map(x => x.src).join()'
     before, steps = page.evaluate(curves), range(6, 12)
@@ -206,7 +213,7 @@ def test_a_run_that_is_still_training_is_drawn_again(page):
     write_run(page.folder, steps)
     page.get_by_text('a ball 11').first.wait_for(timeout=20_000)
     page.wait_for_function(f'old => {curves} !== old', arg=before, timeout=20_000)
-    assert page.get_by_label('Picture of the samples').input_value() == '11' and not page.errors
+    assert page.get_by_label('Picture of the samples').input_value() == 'model: 11' and not page.errors
     open_tab(page, 'Look')
 
 
@@ -266,4 +273,7 @@ def test_uploads(page, tmp_path):
     page.get_by_text('60 megapixels; at most 50 are read').wait_for()
     choose(tmp_path/'no.png')
     page.get_by_text('no picture that can be read').wait_for()
-    assert not page.errors
+    page.get_by_role('button', name='Webcam').click()
+    page.get_by_role('button', name='Take the picture').click()
+    page.wait_for_function('() => [...document.querySelectorAll("select")].some(x => x.selectedOptions[0]?.text.startsWith("webcam.png"))')
+    assert page.locator('video').count() == 0 and not page.errors

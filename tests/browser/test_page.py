@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from axe import violations
-from pages import opened, served
+from pages import CAMERA, opened, served
 from test_explorer import CHROMIUM
 from xmodaler_nb.captioner import Captioner
 from xmodaler_nb.commands.run_report import make_examples, report_page
@@ -152,6 +152,24 @@ def test_pictures_of_ones_own(page, tmp_path):
     page.locator('.failed', has_text='60 megapixels; at most 50').wait_for()
     page.locator('#samples button').nth(1).click()
     caption_is_there(page)
+
+
+def test_a_picture_from_the_webcam(folder):
+    "One click opens the camera, the next takes the picture and switches the camera off; without a camera it says so."
+    with served(folder) as address:
+        with opened(address, flags=CAMERA) as tab:
+            caption_is_there(tab)
+            tab.get_by_role('button', name='Webcam').click()
+            tab.get_by_role('button', name='Take the picture').wait_for()
+            assert tab.locator('video').count() == 1
+            tab.get_by_role('button', name='Take the picture').click()
+            tab.locator('#samples button[aria-pressed=true]').wait_for(state='detached')
+            caption_is_there(tab)
+            width, height = tab.evaluate('() => [document.querySelector("#picture").width, document.querySelector("#picture").height]')
+            assert (width, height) == (320, 240) and tab.locator('video').count() == 0 and not tab.errors
+        with opened(address) as tab:
+            tab.get_by_role('button', name='Webcam').click()
+            tab.get_by_role('button', name='No camera').wait_for()
 
 
 def test_words_are_text(page):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHORT_FROM', 'BackboneRows', 'ReducedRows', 'as_half', 'as_int16', 'shorten_weights', 'shorten_positions',
-           'strip_notes', 'write_graphs', 'has_backbone']
+           'strip_notes', 'simplify', 'write_graphs', 'has_backbone']
 
 # %% ../../nbs/16_look/48_page_graphs.ipynb #d6732909
 import copy
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import numpy as np
@@ -120,6 +121,21 @@ def strip_notes(
         del part.metadata_props[:]
     return model
 
+# %% ../../nbs/16_look/48_page_graphs.ipynb #135fd249
+def simplify(
+    path, # of an .onnx; the file is replaced
+) -> Path:
+    "Compute what depends on no input, if ONNX Runtime is there; the weights stay as they are."
+    if find_spec('onnxruntime') is None: return path
+    import onnxruntime as ort
+    options, before = ort.SessionOptions(), path.read_bytes()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath, options.log_severity_level = str(path), 3
+    ort.set_default_logger_severity(3)                     # it warns of what it leaves as it is
+    try: ort.InferenceSession(before, options, providers=['CPUExecutionProvider'])
+    finally: ort.set_default_logger_severity(2)
+    return path
+
 # %% ../../nbs/16_look/48_page_graphs.ipynb #2f18a6e7
 def write_graphs(
     captioner, # see `check_page_model`
@@ -132,7 +148,7 @@ def write_graphs(
         export_captioner(short, tmp, onnx=True, attention=True)
         if has_backbone(captioner.extractor): _export_backbone(captioner.extractor, Path(tmp)/'backbone.onnx')
         for path in Path(tmp).glob('*.onnx'):
-            graph = strip_notes(onnx.load(path))
+            graph = strip_notes(onnx.load(path if path.stem == 'backbone' else simplify(path)))
             onnx.save(shorten_weights(graph, rounding=path.stem == 'backbone'), folder/path.name)
         return read_json(Path(tmp)/'export.json')
 
