@@ -234,9 +234,9 @@ def _draw_stale(self:CaptionApp):
     "The sentences of another picture, and as many places as its greedy caption has words."
     self.stale = set()
     self._draw_words()
-    moved, self.place.value = self.place.value, 0            # a slider that moves draws
-    self.place.max = max(0, len(self.caption(strategy='greedy').words) - 1)
-    if not moved: self._draw_others()
+    moves, self.place.value = self.place.value > 1, 1        # a slider that moves draws
+    self.place.max = max(1, len(self.caption(strategy='greedy').words))
+    if not moves: self._draw_others()
 
 @patch
 def _page(self:CaptionApp, controls, *views): return page(controls, *views)
@@ -247,7 +247,7 @@ def _look(self:CaptionApp):
     "The caption, its attention and its search."
     w = self.w
     self.beams = w.IntSlider(min=1, max=5, value=3, description='Beams')
-    self.word = w.IntSlider(min=0, max=0, description='Word')
+    self.word = w.IntSlider(min=1, max=1, description='Word')
     self.look_view, self.regions_view = w.HTML(), w.HTML()
     self.beams.observe(self._search, 'value')
     self.word.observe(self._draw_look, 'value')
@@ -260,15 +260,15 @@ def _search(self:CaptionApp, _=None):
     k = self.beams.value
     try: c = self.current = self.caption(strategy='beam' if k > 1 else 'greedy', beam_size=k)
     except ValueError as e: return self.say(e)
-    moved, self.word.value = self.word.value, 0              # a slider that moves draws
-    self.word.max = max(0, len(c.words) - 1)
+    moves, self.word.value = self.word.value > 1, 1          # a slider that moves draws
+    self.word.max = max(1, len(c.words))
     self.regions_view.value = render_regions(c.image, c.boxes, None if c.boxes is None else len(c.boxes))
-    if not moved: self._draw_look()
+    if not moves: self._draw_look()
 
 @patch
 def _draw_look(self:CaptionApp, _=None):
     image = self.pictures[self.picture.value]
-    self.safely(self.look_view, lambda: explorer_html(self.heads.apply(self.current, image), self.word.value))
+    self.safely(self.look_view, lambda: explorer_html(self.heads.apply(self.current, image), self.word.value - 1))
 
 # %% ../../nbs/18_commands/57_app.ipynb #4d4e6b2e
 @patch
@@ -280,7 +280,7 @@ def _words(self:CaptionApp):
     self.temperature = w.FloatSlider(min=.2, max=2, value=1, step=.1, description='Temperature', style=wide)
     self.top_p = w.FloatSlider(min=.1, max=1, value=1, step=.1, description='Top p')
     self.top_k = w.IntSlider(min=0, max=50, description='Top k')
-    self.place = w.IntSlider(description='Change word', style=wide)
+    self.place = w.IntSlider(min=1, max=1, description='Change word', style=wide)
     self.words_view, self.others_view = w.HTML(), w.HTML()
     controls = [self.required, self.banned, self.begin, self.temperature, self.top_p, self.top_k]
     for c in controls: c.observe(self._draw_words, 'value')
@@ -320,7 +320,7 @@ def _draw_others(self:CaptionApp, _=None): self.safely(self.others_view, self._o
 @patch
 def _others_html(self:CaptionApp):
     "What follows from another word at one place of the greedy caption."
-    c, place = self.caption(strategy='greedy'), self.place.value
+    c, place = self.caption(strategy='greedy'), self.place.value - 1
     if not c.words: return '<p>The caption has no words.</p>'
     offers = [(w, lp) for w, lp in top_words(c, place)[:5] if w != self.captioner.vocab[0]]
     others = [(w, lp, self.caption(strategy='greedy', begin_words=[*c.words[:place], w]).words) for w, lp in offers]
@@ -368,7 +368,9 @@ def _score_html(self:CaptionApp):
     df = DocumentFrequency.from_references([refs, *[['a picture of the scene']]*9])
     links = ''.join(render_links(*self._links(text, r)) for r in refs)
     if self.lines.value == 'METEOR': links += _STAGES
-    return render_credit(text, refs, df) + links + render_gains(text, word_gains(text, refs, df)[1])
+    parts = {'What its n-grams earn': render_credit(text, refs, df), 'What it shares with each reference': links,
+             'What another word would gain': render_gains(text, word_gains(text, refs, df)[1])}
+    return ''.join(f'<h3 style="margin:.6em 0 0">{title}</h3>{html}' for title, html in parts.items())
 
 @patch
 def _links(self:CaptionApp, text, ref):

@@ -41,18 +41,19 @@ def render_worst(
 ) -> str:           # HTML
     "Pictures, what one or several models said, their scores, and the references."
     rows = ''.join(_worst_row(i, pictures[i], captions, scores, refs[i], width) for i in places)
-    head = ''.join(f'<th style="text-align:left">{escape(str(n))}</th>' for n in ('', *captions, 'references'))
+    head = ''.join(f'<th style="text-align:left;padding:0 10px">{escape(str(n))}</th>' for n in ('', *captions, 'references'))
     return f'<table style="font:14px system-ui,sans-serif"><tr>{head}</tr>{rows}</table>'
 
 _CELL = 'vertical-align:top;padding:4px 10px;max-width:22em;overflow-wrap:anywhere'
 
-def _cell(inside): return f'<td style="{_CELL}">{inside}</td>'
+def _cell(inside, more=''): return f'<td style="{_CELL}{more}">{inside}</td>'
 
 def _worst_row(i, picture, captions, scores, refs, width):
     "One picture."
     image = '' if picture is None else f'<img src="{png_uri(picture, 2*width)}" width="{width}" alt="picture {i}"/>'
     said = [f'{escape(texts[i])}<div style="color:#595959">{scores[n][i]:.2f}</div>' for n, texts in captions.items()]
-    return f'<tr>{"".join(map(_cell, [image, *said, "<br/>".join(map(escape, refs))]))}</tr>'
+    texts = ''.join(_cell(x, ';min-width:8em') for x in [*said, '<br/>'.join(map(escape, refs))])
+    return f'<tr>{_cell(image)}{texts}</tr>'
 
 # %% ../../nbs/16_look/45_failures.ipynb #707231d7
 def render_comparison(

@@ -234,7 +234,7 @@ def _text(x, y, size, ink, text):
     return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="middle" font-size="{size}" fill="{ink}">{escape(text)}</text>'
 
 _W, _H = 74, 30      # width and height of a beam
-_DX, _DY = 104, 40   # distance of columns and rows
+_DX, _DY = 98, 40   # distance of columns and rows
 
 _LETTERS = 11        # of a word that fits into a beam
 

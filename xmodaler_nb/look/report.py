@@ -58,11 +58,12 @@ def figure_html(
     fig,    # matplotlib figure
     alt='figure', # what it shows, for who cannot see it
 ) -> str:   # an <img> element that holds the picture itself
-    "A figure inside the page."
+    "A figure inside the page; in a narrow window it scrolls before its labels become too small."
     out = io.BytesIO()
     fig.savefig(out, format='png', dpi=110, bbox_inches='tight')
     uri = f'data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}'
-    return f'<img src="{uri}" alt="{escape(alt)}" style="max-width:100%">'
+    image = f'<img src="{uri}" alt="{escape(alt)}" style="max-width:100%;min-width:{70*fig.get_figwidth():.0f}px">'
+    return f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{escape(alt)}">{image}</div>'
 
 # %% ../../nbs/16_look/40_report.ipynb #89fd0a06
 def _cell(v): return f'{v:.3f}' if isinstance(v, float) else escape(str(v))

@@ -53,7 +53,8 @@ def render_credit(
     top, body = max(earned.values(), default=0) or 1, ''.join(_word(w, x, 16) for w, (x, _) in zip(words, places))
     for k in range(1, min(n, len(words)) + 1): body += _gram_line(words, places, k, rows, earned, top)
     total = sum(r['CIDEr_D'] for r in rows.values())
-    height = 24 + _BAR*n*(n + 1)//2 + 4*n
+    k = min(n, len(words))
+    height = 24 + _BAR*k*(k + 1)//2 + 4*k
     body += _word(f'CIDEr-D {total:.2f}', 4, height + 16, '#595959')
     return _drawing(body, max(160, places[-1][1] + 8 if places else 0), height + 24)
 
