@@ -248,6 +248,7 @@ class RunTab(AppTab):
         place = self.looked.get(self.sampled.value)
         fill(self.said, lambda: samples_html(*place, self.looks.value) if place else '')
 
+# %% ../../nbs/18_commands/56_app_tabs.ipynb #1308db4c
 def _size(file): return file.stat().st_size if file.is_file() else -1
 
 def _sampled(runs):

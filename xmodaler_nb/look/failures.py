@@ -41,7 +41,8 @@ def render_worst(
 ) -> str:           # HTML
     "Pictures, what one or several models said, their scores, and the references."
     rows = ''.join(_worst_row(i, pictures[i], captions, scores, refs[i], width) for i in places)
-    head = ''.join(f'<th style="text-align:left;padding:0 10px">{escape(str(n))}</th>' for n in ('', *captions, 'references'))
+    titles = '', *captions, 'references'
+    head = ''.join(f'<th style="text-align:left;padding:0 10px">{escape(str(n))}</th>' for n in titles)
     return f'<table style="font:14px system-ui,sans-serif"><tr>{head}</tr>{rows}</table>'
 
 _CELL = 'vertical-align:top;padding:4px 10px;max-width:22em;overflow-wrap:anywhere'

@@ -116,7 +116,8 @@ def _fixed(name, folder):
     rows = read_samples(folder)
     if not rows: return ''
     head = f'<h3>{escape(name)}</h3>' if name else ''
-    return head + figure_html(sample_curves(rows), f'reward, baseline and distinct captions of the fixed pictures {name}'.strip())
+    alt = f'reward, baseline and distinct captions of the fixed pictures {name}'.strip()
+    return head + figure_html(sample_curves(rows), alt)
 
 def samples_html(
     folder,   # of a run

@@ -309,14 +309,14 @@ def _heads(steps):
 
 def _merges(sentences):
     "Dashed lines between beams that hold the same words."
-    return ''.join(_merge(_place(t, j), _place(t, i)) for t, row in enumerate(sentences)
+    return ''.join(_merge(_place(t, j), _place(t, i), 4*i) for t, row in enumerate(sentences)
                    for j, i in same_words(row).items())
 
-def _merge(at, other):
+def _merge(at, other, aside):
     "A dashed line along the right sides of two beams, and an equals sign."
-    x, y1, y2 = at[0] + _W + 6, other[1] + _H/2, at[1] + _H/2
-    line = f'<path d="M{x-6} {y1:.0f} H{x} V{y2:.0f} H{x-6}" fill="none" stroke="#7b3fa0" stroke-dasharray="3 2"/>'
-    return line + _text(x + 6, (y1 + y2)/2 + 4, 12, '#7b3fa0', '=')
+    x, y1, y2 = at[0] + _W + 4 + aside % 12, other[1] + _H/2, at[1] + _H/2
+    line = f'd="M{at[0]+_W} {y1:.0f} H{x} V{y2:.0f} H{at[0]+_W}" fill="none" stroke="#7b3fa0"'
+    return f'<path {line} stroke-dasharray="3 2"/>' + _text(x + 5, (y1 + y2)/2 + 4, 12, '#7b3fa0', '=')
 
 def _results(d):
     "Place and length behind every sentence that came out."
