@@ -234,8 +234,7 @@ class RunTab(AppTab):
         self.sizes, self.looked = sizes, _sampled(runs)
         for c in (self.sampled, self.looks): c.layout.display = 'flex' if self.looked else 'none'
         if list(self.sampled.options) != list(self.looked):
-            self.sampled.options = list(self.looked)
-            self.sampled.value = next(iter(self.looked), None)          # not every change of the list chooses
+            self.sampled.options, self.sampled.value = list(self.looked), next(iter(self.looked), None)
         self.draw()
         self.draw_samples()
 
@@ -248,7 +247,6 @@ class RunTab(AppTab):
         place = self.looked.get(self.sampled.value)
         fill(self.said, lambda: samples_html(*place, self.looks.value) if place else '')
 
-# %% ../../nbs/18_commands/56_app_tabs.ipynb #1308db4c
 def _size(file): return file.stat().st_size if file.is_file() else -1
 
 def _sampled(runs):
