@@ -146,7 +146,7 @@ def known_pictures(
 
 # %% ../../nbs/18_commands/36_photos.ipynb #8812e006
 # name: folders of its configs below configs/real
-RECIPES = dict(transformer=('transformer/', 'rl/transformer/'), updown=('', 'more/'))
+RECIPES = dict(transformer=('transformer/', 'rl/transformer/'), updown=('', 'more/', 'rl/'))
 
 def train_photos(
     folder,   # with neutral files
