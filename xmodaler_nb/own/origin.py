@@ -98,11 +98,12 @@ class FeatureFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._by_digest, self._latest = {}, {}
         for file in sorted(self.path.glob('.made-*.jsonl')):
-            for line in file.read_text(encoding='utf-8').splitlines(): self._read_line(line)
+            for line in file.read_bytes().split(b'\n'): self._read_line(line)
 
     def _read_line(self, line):
-        try: id, made_from, written = json.loads(line)
-        except ValueError: return                        # the last line of a killed writer
+        try: id, made_from, written = found = json.loads(line)
+        except (ValueError, TypeError, RecursionError): return       # the last line of a killed writer, or a damaged one
+        if not isinstance(found, list) or not all(isinstance(v, str) for v in found): return
         self._by_digest.setdefault(written, set()).add(made_from)
         self._latest[id] = made_from
 

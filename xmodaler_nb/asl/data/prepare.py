@@ -15,6 +15,7 @@ from ..config import settings
 from .resample import preprocess_data_to_same_size
 from ..parquet import load_relevant_data_subset
 from ...utils.env import import_optional
+from ...utils.events import read_jsonl
 
 # %% ../../../nbs/42_asl/20_data/10_prepare.ipynb #5dc888ef
 def preprocess_data_item(
@@ -78,11 +79,9 @@ def _write_array(path, a):
 def _read_journal(path):
     "(participant, sequence) → what is known about finished clips."
     done = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try: r = json.loads(line)
-        except ValueError: continue                                    # cut off in the middle
-        key = tuple(r[k] for k in KEY)
-        if r.get('size') == settings.INPUT_SIZE and processed_path(*key).is_file(): done[key] = r
+    for r in read_jsonl(path) if path.is_file() else ():               # a line may have been cut off
+        key = tuple(r.get(k) for k in KEY)
+        if None not in key and r.get('size') == settings.INPUT_SIZE and processed_path(*key).is_file(): done[key] = r
     return done
 
 def _prepare_row(row):

@@ -21,6 +21,7 @@ from ...config import settings
 from .classifiers import LSTMClassifier, MultiHeadSelfAttention, TransformerBlock
 from .classifiers import TransformerSequenceClassifier, YetAnotherTransformerClassifier
 from ....config.files import config_file
+from ....utils.checkpoint_files import CheckpointError, load_pth
 from ....utils.env import import_optional
 _all_ = ['LSTMClassifier', 'MultiHeadSelfAttention', 'TransformerBlock', 'TransformerSequenceClassifier',
          'YetAnotherTransformerClassifier']     # documented here
@@ -134,7 +135,9 @@ def load_checkpoint(self:BaseModel,
 ):
     "Restore the states."
     if not Path(filepath).is_file(): raise FileNotFoundError(f"checkpoint {filepath} does not exist")
-    state = torch.load(filepath, map_location='cpu', weights_only=True)
+    state = load_pth(filepath)
+    if not isinstance(state, dict) or not isinstance(state.get('model_state_dict'), dict):
+        raise CheckpointError(f"{filepath} holds no model_state_dict; it was not written by `save_checkpoint`")
     parts = dict(model=self, optimizer=self.optimizer, scheduler=self.scheduler)
     for k, part in parts.items():
         if part is not None and f'{k}_state_dict' in state: part.load_state_dict(state[f'{k}_state_dict'])
