@@ -9,13 +9,13 @@ __all__ = ['PHASES', 'get_metric_dict', 'log_metrics', 'log_hparams_metrics', 'm
 
 # %% ../../nbs/42_asl/50_dl_utils.ipynb #50b969e1
 from pathlib import Path
-import yaml
 from .config import settings
 from .data.loaders import DatasetWithLen, get_dataloader, get_dataset, get_PT_Dataset, get_TF_Dataset
 from .data.loaders import to_PT_DataLoader, to_TF_DataLoader
 from .metrics import Metric
 from .models.pytorch import models
 from .models.pytorch.models import get_model_params
+from ..config.safe_yaml import read_yaml
 _all_ = ['DatasetWithLen', 'get_dataloader', 'get_dataset', 'get_PT_Dataset', 'get_TF_Dataset', 'to_PT_DataLoader',
          'to_TF_DataLoader', 'get_model_params']     # documented here
 
@@ -84,7 +84,10 @@ def read_params(
     "What lies beside a checkpoint as `<Model>_params.yaml`."
     files = sorted(Path(path).parent.glob('*_params.yaml'))
     if not files: raise FileNotFoundError(f"beside {path} lies no _params.yaml, which says what model it is")
-    return yaml.safe_load(files[0].read_text(encoding='utf8'))
+    found = read_yaml(files[0])[1]
+    missing = [k for k in ('model', 'n_classes', 'section') if not isinstance(found, dict) or k not in found]
+    if missing: raise ValueError(f"{files[0]}: {missing[0]!r} is missing, so the model beside it cannot be built")
+    return found
 
 def load_model_from_checkpoint(
     ckpt_name:str,   # 'Model/time/name', or the path of a .ckpt

@@ -22,7 +22,7 @@ from ..datasets.features import as_features
 from ..datasets.images.mscoco import region_fields
 from ..evaluation.split import decode_batches
 from ..functional import decodes_word_pieces, load_vocab, read_np
-from ..utils.file_io import read_json, to_json
+from ..utils.file_io import made_from, read_json, to_json
 from ..modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
 from ..modeling.decode_strategy.decode_strategy import build_with_options
 from ..utils.numbers import check_whole
@@ -113,6 +113,7 @@ def from_arrays(self:Captioner,
 ) -> tuple: # (fields, None, boxes or None)
     "Fields of features; no picture."
     arrays, limit = x if isinstance(x, dict) else {'features': x}, self.cfg.DATALOADER.MAX_FEAT_NUM
+    if 'features' not in arrays: raise ValueError(f"a dict without 'features'; it has {', '.join(map(str, arrays))}")
     feats = torch.from_numpy(as_features(arrays['features']))
     fields = {kfg.ATT_FEATS: feats[:limit] if limit > 0 else feats}
     for name, key, dtype in _MORE_FIELDS:
@@ -151,6 +152,8 @@ def build_strategy(self:Captioner,
 ):                       # a DecodeStrategy
     "The decode strategy of one call."
     if not isinstance(name, str):              # a strategy of your own
+        if not callable(name):
+            raise ValueError(f"strategy is {name!r}, but must be 'beam', 'greedy', 'sample' or a DecodeStrategy")
         if options: raise ValueError(f"{', '.join(options)}: the strategy is made already; give it there")
         return name
     if name not in ('beam', 'greedy', 'sample'):
@@ -287,5 +290,5 @@ def opened(cls:Captioner,
 ) -> Captioner:
     "A captioner of the opened parts."
     known = texts.get('calibration')
-    calibration = Calibration(**read_json(known)) if known else None
+    calibration = made_from(read_json(known), Calibration, known) if known else None
     return cls(model, cfg, load_vocab(texts['vocab']), calibration=calibration, **companions)

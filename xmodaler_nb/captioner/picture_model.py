@@ -25,7 +25,7 @@ from ..own.extract import BackboneExtractor
 from ..own.reduce import ReducedExtractor
 from ..own.scenes.features import extractor_from_dict
 from ..utils.checkpoint_files import check_place, listed_names, needed_weights, write_checkpoint
-from ..utils.file_io import read_json, to_json
+from ..utils.file_io import made_from, read_json, to_json
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #fc0e8c27
 def is_path(
@@ -317,6 +317,7 @@ def from_pretrained(cls:PictureModel,
     run, path = Path(path), find_checkpoint(path, cls.kind)
     config, texts = _needed_file(path, 'config.yaml', 'YAML', 'config', config), cls._own_files(path, files)
     cfg = load_cfg_file(config, ['MODEL.DEVICE', device, 'INFERENCE.VOCAB', ''])
+    if not cfg.MODEL.META_ARCHITECTURE: raise ValueError(f"{config}: names no MODEL.META_ARCHITECTURE to build")
     model = build_model(cfg)
     XmodalerCheckpointer(model).load(str(path), checkpointables=[], strict=True)
     _check_finite(model, path)
@@ -336,9 +337,12 @@ def _own_files(cls:PictureModel, path, given):
 def _companions(cls:PictureModel, path, run, extractor):
     "Extractor, scores and what the training pictures are like, as far as they lie beside the weights."
     described, known = _json_of(path, 'extractor.json'), _json_of(path, 'familiar.json')
-    if extractor is None and described: extractor = load_extractor(described, path)
+    if extractor is None and described:
+        extractor = made_from(described, lambda **d: load_extractor(d, path), f'{path}/extractor.json')
     scores = _json_of(path, 'metrics.json') or _json_of(run, 'metrics.json') or read_run_scores(run)
-    return dict(extractor=extractor, metrics=scores, familiar=Familiar(**known) if known else None)
+    scores = made_from(scores, dict, f'{path}/metrics.json')
+    familiar = None if known is None else made_from(known, Familiar, f'{path}/familiar.json')
+    return dict(extractor=extractor, metrics=scores, familiar=familiar)
 
 @patch(cls_method=True)
 def opened(cls:PictureModel,

@@ -14,7 +14,7 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 from .measures import BEST, measure_hands, summarise
 from ...utils.checkpoint_files import load_weights, write_text
-from ...utils.file_io import to_json
+from ...utils.file_io import made_from, read_json, to_json
 
 # %% ../../../nbs/42_asl/60_signer/20_machine.ipynb #5a36996b
 class SignerModel(nn.Module):
@@ -188,6 +188,6 @@ def load_signer(
     folder = Path(folder)
     for f in ('signer.json', 'model.safetensors'):
         if not (folder/f).is_file(): raise FileNotFoundError(f"{folder} holds no {f}: no SignerModel was saved there")
-    model = SignerModel(**json.loads((folder/'signer.json').read_text(encoding='utf8')))
+    model = made_from(read_json(folder/'signer.json'), SignerModel, folder/'signer.json')
     for k, t in load_weights(folder/'model.safetensors').items(): setattr(model, k, t.float())
     return model.eval()
