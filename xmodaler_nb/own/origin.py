@@ -102,7 +102,7 @@ class FeatureFolder:
 
     def _read_line(self, line):
         try: id, made_from, written = found = json.loads(line)
-        except (ValueError, TypeError, RecursionError): return       # the last line of a killed writer, or a damaged one
+        except (ValueError, TypeError, RecursionError): return       # a killed writer's last line, or a damaged one
         if not isinstance(found, list) or not all(isinstance(v, str) for v in found): return
         self._by_digest.setdefault(written, set()).add(made_from)
         self._latest[id] = made_from

@@ -6,7 +6,6 @@
 __all__ = ['SignerModel', 'squared_distances', 'solve_ridge', 'doubtful_groups', 'best_temperature', 'load_signer']
 
 # %% ../../../nbs/42_asl/60_signer/20_machine.ipynb #581c655a
-import json
 from pathlib import Path
 import numpy as np
 import torch
