@@ -169,7 +169,7 @@ def test_every_tab(page):
     look_at(page, 'needs')
     open_tab(page, 'Score')
     page.get_by_label('Caption', exact=True).fill(HOSTILE + ' ball')
-    page.get_by_text('leave out').first.wait_for()
+    page.locator('[aria-label="drawing of a score"]', has_text='broken').first.wait_for()     # of this caption, not of the one before
     look_at(page, 'score')
     page.get_by_label('Caption', exact=True).fill('a ball on a couch')
     page.get_by_label('References').fill('the sofa')

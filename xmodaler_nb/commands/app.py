@@ -235,7 +235,7 @@ def _draw_stale(self:CaptionApp):
     self.stale = set()
     self._draw_words()
     moves, self.place.value = self.place.value > 1, 1        # a slider that moves draws
-    self.place.max = max(1, len(self.caption(strategy='greedy').words))
+    self.place.max = max(2, len(self.caption(strategy='greedy').words))
     if not moves: self._draw_others()
 
 @patch
@@ -247,7 +247,7 @@ def _look(self:CaptionApp):
     "The caption, its attention and its search."
     w = self.w
     self.beams = w.IntSlider(min=1, max=5, value=3, description='Beams')
-    self.word = w.IntSlider(min=1, max=1, description='Word')
+    self.word = w.IntSlider(min=1, max=2, description='Word')     # a slider needs two places
     self.look_view, self.regions_view = w.HTML(), w.HTML()
     self.beams.observe(self._search, 'value')
     self.word.observe(self._draw_look, 'value')
@@ -261,7 +261,7 @@ def _search(self:CaptionApp, _=None):
     try: c = self.current = self.caption(strategy='beam' if k > 1 else 'greedy', beam_size=k)
     except ValueError as e: return self.say(e)
     moves, self.word.value = self.word.value > 1, 1          # a slider that moves draws
-    self.word.max = max(1, len(c.words))
+    self.word.max = max(2, len(c.words))
     self.regions_view.value = render_regions(c.image, c.boxes, None if c.boxes is None else len(c.boxes))
     if not moves: self._draw_look()
 
@@ -280,7 +280,7 @@ def _words(self:CaptionApp):
     self.temperature = w.FloatSlider(min=.2, max=2, value=1, step=.1, description='Temperature', style=wide)
     self.top_p = w.FloatSlider(min=.1, max=1, value=1, step=.1, description='Top p')
     self.top_k = w.IntSlider(min=0, max=50, description='Top k')
-    self.place = w.IntSlider(min=1, max=1, description='Change word', style=wide)
+    self.place = w.IntSlider(min=1, max=2, description='Change word', style=wide)
     self.words_view, self.others_view = w.HTML(), w.HTML()
     controls = [self.required, self.banned, self.begin, self.temperature, self.top_p, self.top_k]
     for c in controls: c.observe(self._draw_words, 'value')
@@ -320,8 +320,9 @@ def _draw_others(self:CaptionApp, _=None): self.safely(self.others_view, self._o
 @patch
 def _others_html(self:CaptionApp):
     "What follows from another word at one place of the greedy caption."
-    c, place = self.caption(strategy='greedy'), self.place.value - 1
+    c = self.caption(strategy='greedy')
     if not c.words: return '<p>The caption has no words.</p>'
+    place = min(self.place.value, len(c.words)) - 1
     offers = [(w, lp) for w, lp in top_words(c, place)[:5] if w != self.captioner.vocab[0]]
     others = [(w, lp, self.caption(strategy='greedy', begin_words=[*c.words[:place], w]).words) for w, lp in offers]
     return render_alternatives(c.words, place, others)
