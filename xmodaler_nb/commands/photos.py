@@ -323,7 +323,7 @@ def photos_parser() -> argparse.ArgumentParser:
     p.add_argument('--ensemble', action='store_true', help='score all models together as well')
     p.add_argument('--decoding', action='store_true', help='only a table of decoding settings for the first model')
     p.add_argument('--neighbour', default='', metavar='BACKBONE', help='another network for a second nearest '
-                   'neighbour, e.g. efficientnet_lite2; reads all pictures, a quarter of an hour')
+                   'neighbour, e.g. efficientnet_lite2; reads all pictures, five minutes or more')
     p.add_argument('--size', type=int, help='pixels that --neighbour sees; left out: as it was trained')
     p.add_argument('--features', default='runs/neighbour', metavar='DIR', help='where --neighbour keeps its features')
     p.add_argument('--train', default='', metavar='DIR', help='train first; runs are written here')
