@@ -139,7 +139,7 @@ def _build(self:CaptionExplorer, strategies):
     w = _widgets()
     self.picture = w.Dropdown(options=[(n, i) for i, n in enumerate(self.names)], description='picture')
     self.strategy = w.ToggleButtons(options=strategies, value=strategies[-1], description='search')
-    self.word = w.IntSlider(min=1, max=1, description='word', continuous_update=True)
+    self.word = w.IntSlider(min=1, max=2, description='word', continuous_update=True)   # a slider needs two places
     self.back, self.next = w.Button(description='◀ word'), w.Button(description='word ▶')
     self.picture_view, self.out = w.HTML(), w.HTML()
     self.back.on_click(lambda _: self.step(-1)); self.next.on_click(lambda _: self.step(1))
@@ -163,7 +163,7 @@ def step(self:CaptionExplorer,
 def _on_change(self:CaptionExplorer, _=None):
     "Another picture or search: begin at its first word."
     self.current = self.caption(self.picture.value, self.strategy.value)
-    self.word.value, self.word.max = 1, max(1, len(self.current.words))
+    self.word.value, self.word.max = 1, max(2, len(self.current.words))
     self._update_view()
 
 def _reference_list(references):
@@ -179,4 +179,5 @@ def _update_view(self:CaptionExplorer, _=None):
     n = None if att is None or not len(att) else len(att[0])
     references = _reference_list(self.references[i] if self.references else ())
     self.picture_view.value = render_regions(getattr(c, 'image', None), boxes, n) + references
-    self.out.value = explorer_html(self.heads.apply(c, self.pictures[i]), self.word.value - 1)
+    place = min(self.word.value, max(1, len(c.words))) - 1
+    self.out.value = explorer_html(self.heads.apply(c, self.pictures[i]), place)
