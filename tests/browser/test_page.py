@@ -6,6 +6,7 @@ import json
 import os
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
@@ -154,7 +155,7 @@ def test_pictures_of_ones_own(page, tmp_path):
     caption_is_there(page)
 
 
-def test_a_picture_from_the_webcam(folder):
+def take_a_picture(folder):
     "One click opens the camera, the next takes the picture and switches the camera off; without a camera it says so."
     with served(folder) as address:
         with opened(address, flags=CAMERA) as tab:
@@ -170,6 +171,11 @@ def test_a_picture_from_the_webcam(folder):
         with opened(address) as tab:
             tab.get_by_role('button', name='Webcam').click()
             tab.get_by_role('button', name='No camera').wait_for()
+
+
+def test_a_picture_from_the_webcam(folder):
+    "In a browser of its own, with a camera; playwright allows one browser per thread, and `page` has this one."
+    with ThreadPoolExecutor(1) as thread: thread.submit(take_a_picture, folder).result()
 
 
 def test_words_are_text(page):
