@@ -69,3 +69,13 @@ def test_executed(nb):
     shown = sum(any(visible(o) for o in c['outputs']) for c in read)
     assert shown, 'no cell shows a result: a notebook of silent tests reads as one that never ran'
     assert SILENT*shown >= len(read), f'{shown} of {len(read)} cells show a result; at least one in {SILENT} should'
+
+
+def test_drawings_are_there(nb):
+    "A cell that draws with matplotlib shows its picture; a backend without a display loses it silently."
+    path, d = nb
+    draws = lambda s: 'plt.subplots(' in s or 'plt.figure(' in s
+    hidden = lambda s: re.search(r'^#\| *(exporti?|hide|eval: *false)\b', s, re.M) or 'close' in s
+    missing = [i for i, c in enumerate(d['cells']) if c['cell_type'] == 'code' and draws(text(c['source'])) and not hidden(text(c['source']))
+               and not any(k.startswith('image/') for o in c['outputs'] for k in o.get('data', {}))]
+    assert not missing, f'cells {missing} draw and show no picture: execute the notebook without MPLBACKEND'
