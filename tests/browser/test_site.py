@@ -81,7 +81,6 @@ def test_dark_and_light_without_a_network(site, scheme):
         browser.close()
 
 
-@pytest.mark.slow
 def test_the_whole_site(root):
     "No dead link, no page heavier than 2 MB with its pictures, a search index below 8 MB."
     assert build_site(root) == 0
