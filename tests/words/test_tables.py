@@ -4,7 +4,7 @@ import io
 import json
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import example, HealthCheck, given, settings, strategies as st
 from xmodaler_nb.commands.data import data_main, load_source
 from xmodaler_nb.datasets.check import DatasetError
 from xmodaler_nb.own.check import Sample
@@ -149,6 +149,7 @@ def test_written_back_equal(tmp_path, samples):
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(texts.filter(lambda t: t.strip()), texts), min_size=1, max_size=5), st.sampled_from(',;|\t'))
+@example(rows=[('00\0', '')], sep=',')                         # zeros, but not UTF-16
 def test_rows_of_other_programs(tmp_path, rows, sep):
     "A table as Python's csv and pandas write it, a row per caption, gives what the rows say."
     want = {}

@@ -28,10 +28,17 @@ def _like_accented_latin(data):
     accented = len(_ACCENTED.findall(''.join(high)))
     return accented >= 0.8*len(high) and sum(map(len, _LONG_RUNS.findall(data))) <= 0.3*len(high)
 
+def _is_utf8(data):
+    "Does it decode?"
+    try: data.decode('utf-8')
+    except UnicodeDecodeError: return False
+    return True
+
 def _encoding_by_zeros(data):
     "UTF-16 without its mark, by the zero bytes of its blanks, line ends and Latin letters; None for anything else."
     zeros = [data[k::2].count(0)/max(len(data)//2, 1) for k in (0, 1)]
     if max(zeros) < max(0.1, 3*min(zeros)) or len(data) % 2: return None
+    if max(zeros) < 0.5 and _is_utf8(data): return None             # a few stray zeros in a text of single bytes
     return 'utf-16-be' if zeros[0] > zeros[1] else 'utf-16-le'
 
 def text_encoding(
@@ -42,10 +49,8 @@ def text_encoding(
     if marked: return marked
     wide = _encoding_by_zeros(data) if b'\0' in data else None
     if wide: return wide
-    try: data.decode('utf-8')
-    except UnicodeDecodeError:
-        return 'cp1252' if b'\0' not in data and _like_accented_latin(data) else None
-    return 'utf-8'
+    if _is_utf8(data): return 'utf-8'
+    return 'cp1252' if b'\0' not in data and _like_accented_latin(data) else None
 
 def decode_text(
     data:bytes, # content of a file
