@@ -3,7 +3,7 @@ import json
 import os
 import time
 import pytest
-from xmodaler_nb.engine.run_lock import RunLock
+from xmodaler_nb.utils.run_lock import RunLock
 from xmodaler_nb.utils.events import truncate_jsonl
 
 GOOD = b'{"iteration": 1}\n{"iteration": 2}\n'

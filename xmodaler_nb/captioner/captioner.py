@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from .card import model_card
 from .calibration import Calibration
-from .picture_model import PictureModel, note_unlike, picture_names
+from .picture_model import PictureModel, check_errors, note_unlike, picture_names, told_apart
 from ..config import CfgNode, kfg
 from ..datasets.collate import collate
 from ..datasets.features import as_features
@@ -222,12 +222,12 @@ def describe(self:Captioner,
     xs = list(x) if many else [x]
     names = picture_names(xs) if ids is None else list(ids)
     _check_call(len(xs), len(names), strategy, beam_size, nbest, batch_size)
-    named = list(zip(names, xs))
+    named = list(zip(names, xs, names if check_errors(errors) is None else told_apart(names)))
     search = self.build_strategy(strategy, max(beam_size or 0, nbest) if nbest > 1 else beam_size, **options)
     results = []
     with one_thread(len(xs) <= _FEW and self.device.type == 'cpu'):
         for start in range(0, len(xs), batch_size):
-            part = [self.named_item(o, i, errors) for i, o in named[start:start+batch_size]]
+            part = [self.named_item(o, i, errors, key) for i, o, key in named[start:start+batch_size]]
             read = [item for item in part if item is not None]
             captions = iter(self._describe_part(read, search, strategy == 'sample', nbest, trace) if read else ())
             results += [None if item is None else next(captions) for item in part]

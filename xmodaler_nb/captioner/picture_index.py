@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from ..datasets.pictures import IMAGES
 from ..own.origin import file_digest
+from ..utils.checkpoint_files import check_tensors, tensor_sums
 
 # %% ../../nbs/17_captioner/25_picture_index.ipynb #c860c59a
 def picture_files(
@@ -43,7 +44,8 @@ def write_rows(
     part = path.with_name(f'.{path.name}.{os.getpid()}')
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(arrays, str(part), metadata={'format': FORMAT, **_as_json(hashes=list(rows), counts=counts)})
+        save_file(arrays, str(part), metadata={'format': FORMAT, **_as_json(hashes=list(rows), counts=counts),
+                                               'sums': tensor_sums(arrays)})
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
@@ -65,7 +67,9 @@ def _rows_of(path):
         meta = f.metadata() or {}
         if meta.get('format') != FORMAT: raise ValueError(f"its format is {meta.get('format')!r}, expected {FORMAT!r}")
         hashes, counts = json.loads(meta['hashes']), json.loads(meta['counts'])
-        parts = {n: f.get_tensor(n).split(c) for n, c in counts.items()}
+        arrays = {n: f.get_tensor(n) for n in counts}
+    check_tensors(path, arrays, meta)
+    parts = {n: arrays[n].split(c) for n, c in counts.items()}
     return {h: {n: parts[n][k] for n in parts} for k, h in enumerate(hashes)}
 
 # %% ../../nbs/17_captioner/25_picture_index.ipynb #c7cc5aeb

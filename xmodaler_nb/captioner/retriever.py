@@ -150,7 +150,7 @@ def _match(self:Retriever, text, picture, score, out, row):
 
 def _best(scores, k):
     "Indices of the k largest scores; all if there are fewer."
-    return scores.argsort(descending=True, stable=True)[:check_whole('k', k)].tolist()
+    return scores.argsort(descending=True, stable=True)[:int(k)].tolist()
 
 # %% ../../nbs/17_captioner/30_retriever.ipynb #a3731676
 @patch
@@ -160,6 +160,7 @@ def find(self:Retriever,
 ) -> list:   # of `Match`, best first
     "The pictures of the index that a sentence describes."
     if self.pictures is None: raise ValueError('no pictures are indexed yet; call index(folder) first')
+    check_whole('k', k)
     text, index = self.read(text, 'sentence'), self.pictures
     scores = self.scores([text], [index.row(i) for i in range(len(index))])[0]
     paths = [(index.paths[i], scores[i]) for i in _best(scores, k)]
@@ -181,6 +182,7 @@ def among(self:Retriever,
     k:int=5,     # pictures wanted
 ) -> list:       # of `Match`, best first
     "Those of some pictures that a sentence describes."
+    check_whole('k', k)
     text = self.read(text, 'sentence')
     scores = self.scores([text], [row for _, row in looked])[0]
     return self._matches([(text, looked[i][0], scores[i]) for i in _best(scores, k)])
@@ -192,6 +194,7 @@ def describe(self:Retriever,
     sentences=None, # to choose from; None: those that the model was trained on
 ) -> list:          # of `Match`, best first
     "The sentences that describe a picture."
+    check_whole('k', k)
     sentences = self.sentences if sentences is None else list(sentences)
     if not sentences: raise ValueError('there are no sentences to choose from; give some with sentences=…')
     texts, picture = [self.read(s, 'sentence') for s in sentences], self.read_once([x])[0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .picture_model import PictureModel, picture_names
+from .picture_model import PictureModel, check_errors, picture_names, told_apart
 from ..config import kfg
 from ..datasets.collate import collate
 from ..datasets.features import as_features
@@ -132,9 +132,9 @@ def read_once(self:PictureTextModel,
     "Pictures as items; an object that occurs again is read once."
     names = picture_names(xs) if ids is None else [str(i) for i in ids]
     if len(names) != len(xs): raise ValueError(f"{len(xs)} pictures, {len(names)} names in ids")
-    read = {}
-    for x, name in zip(xs, names):
-        if id(x) not in read: read[id(x)] = self.named_item(x, name, errors)
+    read, pairs, known = {}, list({(id(x), n): (x, n) for x, n in zip(xs, names)}.values()), check_errors(errors)
+    for (x, name), listed in zip(pairs, told_apart([n for _, n in pairs])):
+        if read.get(id(x)) is None: read[id(x)] = self.named_item(x, name, known, listed)
     return [read[id(x)] for x in xs]
 
 # %% ../../nbs/17_captioner/15_text_and_picture.ipynb #f40fe81f

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .bert_weights import from_bert, is_bert
 from .source import carry_words, log_new_words
 from ..utils.checkpoint_files import CheckpointError, check_name, computed_buffers, load_pth, load_weights
-from ..utils.checkpoint_files import read_checkpoint, read_meta, recover, remove_dir
+from ..utils.checkpoint_files import read_checkpoint, read_meta, recover, remove_dir, say_unsummed, sum_beside
 from ..utils.checkpoint_files import write_checkpoint, write_text
 from ..utils.comm import is_main_process, unwrap_model
 from ..utils.safe_pickle import safe_load
@@ -175,6 +175,7 @@ def _load_pickled(path):
     "Numpy weights from a `.pkl`, through the unpickler that knows plain containers and arrays only."
     try: d = safe_load(path)
     except pickle.UnpicklingError as e: raise CheckpointError(f"{e}. Nothing in it was executed") from e
+    say_unsummed(path)
     if isinstance(d, dict) and 'blobs' in d:
         raise CheckpointError(f"{path} is a Caffe2 file (key 'blobs'); convert it to a PyTorch state dict first")
     return d
@@ -187,9 +188,9 @@ def _load_file(self:XmodalerCheckpointer,
     "Read a checkpoint of any known kind into a dictionary; nothing in it is executed."
     p = Path(filename)
     if p.is_dir(): d = read_checkpoint(p, with_state)
-    elif p.suffix=='.safetensors': d = {'model': load_weights(p)}
+    elif p.suffix=='.safetensors': d = {'model': load_weights(p, sum_beside(p))}
     elif p.suffix=='.pkl': d = _load_pickled(p)
-    else: d = load_pth(p)
+    else: d = load_pth(p, sum_beside(p))
     if not isinstance(d, dict):
         raise CheckpointError(f"{p} holds a {type(d).__name__}, expected a dictionary of weights")
     return d if isinstance(d.get('model'), dict) else {'model': d}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'read_upload', 'camera_script', 'CaptionApp', 'drawn_scenes', 'app_pictures', 'open_app',
-           'app_parser', 'app_main']
+           'app_parser', 'check_port', 'app_main']
 
 # %% ../../nbs/18_commands/57_app.ipynb #9ba82b34
 import argparse
@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -457,12 +458,25 @@ def app_parser() -> argparse.ArgumentParser:
     return p
 
 # %% ../../nbs/18_commands/57_app.ipynb #6165f653
+def check_port(
+    port:int, # of this machine
+):
+    "Refuse a port at which another program listens: the server would take another one, and the address be wrong."
+    if not 0 < port < 65536: raise ValueError(f'--port is {port}, but must be between 1 and 65535')
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try: s.bind(('127.0.0.1', port))
+        except OSError as e:
+            raise OSError(f'port {port} cannot be used ({e.strerror}), perhaps because another xm-app runs there; '
+                          f'choose another one with --port') from None
+
 @command
 def app_main(argv):
     "Entry point of `xm-app`."
     args = app_parser().parse_args(argv)
     if importlib.util.find_spec('voila') is None:
         raise ImportError("xm-app needs voila: pip install 'xmodaler_nb[widgets]'")
+    check_port(args.port)
     told = {k: v and _address(v) for k, v in vars(args).items() if k in _TOLD}
     told['runs'] = [_address(r) for r in args.run or [args.model]]
     _check(told)

@@ -14,6 +14,7 @@ from ..config import CfgNode
 from ..engine.setup import default_setup
 from ..modeling import load_cfg_file
 from ..utils.checkpoint_files import set_aside
+from ..utils.run_lock import check_free
 
 # %% ../../nbs/18_commands/20_experiment.ipynb #b3d19fc4
 def rename_finished_run(
@@ -22,6 +23,7 @@ def rename_finished_run(
     "Keep a finished run under the next free number, so that its name is free again."
     folder = Path(folder)
     if not (folder/'metrics.json').exists(): return None
+    check_free(folder)
     return set_aside(folder)
 
 def run_training(

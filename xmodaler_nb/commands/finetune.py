@@ -19,6 +19,8 @@ from ..own.check import Sample
 from ..own.data import CaptionData
 from ..own.real import join_global, read_split, split_ascii_words
 from ..utils.file_io import read_json, to_json
+from ..utils.checkpoint_files import write_text
+from ..utils.run_lock import hold
 
 # %% ../../nbs/18_commands/38_finetune.ipynb #a643fd1f
 LEFT_OUT = frozenset('a an the is are was were'.split())
@@ -138,8 +140,12 @@ def measure(
     args, # parsed by `finetune_parser`
 ) -> list: # of rows
     "All sizes and seeds that are not in the file yet."
-    out, split = Path(args.out)/args.style, own_split(args.data, args.style)
-    file = out/'finetune.json'
+    with hold(Path(args.out)/args.style, 'trains there') as out: rows = _measured(args, out)
+    return sorted(rows, key=lambda r: (r['way'] != 'zero-shot', r['way'], r['n'], r['seed']))
+
+def _measured(args, out):
+    "The rows of the file, with those that were missing."
+    split, file = own_split(args.data, args.style), out/'finetune.json'
     rows = read_json(file) if file.is_file() else []
     if not rows:
         zero = score_own(Captioner.from_pretrained(args.model), split, draw_own(split[0], 0, args.scored)[1])
@@ -147,8 +153,8 @@ def measure(
     for seed, n in ((s, n) for s in args.seeds for n in args.sizes):
         if any((r['n'], r['seed']) == (n, seed) for r in rows): continue
         rows += compare_ways(split, out, n, seed, args.scored, args.model, args.opts)
-        file.write_text(to_json(rows, indent=1), encoding='utf-8')
-    return sorted(rows, key=lambda r: (r['way'] != 'zero-shot', r['way'], r['n'], r['seed']))
+        write_text(file, to_json(rows, indent=1))
+    return rows
 
 @command
 def finetune_main(argv):

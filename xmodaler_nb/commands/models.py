@@ -24,6 +24,7 @@ from .command import command
 from .experiment import run_training
 from ..evaluation.split import decode, read_references, score_split
 from ..utils.file_io import to_json
+from ..utils.run_lock import check_free
 
 # %% ../../nbs/18_commands/50_models.ipynb #e3a16484
 COMMON = dict(
@@ -180,8 +181,9 @@ def train_one(
     tiny:bool=False, # a few steps, for tests
 ) -> dict: # model, yaml, parameters, steps, seconds (and of the processor), scores, distinct, baseline
     "Train, caption the test split, score."
-    data = zoo_data(folder, ZOO[name].features == 'clips', tiny)
     run = run_folder(name, out)
+    check_free(run)
+    data = zoo_data(folder, ZOO[name].features == 'clips', tiny)
     if moved := set_aside(run): print(f'{run} exists; it is now {moved}')
     cpu_start = time.process_time()
     with open(os.devnull, 'w') as devnull, contextlib.redirect_stdout(devnull):
@@ -232,7 +234,7 @@ def write_table(
     cells = [c for c in nb['cells'] if c['cell_type'] == 'markdown' and ''.join(c['source']).startswith(MARK)]
     if len(cells) != 1: raise ValueError(f"{path}: {len(cells)} Markdown cells start with {MARK}, expected one")
     cells[0]['source'] = f'{MARK}\n{markdown_table(rows)}'.splitlines(keepends=True)
-    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    write_text(path, json.dumps(nb, indent=1, ensure_ascii=False) + '\n')
 
 # %% ../../nbs/18_commands/50_models.ipynb #8b299b9d
 @command

@@ -29,6 +29,8 @@ from ..modeling import load_cfg_file
 from ..modeling.meta_arch.ensemble import Ensemble
 from ..own.real import join_global, read_split, split_ascii_words, write_real_dataset
 from ..own.reduce import published_extractor
+from ..utils.checkpoint_files import write_text
+from ..utils.run_lock import hold
 
 # %% ../../nbs/18_commands/36_photos.ipynb #7d1c3a4e
 METRICS = ('BLEU', 'METEOR', 'ROUGE_L', 'CIDEr')
@@ -274,7 +276,7 @@ def write_card(
     told = dict(what=architecture(c.cfg), words=len(c.vocab), parameters=parameters, size=size, table=table,
                 unlike=f'{100*unlike:.0f} %')
     text = _CARD.format(right=c.calibration.right, limit=c.calibration.limit, **told)
-    (folder/'README.md').write_text(text, encoding='utf-8')
+    write_text(folder/'README.md', text)
 
 # %% ../../nbs/18_commands/36_photos.ipynb #7f7ee8f6
 def seed_row(
@@ -365,7 +367,7 @@ def _reliability_lines(captions, right):
 def _packed_model(args):
     "What --train and --pack ask for; `args.model` becomes what was packed."
     if args.train:
-        run = train_photos(args.data, args.train, args.opts, args.recipe)
+        with hold(args.train, 'trains there'): run = train_photos(args.data, args.train, args.opts, args.recipe)
         args.pack = (run, Path(args.train)/'photos')
     if not args.pack: return
     print(f'packed: {pack_photos(args.pack[0], args.data, args.pack[1])}')

@@ -16,6 +16,7 @@ from ..evaluation.baselines import most_frequent_caption, nearest_neighbour
 from ..evaluation.split import score_split
 from ..functional import read_np
 from ..own.real import read_split, split_ascii_words, write_real_dataset
+from ..utils.run_lock import hold
 
 # %% ../../nbs/18_commands/35_real.ipynb #6eaaa087
 def real_config(
@@ -78,4 +79,4 @@ def real_main(argv):
     if not folder.is_dir(): raise NotADirectoryError(f"--data {folder} is not a folder")
     args.output_dir = args.output_dir or f'runs/{folder.resolve().name}'
     config, prepared = args.config_file or real_config(folder), f'{Path(args.output_dir)}-data'
-    run(real_experiment(folder, prepared, config), args)
+    with hold(prepared, 'trains with the data in it'): run(real_experiment(folder, prepared, config), args)

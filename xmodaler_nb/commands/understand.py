@@ -11,6 +11,7 @@ __all__ = ['SIZES', 'TASKS', 'LESSONS', 'REAL_TASKS', 'ALL_TASKS', 'BODY', 'CARD
 # %% ../../nbs/18_commands/37_understand.ipynb #0b530aec
 import argparse
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -19,7 +20,6 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from ..captioner import Answerer, Retriever
 from .command import command
 from .experiment import rename_finished_run, run_training
@@ -32,7 +32,7 @@ from ..own.nlvr import write_nlvr
 from ..own.scenes import make_scenes, write_tasks
 from ..own.scenes.choices import beside_questions, retrieval_bound
 from ..own.scenes.tasks import TaskFolder, write_once
-from ..utils.checkpoint_files import write_text
+from ..utils.checkpoint_files import read_weights, write_text
 from ..utils.file_io import to_json
 from ..utils.safe_pickle import safe_load
 
@@ -57,8 +57,15 @@ def make_world(
     tasks = write_tasks(out/f'tasks-{size}', data)
     pictures = out/'pictures'
     pictures.mkdir(parents=True, exist_ok=True)
-    for i in data.ids('test'): shutil.copyfile(data.folder/'images'/f'{i}.png', pictures/f'{i}.png')
+    for i in data.ids('test'): _copy_whole(data.folder/'images'/f'{i}.png', pictures/f'{i}.png')
     return World(data, tasks, pictures, time.perf_counter() - start)
+
+def _copy_whole(source, path):
+    "Copy a file so that readers see none or all of it."
+    part = path.with_name(f'.{path.name}.{os.getpid()}')
+    shutil.copyfile(source, part)
+    part.replace(path)
+
 
 # %% ../../nbs/18_commands/37_understand.ipynb #73461a7b
 @dataclass
@@ -119,9 +126,10 @@ def body_weights(
     path,       # of the new file, .pth
 ) -> Path:      # that path
     "Weights without the heads, as a file that any model may begin with."
-    weights = load_file(Path(checkpoint)/'model.safetensors')
-    torch.save({'model': {k: v for k, v in weights.items() if k.startswith(BODY)}}, path)
-    return Path(path)
+    weights = read_weights(Path(checkpoint)/'model.safetensors')
+    part = Path(path).with_name(f'.tmp-{Path(path).name}-{os.getpid()}')
+    torch.save({'model': {k: v for k, v in weights.items() if k.startswith(BODY)}}, part)
+    return part.replace(path)
 
 BODY = ('token_embed.', 'visual_embed.', 'encoder.', 'decoder.')
 

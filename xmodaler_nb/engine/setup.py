@@ -10,7 +10,7 @@ import argparse, logging, os, sys
 from pathlib import Path
 import torch
 from .resume import check_run_config
-from .run_lock import RunLock
+from ..utils.run_lock import RunLock
 from ..utils import comm
 from ..utils.checkpoint_files import write_text
 from ..utils.collect_env import collect_env_info

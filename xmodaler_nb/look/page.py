@@ -28,6 +28,7 @@ from .page_graphs import has_backbone, write_graphs
 from ..own.scenes.draw import render, sample_scene
 from ..utils.checkpoint_files import write_text
 from ..utils.file_io import read_json, to_json
+from ..utils.run_lock import FILE, hold
 
 # %% ../../nbs/16_look/50_page.ipynb #d2e1aaf5
 PAGE_FILES = ('index.html', 'page.css', 'page.js', 'camera.js', 'pixels.js', 'search.js')
@@ -217,7 +218,7 @@ def check_page_folder(
     "Refuse a folder that holds something else."
     folder = Path(folder)
     if folder.exists() and not folder.is_dir(): raise NotADirectoryError(f'{folder} is a file; name a folder')
-    if folder.is_dir() and any(folder.iterdir()) and not (folder/'page.json').is_file():
+    if folder.is_dir() and any(p.name != FILE for p in folder.iterdir()) and not (folder/'page.json').is_file():
         raise FileExistsError(f'{folder} is not empty and holds no page.json; name another folder. Nothing was '
                               f'changed')
     return folder
@@ -233,8 +234,8 @@ def write_page(
     "Write a page that captions pictures in the browser."
     folder = check_page_folder(folder)
     check_page_model(captioner)
-    samples, runtime = sample_pictures(captioner, pictures), read_runtime(runtime)
-    with TemporaryDirectory() as tmp:
+    with hold(folder), TemporaryDirectory() as tmp:
+        samples, runtime = sample_pictures(captioner, pictures), read_runtime(runtime)
         new = Path(tmp)/'page'
         new.mkdir()
         _fill_page(captioner, new, runtime, samples, title)

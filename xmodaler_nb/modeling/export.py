@@ -14,12 +14,13 @@ from types import SimpleNamespace
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
-from ..utils.checkpoint_files import write_text
+from ..utils.checkpoint_files import check_sum, checksum, write_text
 from ..config import Batch, kfg
 from ..datasets.collate import collate
 from .decode_strategy.state import DictState
 from ..utils.env import import_optional
 from ..utils.file_io import read_json, to_json
+from ..utils.run_lock import hold
 
 # %% ../../nbs/07_modeling/92_export.ipynb #09617099
 INPUT_KEYS = (kfg.ATT_FEATS, kfg.ATT_MASKS, kfg.ATT_FEATS_LOC, kfg.GLOBAL_FEATS, kfg.RELATION, kfg.ATTRIBUTE,
@@ -158,16 +159,22 @@ def export_model(
     attention=False, # the step also returns its attention over the regions
 ) -> Path:           # the folder
     "Write encoder.pt2, step.pt2 and export.json."
-    folder, batch = Path(folder), example_batch(cfg, items)
-    folder.mkdir(parents=True, exist_ok=True)
-    encoder, step = trace_parts(model, batch, attention)
-    for name, program in (('encoder', encoder), ('step', step)):
-        torch.export.save(program, folder/f'{name}.pt2')
-        if onnx: _save_onnx(program, folder/f'{name}.onnx')
+    batch = example_batch(cfg, items)
     meta = dict(format='xmodaler_nb.export/1', **_field_names(model, batch, attention), torch=torch.__version__,
                 max_seq_len=cfg.MODEL.MAX_SEQ_LEN, vocab_size=cfg.MODEL.VOCAB_SIZE, vocab=list(vocab or []))
-    write_text(folder/'export.json', to_json(meta, indent=1))
+    with hold(folder) as folder:
+        files = _write_graphs(trace_parts(model, batch, attention), folder, onnx)
+        write_text(folder/'export.json', to_json({**meta, 'sums': {f.name: checksum(f) for f in files}}, indent=1))
     return folder
+
+def _write_graphs(programs, folder, onnx):
+    "Write the two graphs; returns the files."
+    files = []
+    for name, program in zip(('encoder', 'step'), programs):
+        torch.export.save(program, folder/f'{name}.pt2')
+        if onnx: _save_onnx(program, folder/f'{name}.onnx')
+        files += [folder/f'{name}{end}' for end in (('.pt2', '.onnx') if onnx else ('.pt2',))]
+    return files
 
 def _field_names(model, batch, attention):
     "Names of what goes into the two graphs and comes out, in order."
@@ -227,6 +234,8 @@ class ExportedModel:
             raise FileNotFoundError(f"{folder}: no export.json; write the folder with export_model")
         if runtime not in ('torch', 'onnx'): raise ValueError(f"runtime is {runtime!r}, but must be 'torch' or 'onnx'")
         self.meta = read_json(folder/'export.json')
+        for name in ('encoder', 'step'):
+            check_sum(folder/(name + {'torch': '.pt2', 'onnx': '.onnx'}[runtime]), self.meta, 'export.json')
         self.decoder = SimpleNamespace(state_keys=tuple(self.meta['state_keys']),
                                        memory_keys=tuple(self.meta['memory_keys']), shares_images=False)
         if runtime == 'torch': self.encoder, self.stepper = _load_torch(folder/'encoder'), _load_torch(folder/'step')

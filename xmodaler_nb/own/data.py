@@ -47,6 +47,7 @@ from ..utils.file_io import read_json, to_json, why_missing
 from ..utils.registry import locate
 from ..utils.store import feature_files, open_store
 from ..utils.numbers import check_number, check_whole
+from ..utils.run_lock import hold
 
 # %% ../../nbs/15_own/40_data.ipynb #5100c739
 @dataclass
@@ -872,10 +873,10 @@ def write(self:CaptionData,
     prefix = prefix or _prefix_for(data)
     numbers, words = _new_ids(data.samples), data.vocabulary(min_count)
     if model: words = joined_words(read_lines(model_file(model, 'vocabulary.txt')), words)
-    claim_folder(out, prefix)
-    _write_features(data, numbers, out/'features', backbone, layout, prefix, dtype, extract)
-    write_annotation_files(data, out, numbers, words, prefix, max_len)
-    written = _write_report(data, table, out, numbers, words, prefix, max_len, model)
-    if not written.report['width']: logging.getLogger(__name__).warning("%s", no_features(out))
-    written.write_config()
+    with hold(claim_folder(out, prefix)):
+        _write_features(data, numbers, out/'features', backbone, layout, prefix, dtype, extract)
+        write_annotation_files(data, out, numbers, words, prefix, max_len)
+        written = _write_report(data, table, out, numbers, words, prefix, max_len, model)
+        if not written.report['width']: logging.getLogger(__name__).warning("%s", no_features(out))
+        written.write_config()
     return written

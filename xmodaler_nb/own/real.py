@@ -15,6 +15,7 @@ from ..datasets.layout import (SPLITS, Folder, annotation, claim_folder, encode_
                                          write_annotations, write_coco, write_features, write_json, write_pickle,
                                          write_vocabulary)
 from ..functional import read_lines, read_np
+from ..utils.run_lock import hold
 
 # %% ../../nbs/15_own/50_real.ipynb #3b0ddbd5
 def split_ascii_words(
@@ -118,7 +119,12 @@ def write_real_dataset(
     max_len:int=20,   # words kept per caption in the training rows
 ) -> Folder:          # with images per split, width, rows and vocabulary size in its report
     "Write a data set in X-modaler's layout; files of an earlier call are replaced."
-    folder, out = Path(folder), claim_folder(out)
+    folder = Path(folder)
+    with hold(claim_folder(out)) as out: _write_all(folder, out, how, max_len)
+    return Folder(out)
+
+def _write_all(folder, out, how, max_len):
+    "All files, the report last."
     paths, words = folder_paths(out), [w for w in read_lines(folder/'vocabulary.txt') if w]
     write_vocabulary(paths['vocabulary'], words)
     ids, counts, global_features = {w: i for i, w in enumerate(words, 1)}, {}, {}
@@ -128,4 +134,3 @@ def write_real_dataset(
     if how == 'mapping': write_pickle(out/'global.pkl', global_features)
     write_json(paths['report'],
                dict(prefix='mscoco', counts=counts, vocab_size=len(words) + 1, rows=rows, width=width))
-    return Folder(out)

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from safetensors.torch import save as tensor_bytes
 from .extract import BackboneExtractor
 from .real import join_global
-from ..utils.checkpoint_files import load_weights
+from ..utils.checkpoint_files import load_weights, sum_beside, tensor_sums
 
 # %% ../../nbs/15_own/55_reduce.ipynb #b45147e3
 class Reduction:
@@ -93,7 +93,8 @@ def to_dict(self:ReducedExtractor) -> dict:
 @patch
 def files(self:ReducedExtractor) -> dict: # name → bytes
     "What must lie beside the description."
-    return {REDUCTION_FILE: tensor_bytes(_reduction_tensors(self))}
+    tensors = _reduction_tensors(self)
+    return {REDUCTION_FILE: tensor_bytes(tensors, {'sums': tensor_sums(tensors)})}
 
 @patch(cls_method=True)
 def from_dict(cls:ReducedExtractor,
@@ -102,7 +103,7 @@ def from_dict(cls:ReducedExtractor,
 ):
     "The extractor again."
     path = Path(folder)/REDUCTION_FILE
-    w = {k: v.float().numpy() for k, v in load_weights(path).items()}
+    w = {k: v.float().numpy() for k, v in load_weights(path, sum_beside(path)).items()}
     missing = {f'{k}.{name}' for k in ('cells', 'whole') for name in ('mean', 'basis')} - set(w)
     if missing: raise ValueError(f"{path}: has no {', '.join(sorted(missing))}")
     cells, whole = (Reduction(w[f'{k}.mean'], w[f'{k}.basis']) for k in ('cells', 'whole'))

@@ -198,6 +198,7 @@ class _Archive:
     def __init__(self, file, data, check=True):
         self.zip, self.data, self.check, self.storages = zipfile.ZipFile(file), data, check, {}
         self.names = {n.partition('/')[2]: n for n in self.zip.namelist()}
+        self.summed = any(i.CRC for i in self.zip.infolist())   # torch writes 0 for all after set_crc32_options(False)
 
     def read(self, name):
         "The bytes of a record: an array within the file's memory."
@@ -208,7 +209,7 @@ class _Archive:
         start = info.header_offset + 30 + a + b
         found = self.data[start:start+info.file_size]
         if mark != b'PK\x03\x04' or len(found) != info.file_size: raise EOFError(f"record {name} is cut off")
-        if self.check and zlib.crc32(found) != info.CRC:
+        if self.check and self.summed and zlib.crc32(found) != info.CRC:
             raise ValueError(f"record {name} is not what was written: its check sum differs")
         return found
 
@@ -227,8 +228,9 @@ def as_storage(
     if not len(data): return torch.UntypedStorage(0)
     return torch.from_numpy(data if data.ctypes.data % 16 == 0 else data.copy()).untyped_storage()
 
-def _read_archive(file, data, name, check):
+def _read_archive(file, data, name, check, unsummed):
     archive = _Archive(file, data, check)
+    if check and not archive.summed: unsummed()
     if 'constants.pkl' in archive.names: raise UnsafePickleError(f"{name}: this is a program (TorchScript)")
     order = archive.read('byteorder').tobytes() if 'byteorder' in archive.names else b'little'
     if order != b'little': raise ValueError("another byte order")
@@ -281,6 +283,7 @@ def read_torch_file(
     file,             # binary file object
     name:str='data',  # what error messages call it
     known_sum:str='', # what a `BlockSum` of the file gives; '': the check sums in the archive are compared
+    unsummed=None,    # function without arguments; called if the file holds no check sums, and none is known
 ):                    # what it holds, tensors on the CPU
     "Read what `torch.save` wrote, without executing anything; `pickle.UnpicklingError` names the file."
     try:
@@ -288,7 +291,9 @@ def read_torch_file(
         data = read_file(file, size, total)
         if known_sum and str(total) != known_sum:
             raise pickle.UnpicklingError(f"{name} is damaged: its check sum is {total}, and should be {known_sum}")
-        if data[:4].tobytes() == b'PK\x03\x04': return _read_archive(file, data, name, not known_sum)
+        unsummed = unsummed or (lambda: None)
+        if data[:4].tobytes() == b'PK\x03\x04': return _read_archive(file, data, name, not known_sum, unsummed)
+        if not known_sum: unsummed()
         return _read_sequence(data.tobytes(), name)
     except pickle.UnpicklingError: raise
     except _DAMAGE as e:

@@ -12,7 +12,7 @@ import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from .measures import BEST, measure_hands, summarise
-from ...utils.checkpoint_files import load_weights, write_text
+from ...utils.checkpoint_files import load_weights, save_weights, write_text
 from ...utils.file_io import made_from, read_json, to_json
 
 # %% ../../../nbs/42_asl/60_signer/20_machine.ipynb #5a36996b
@@ -173,10 +173,9 @@ def save_pretrained(self:SignerModel,
     folder,   # is made if it does not exist
 ) -> Path:    # the folder
     "Write weights and options."
-    from safetensors.torch import save_file
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: t.contiguous() for k, t in self.state_dict().items()}, str(folder/'model.safetensors'))
+    save_weights(self.state_dict(), folder/'model.safetensors', summed=True)
     write_text(folder/'signer.json', to_json(self.options, indent=1))
     return folder
 

@@ -194,8 +194,17 @@ def write_once(
     if _is_written(folder, made_of): return
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try: write(part), part.chmod(0o755), part.rename(folder)
+    try:
+        write(part)
+        part.chmod(0o755)
+        _move(part, folder, made_of)
     finally: shutil.rmtree(part, ignore_errors=True)
+
+def _move(part, folder, made_of):
+    "Give a finished folder its name; if another process was faster, what it made is used."
+    try: part.rename(folder)
+    except OSError:
+        if not _is_written(folder, made_of): raise
 
 def _is_written(folder, made_of):
     "Whether the folder holds exactly this; an error if it holds something else."
