@@ -51,7 +51,7 @@ class RunLock:
         what='OUTPUT_DIR',   # what the message calls the folder
     ):
         self.path, self.does, self.what = Path(folder)/FILE, does, what
-        self._ended, self._owner, self._nested = threading.Event(), os.getpid(), False
+        self._ended, self._owner, self._taken = threading.Event(), os.getpid(), False
 
     def holder(self) -> dict:
         "Who holds it; {} if nobody does, or if the file does not say it."
@@ -64,13 +64,12 @@ class RunLock:
         "Take the lock, or raise an error that names the holder."
         while not self._make():
             holder = self.holder()
-            if self._is_mine(holder):
-                self._nested = True                                     # who took it first gives it back
-                return self
+            if self._is_mine(holder): return self                       # whoever took it first gives it back
             try: stale = is_stale(self.path, holder) if holder else self._unreadable()
             except FileNotFoundError: continue                          # it was released meanwhile
             if not stale: raise FileExistsError(self._refusal(holder))
             self._remove_stale(holder)
+        self._taken = True
         threading.Thread(target=self._renew, daemon=True).start()
         atexit.register(self.release)
         return self
@@ -78,7 +77,7 @@ class RunLock:
     def release(self):
         "Give it back; no error if it has gone."
         self._ended.set()
-        if not self._nested and os.getpid() == self._owner and self._is_mine(self.holder()): self.path.unlink(missing_ok=True)
+        if self._taken and os.getpid() == self._owner and self._is_mine(self.holder()): self.path.unlink(missing_ok=True)
         atexit.unregister(self.release)
 
     def __enter__(self): return self.take()
