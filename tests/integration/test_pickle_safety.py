@@ -97,9 +97,9 @@ def fuzz(count, seed, *more):
 def test_two_thousand_random_programs(more): fuzz(2000 if not more else 500, 3, *more)
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(4))
-def test_a_hundred_thousand_random_programs(seed): fuzz(25_000, 100 + seed)
+@pytest.mark.parametrize('seed', range(8))
+def test_a_hundred_thousand_random_programs(seed): fuzz(12_500, 100 + seed)
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(2))
-def test_random_torch_files(seed): fuzz(10_000, 200 + seed, 'pth')
+@pytest.mark.parametrize('seed', range(8))
+def test_random_torch_files(seed): fuzz(2500, 200 + seed, 'pth')

@@ -63,6 +63,7 @@ def picture_names(
     "The path of a file; the number of anything else."
     return [str(x if is_path(x) else i) for i, x in enumerate(xs)]
 
+# %% ../../nbs/17_captioner/07_picture_model.ipynb #eaf54049
 def told_apart(
     names,  # of pictures, in any form
 ) -> list:  # the same; the second of equal ones becomes 'name (2)'

@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from .bert_weights import from_bert, is_bert
 from .source import carry_words, log_new_words
 from ..utils.checkpoint_files import CheckpointError, check_name, computed_buffers, load_pth, load_weights
-from ..utils.checkpoint_files import read_checkpoint, read_meta, recover, remove_dir, say_unsummed, sum_beside
-from ..utils.checkpoint_files import write_checkpoint, write_text
+from ..utils.checkpoint_files import read_checkpoint, read_meta, recover, remove_dir
+from ..utils.checkpoint_files import say_unsummed, sum_beside, write_checkpoint, write_text
 from ..utils.comm import is_main_process, unwrap_model
 from ..utils.safe_pickle import safe_load
 

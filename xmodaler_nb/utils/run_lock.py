@@ -77,7 +77,8 @@ class RunLock:
     def release(self):
         "Give it back; no error if it has gone."
         self._ended.set()
-        if self._taken and os.getpid() == self._owner and self._is_mine(self.holder()): self.path.unlink(missing_ok=True)
+        mine = self._taken and os.getpid() == self._owner and self._is_mine(self.holder())
+        if mine: self.path.unlink(missing_ok=True)
         atexit.unregister(self.release)
 
     def __enter__(self): return self.take()

@@ -213,6 +213,8 @@ def _is_written(folder, made_of):
     if info.is_file() and json.loads(info.read_text(encoding='utf-8'))['made_of'] == made_of: return True
     raise FileExistsError(f"{folder}: exists and holds something else; take another folder or remove it")
 
+
+# %% ../../../nbs/15_own/00_scenes/54_tasks.ipynb #91aa7577
 def _write_all(folder, data, made_of):
     "All files, and last of all what is in them."
     write_task_features(folder, data, made_of['mirror'])
