@@ -155,3 +155,31 @@ def test_a_lock_within_a_lock(tmp_path):
         with RunLock(tmp_path/'a'): pass
         assert (tmp_path/'a'/FILE).exists()
     assert not (tmp_path/'a').exists()
+
+
+def test_pictures_are_unpacked_whole(tmp_path, monkeypatch):
+    "What a killed call left half of a picture of had its name, and counted as there."
+    import tarfile
+    from pathlib import Path
+    from xmodaler_nb.commands.neighbour import split_pictures
+    (tmp_path/'data').mkdir()
+    (tmp_path/'a.jpg').write_bytes(b'a picture')
+    with tarfile.open(tmp_path/'data'/'images144_val.tar', 'w') as tar: tar.add(tmp_path/'a.jpg', 'x/a.jpg')
+    (tmp_path/'data'/'captions_val.jsonl').write_text('{"image_id": 1, "file_name": "a.jpg", "captions": []}\n')
+    real = Path.write_bytes
+    monkeypatch.setattr(Path, 'write_bytes', lambda p, data: (real(p, data[:3]), 1/0))
+    with pytest.raises(ZeroDivisionError): split_pictures(tmp_path/'data', 'val', tmp_path/'out')
+    monkeypatch.setattr(Path, 'write_bytes', real)
+    assert split_pictures(tmp_path/'data', 'val', tmp_path/'out')['1'].read_bytes() == b'a picture'
+
+@pytest.mark.parametrize('name', ['scores.json', 'scores.csv'])
+def test_scores_are_replaced_whole(tmp_path, monkeypatch, name):
+    import os
+    from xmodaler_nb.commands.score import _write_per_image
+    from xmodaler_nb.evaluation import evaluate
+    result = evaluate({'a': 'a dog', 'b': 'a cat'}, {'a': ['a dog'], 'b': ['the cat']}, metrics=['BLEU'])
+    _write_per_image(result, tmp_path/name)
+    before = (tmp_path/name).read_bytes()
+    monkeypatch.setattr(os, 'fsync', lambda fd: 1/0)
+    with pytest.raises(ZeroDivisionError): _write_per_image(evaluate({'a': 'x'}, {'a': ['a dog']}, metrics=['BLEU']), tmp_path/name)
+    assert (tmp_path/name).read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [name]

@@ -7,6 +7,7 @@ __all__ = ['split_pictures', 'picture_vectors', 'neighbour_captions']
 
 # %% ../../nbs/18_commands/34_neighbour.ipynb #32ae882e
 import json
+import os
 import tarfile
 from pathlib import Path
 import numpy as np
@@ -34,7 +35,10 @@ def _unpack(archive, folder):
     "The files of an archive by their bare names, whatever folders it says they belong to."
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as tar:
-        for m in filter(tarfile.TarInfo.isfile, tar): (folder/Path(m.name).name).write_bytes(tar.extractfile(m).read())
+        for m in filter(tarfile.TarInfo.isfile, tar):
+            part = folder/f'.{Path(m.name).name}.{os.getpid()}'     # a file has its name when it is whole
+            part.write_bytes(tar.extractfile(m).read())
+            part.replace(folder/Path(m.name).name)
 
 
 # %% ../../nbs/18_commands/34_neighbour.ipynb #9cf6cc8a

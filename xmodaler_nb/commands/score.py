@@ -16,6 +16,7 @@ from ..evaluation.diversity import diversity
 from ..evaluation.metrics import available
 from ..functional import as_id
 from ..tokenization.ptb import ptb_tokenize
+from ..utils.checkpoint_files import write_text
 from ..utils.file_io import to_json
 
 # %% ../../nbs/18_commands/60_score.ipynb #1b39500d
@@ -65,8 +66,8 @@ def _find_id(result, image_id):
 
 def _write_per_image(result, path):
     "Scores of every picture."
-    if path.suffix == '.csv': result.table().to_csv(path)
-    else: path.write_text(to_json({str(k): v for k, v in result.per_image.items()}))
+    rows = {str(k): v for k, v in result.per_image.items()}
+    write_text(path, result.table().to_csv(lineterminator='\n') if path.suffix == '.csv' else to_json(rows))
 
 # %% ../../nbs/18_commands/60_score.ipynb #0d47bb75
 def _corpus_lines(result, bounds):
