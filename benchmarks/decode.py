@@ -1,14 +1,16 @@
 """How fast are captions searched for, against the plain recipe, against `transformers`, and with what else we offer?
 
-    python benchmarks/decode.py                              # beam 3 and 5 of 32 images, against the plain recipe
+    python benchmarks/decode.py                              # greedy, beam 3 and 5 of 32 images, against the plain recipe
+    python benchmarks/decode.py --alike                      # in the setting in which X-modaler's own code was timed, with that ratio beside
     python benchmarks/decode.py --images 1 --beams 3         # one image at a time
+    python benchmarks/decode.py --ending                     # sentences end where COCO's do (10.5 words on average), not all at 20 words
     python benchmarks/decode.py --against bart               # the Transformer against `BartForConditionalGeneration.generate`
     python benchmarks/decode.py --against variants           # traced, bf16, compiled, greedy: against our own plain call
     python benchmarks/decode.py --small                      # tiny sizes: a smoke test
 
-Full size as in the YAMLs, 20 words, nobody ends early. The plain recipe decodes as X-modaler does: encoded features copied to every beam, keys and values of
-the regions and of the whole history projected again at every word, attention with explicit weights, a full sort of beams x vocabulary, and history tensors
-gathered into new ones. Both ways must say the same words. Seconds are processor seconds (`--wall`: wall clock), medians of runs taken in turns; ratio = peer/ours.
+Full size as in the YAMLs, 20 words, nobody ends early (but see `--ending`). The plain recipe decodes as X-modaler does: encoded features copied to every beam, keys and values of
+the regions and of the whole history projected again at every word, attention with explicit weights over all rows at once, a full sort of beams x vocabulary (greedy:
+the maximum), and history tensors gathered into new ones. `nbs/30_howto/70_how_fast.ipynb` says cost by cost what it has of X-modaler's and what not. Both ways must say the same words. Seconds are processor seconds (`--wall`: wall clock), medians of runs taken in turns; ratio = peer/ours.
 """
 import argparse
 import contextlib
@@ -26,15 +28,17 @@ from xmodaler_nb.functional import decodes_word_pieces
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, GreedyDecoder
 from xmodaler_nb.modeling.decode_strategy.decode_strategy import BERT_SEP
 from xmodaler_nb.modeling.decode_strategy.state import DictState
-from xmodaler_nb.modeling.layers import few_rows
-from plain import FAMILIES, SMALL, SMALL_MORE, explicit_attention, samples
+from xmodaler_nb.modeling.layers import base_attention, few_rows
+from plain import FAMILIES, SMALL, SMALL_MORE, beside, explicit_attention, plain_recipe, samples
 
 DEFAULT = ['transformer', 'meshed_memory', 'updown']
 REPEATED = (kfg.ATT_FEATS, kfg.GLOBAL_FEATS, kfg.ATT_MASKS, kfg.EXT_ATT_MASKS, kfg.P_ATT_FEATS, kfg.EXT_G_TOKENS_MASKS, kfg.G_TOKENS_TYPE)
 TARGETS = dict(transformer=3., meshed_memory=3., updown=2.)
+# X-modaler's own code in the place of the plain recipe: 32 images of 36 regions, 1 thread
+UPSTREAM = {('updown', 1): 1.07, ('updown', 3): 1.6, ('updown', 5): 1.9, ('transformer', 1): 2.3, ('transformer', 3): 4., ('transformer', 5): 4.9, ('meshed_memory', 5): 6.5, ('xlan', 5): 1.7}
 
 
-def make(name, images, small=False):
+def make(name, images, small=False, alike=False, ending=False):
     "Config, model in evaluation mode whose sentences do not end early, and a batch."
     opts = ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', '', 'MODEL.MAX_SEQ_LEN', 20] + (SMALL + SMALL_MORE.get(name, []) if small else [])
     if small and name == 'tden': opts += ['MODEL.VOCAB_SIZE', 120]             # [CLS] and [SEP] are 101 and 102
@@ -42,9 +46,11 @@ def make(name, images, small=False):
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     with torch.no_grad(): never_ends(model.predictor, cfg)
-    batch = collate(samples(cfg, images=images, captions=1))
+    batch = collate(samples(cfg, images=images, captions=1, alike=alike))
     words = (kfg.G_TOKENS_IDS, kfg.G_TARGET_IDS, kfg.TOKENS_MASKS)
-    return cfg, model, Batch({k: v for k, v in batch.items() if k not in words})
+    batch = Batch({k: v for k, v in batch.items() if k not in words})
+    if ending: end_sentences(model, batch)
+    return cfg, model, batch
 
 
 def never_ends(predictor, cfg):
@@ -54,18 +60,39 @@ def never_ends(predictor, cfg):
     if end < len(bias): bias[end] = -1e4
 
 
+def first_numbers(feats):
+    "Eight numbers of each image by which it can be told from the others."
+    return (feats[-1] if isinstance(feats, list) else feats).flatten(1)[:,:8]
+
+
+def end_sentences(model, batch):
+    "Let the sentences of each image end after a number of words drawn as COCO's are (mean 10.5, standard deviation 2.4); the others of a beam end there, too."
+    with torch.no_grad(): known = first_numbers(model.encode(batch)[kfg.ATT_FEATS])
+    words = (torch.randn(len(known), generator=torch.Generator().manual_seed(1))*2.4 + 10.5).round().clamp(5, 19)
+    def end(module, args, out):
+        b, x = args[0], out[kfg.G_LOGITS]
+        image = torch.cdist(first_numbers(b[kfg.ATT_FEATS]), known).argmin(-1)
+        over = (words[image] <= b[kfg.TIME_STEP]).repeat_interleave(len(x)//len(image))
+        x[...,0] = torch.where(over.view(-1, *[1]*(x.dim() - 2)), 1e4, x[...,0])
+    model.predictor.register_forward_hook(end)
+
+
 # ---- the plain recipe ----------------------------------------------------------------------------------------------------------------------------------
+
+def plain_bert(block, x, kv, mask):
+    "Attention of x (b, 1, d) to kv (b, n, d), keys and values projected here and now; residual and norm."
+    s = block.self
+    a, _ = explicit_attention(s.query(x), s.key(kv), s.value(kv), mask, s.num_attention_heads, s.dropout.p if s.training else 0.)
+    return block.output(a, x)
+
 
 def plain_transformer(model, b):
     "All layers, keys and values of all words so far and of all regions projected again."
     x, t, past = b[kfg.G_TOKEN_EMBED][:,None], b[kfg.TIME_STEP], []
     for layer, seen in zip(model.decoder.g_layers, b[kfg.HISTORY_STATES]):
         past.append(torch.cat([seen, x], 1))
-        s, feats = layer.self_attn, b[kfg.ATT_FEATS]
-        a, _ = explicit_attention(s.self.query(x), s.self.key(past[-1]), s.self.value(past[-1]), b[kfg.EXT_G_TOKENS_MASKS][:,:,t:t+1,:t+1], s.self.num_attention_heads)
-        x, s = s.output(a, x), layer.x_att
-        a, _ = explicit_attention(s.self.query(x), s.self.key(feats), s.self.value(feats), b[kfg.EXT_ATT_MASKS], s.self.num_attention_heads)
-        x = s.output(a, x)
+        x = plain_bert(layer.self_attn, x, past[-1], b[kfg.EXT_G_TOKENS_MASKS][:,:,t:t+1,:t+1])
+        x = plain_bert(layer.x_att, x, b[kfg.ATT_FEATS], b[kfg.EXT_ATT_MASKS])
         x = layer.output(layer.intermediate(x), x)
     return {kfg.G_HIDDEN_STATES: [x], kfg.HISTORY_STATES: past}
 
@@ -90,9 +117,7 @@ def plain_tden(model, b):
     x, t, past = b[kfg.G_TOKEN_EMBED][:,None], b[kfg.TIME_STEP], []
     for layer, seen in zip(model.encoder.layers, b[kfg.ENC_HISTORY_STATES]):
         past.append(torch.cat([seen, x], 1))
-        s = layer.attention
-        a, _ = explicit_attention(s.self.query(x), s.self.key(past[-1]), s.self.value(past[-1]), b[kfg.EXT_G_TOKENS_MASKS][:,:,t:t+1,:t+1], s.self.num_attention_heads)
-        x = s.output(a, x)
+        x = plain_bert(layer.attention, x, past[-1], b[kfg.EXT_G_TOKENS_MASKS][:,:,t:t+1,:t+1])
         x = layer.output(layer.intermediate(x), x)
     return {**plain_transformer(model, b.merge({kfg.G_TOKEN_EMBED: x[:,0]})), kfg.ENC_HISTORY_STATES: past}
 
@@ -110,38 +135,63 @@ def plain_start(name, model, batch):
     return b.merge({kfg.HISTORY_STATES: [empty for _ in layers], **({kfg.ENC_HISTORY_STATES: [empty for _ in model.encoder.layers]} if name == 'tden' else {})})
 
 
-class untransposed(contextlib.ContextDecorator):
-    "Within this context matrix products are asked for as written."
-    def __enter__(self): self.many, few_rows.MAX_ROWS = few_rows.MAX_ROWS, 0
-    def __exit__(self, *_): few_rows.MAX_ROWS = self.many
+class as_written(contextlib.ContextDecorator):
+    "Within this context matrix products are asked for as written, and additive attention takes all rows at once."
+    def __enter__(self): self.were, few_rows.MAX_ROWS, base_attention.CHUNK_ELEMENTS = (few_rows.MAX_ROWS, base_attention.CHUNK_ELEMENTS), 0, 2**62
+    def __exit__(self, *_): few_rows.MAX_ROWS, base_attention.CHUNK_ELEMENTS = self.were
 
 
-@untransposed()
+def plain_step(name, model, b, words, t):
+    "The batch after one word, and the log-probabilities (rows, v) of the next."
+    b = b.merge({kfg.G_TOKENS_IDS: words, kfg.TIME_STEP: t})
+    b = b.merge(model.token_embed(b))
+    b = b.merge(PLAIN_STEPS.get(name, lambda model, b: model.decoder(b))(model, b))
+    return b, model.predictor(b)[kfg.G_LOGITS].view(len(words), -1).log_softmax(-1)
+
+
+@as_written()
+def plain_greedy(name, model, batch, steps=20, sample=False):
+    "Sentences (n, steps) and log-probabilities of their words: the likeliest word at every step, or a drawn one; all rows stay until the last has ended."
+    with plain_recipe(model): b = plain_start(name, model, batch)
+    n, on = len(batch[kfg.ATT_FEATS]), dict(device=batch[kfg.ATT_FEATS].device)
+    words, alive, sentences, log_probs = torch.zeros(n, dtype=torch.long, **on), torch.ones(n, dtype=torch.bool, **on), torch.zeros(n, steps, dtype=torch.long, **on), torch.zeros(n, steps, **on)
+    for t in range(steps):
+        b, lp = plain_step(name, model, b, words, t)
+        if sample: words = torch.multinomial(lp.detach().exp(), 1)[:,0]
+        said, words = (lp.gather(1, words[:,None])[:,0], words) if sample else lp.max(-1)
+        alive = alive & (words != 0)
+        words = words*alive
+        sentences[:,t], log_probs[:,t] = words, said
+        if not alive.any(): break
+    return sentences, log_probs
+
+
+@as_written()
 def plain_beam(name, model, batch, k, steps=20):
     "Sentences (n, steps): full sort, everything gathered, always all steps."
-    decode = PLAIN_STEPS.get(name, lambda model, b: model.decoder(b))
-    b = plain_start(name, model, batch)
+    if k == 1: return plain_greedy(name, model, batch, steps)[0]
+    with plain_recipe(model): b = plain_start(name, model, batch)
     n, on = len(batch[kfg.ATT_FEATS]), dict(device=batch[kfg.ATT_FEATS].device)
-    words, scores, sentences, active = torch.zeros(n, dtype=torch.long, **on), torch.zeros(n, 1, **on), [], torch.ones(n, 1, 1, **on)
+    words, scores, active, said = torch.zeros(n, dtype=torch.long, **on), torch.zeros(n, 1, **on), torch.ones(n, 1, 1, **on), []
     for t in range(steps):
-        b = b.merge({kfg.G_TOKENS_IDS: words, kfg.TIME_STEP: t})
-        b = b.merge(model.token_embed(b))
-        b = b.merge(decode(model, b))
-        lp = model.predictor(b)[kfg.G_LOGITS].log_softmax(-1).view(n, scores.size(1), -1)
+        b, lp = plain_step(name, model, b, words, t)
+        lp = lp.view(n, scores.size(1), -1)
         total = scores[...,None] + lp
         if t:
             active = active*(words.view(n, -1, 1) != 0)
-            finished_scores = torch.full_like(lp, -999.); finished_scores[...,0] = scores
+            lp = lp*active
+            finished_scores = scores[...,None].repeat(1, 1, lp.size(-1)); finished_scores[...,1:] = -999.
             total = active*total + (1 - active)*finished_scores
         scores, order = total.flatten(1).sort(-1, descending=True)
         scores, order = scores[:,:k], order[:,:k]
         beams, word = order//lp.size(-1), order % lp.size(-1)
         rows = (beams + torch.arange(n, **on)[:,None]*lp.size(1)).flatten()
         for key in (k for k in (kfg.HISTORY_STATES, kfg.ENC_HISTORY_STATES) if k in b) if kfg.HISTORY_STATES in b else (kfg.G_HIDDEN_STATES, kfg.G_CELL_STATES): b[key] = [s[rows] for s in b[key]]
-        active, sentences = active.gather(1, beams[...,None]), [s.gather(1, beams) for s in sentences] + [word]
+        word_lp = lp.gather(1, beams[...,None].expand(-1, -1, lp.size(-1))).gather(2, word[...,None])[...,0]
+        active, said = active.gather(1, beams[...,None]), [(w.gather(1, beams), p.gather(1, beams)) for w, p in said] + [(word, word_lp)]
         words = word.flatten()
         if t == 0: b = b.merge({key: b[key].repeat_interleave(k, 0) for key in REPEATED if torch.is_tensor(b.get(key)) and len(b[key]) == n})
-    return torch.stack(sentences, -1)[:,0]
+    return torch.stack([w for w, _ in said], -1)[:,0]
 
 
 # ---- ours ----------------------------------------------------------------------------------------------------------------------------------------------
@@ -172,13 +222,14 @@ def equal_share(a, b): return (a == b).all(-1).float().mean().item()
 def against_plain(args):
     "Rows: family, beam."
     for name in args.families:
-        cfg, model, batch = make(name, args.images, args.small)
+        cfg, model, batch = make(name, args.images, args.small, args.alike, args.ending)
         for k in args.beams:
             functions = dict(ours=ours(cfg, model, batch, k), plain=lambda: plain_beam(name, model, batch, k))
             with torch.inference_mode(): same = equal_share(functions['ours'](), functions['plain']())
             if same < 0.9: raise SystemExit(f'{name}, beam {k}: only {same:.0%} of the sentences agree')         # now and then a tie falls the other way
             s = timed(functions, args.repeats, args.clock)
-            yield row(f'{name} beam {k}', s['ours'], s['plain'], target=TARGETS.get(name), same_sentences=same)
+            upstream = UPSTREAM.get((name, k)) if args.alike and args.images == 32 and not args.ending else None
+            yield row(f'{name} beam {k}' if k > 1 else f'{name} greedy', s['ours'], s['plain'], target=TARGETS.get(name) if k > 1 else None, same_sentences=same, upstream=upstream and (upstream, upstream))
 
 
 # ---- transformers --------------------------------------------------------------------------------------------------------------------------------------
@@ -248,14 +299,16 @@ def parse(argv=None):
     parser.add_argument('families', nargs='*', default=DEFAULT, help=', '.join(FAMILIES))
     parser.add_argument('--against', default='plain', choices=AGAINST)
     parser.add_argument('--images', type=int, default=32)
-    parser.add_argument('--beams', type=int, nargs='+', default=[3, 5])
+    parser.add_argument('--beams', type=int, nargs='+', default=None, help='1: greedy; default: 1, 3 and 5 against the plain recipe, else 3 and 5')
     parser.add_argument('--repeats', type=int, default=3)
+    parser.add_argument('--alike', action='store_true', help="36 regions each, as when X-modaler's own code was timed; its ratio is printed beside ours")
+    parser.add_argument('--ending', action='store_true', help="sentences end where COCO's do")
     parser.add_argument('--compile', action='store_true', help='with --against variants: torch.compile, too (needs a C++ compiler)')
     parser.add_argument('--wall', action='store_true', help='wall clock instead of processor time')
     parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
     parser.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
     args = parser.parse_args(argv)
-    args.clock = time.perf_counter if args.wall else time.process_time
+    args.clock, args.beams = time.perf_counter if args.wall else time.process_time, args.beams or ([1, 3, 5] if args.against == 'plain' else [3, 5])
     return args
 
 
@@ -265,7 +318,7 @@ def main(argv=None):
     rows = []
     for r in AGAINST[args.against](args):
         rows.append(r)
-        if not args.json: print(f"{r['name']:58}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}{r['target'] or '':>8.3}" if r['target'] else f"{r['name']:58}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}", flush=True)
+        if not args.json: print(f"{r['name']:58}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}{str(r['target'] or '')[:5]:>8}{beside(r)}", flush=True)
     if args.json: print(json.dumps(rows))
 
 

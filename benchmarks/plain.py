@@ -3,6 +3,7 @@
     python benchmarks/plain.py                    # Up-Down and Transformer at the published sizes
     python benchmarks/plain.py --all --repeats 5  # every captioner
     python benchmarks/plain.py --profile updown   # also peak memory and the share of matrix products
+    python benchmarks/plain.py --alike            # in the setting in which X-modaler's own code was timed, with that ratio beside
     python benchmarks/plain.py --json             # rows as JSON
     python benchmarks/plain.py --small            # a smoke test
 
@@ -25,6 +26,7 @@ FAMILIES = dict(updown='image_caption/updown/updown.yaml', transformer='image_ca
                 clip_transformer='image_caption/transformer/clip_transformer.yaml', mplstm='video_caption/msvd/mplstm/mplstm.yaml',
                 gcn='image_caption/gcn/gcn.yaml', lstm_a='image_caption/lstm-A/lstm-A.yaml', cosnet='image_caption/cosnet/cosnet.yaml', tden='image_caption/tden/tden.yaml',
                 salstm='video_caption/msvd/salstm/salstm.yaml', video_transformer='video_caption/msvd/transformer/transformer.yaml', tdconved='video_caption/msvd/tdconved/tdconved.yaml')
+UPSTREAM = dict(updown=(1.9, 2.25), transformer=(2., 2.2))     # X-modaler's own code in the place of the plain recipe, 36 regions each, captions of full length, 1 thread
 SMALL = ['MODEL.VOCAB_SIZE', 60, 'MODEL.TOKEN_EMBED.DIM', 32, 'MODEL.VISUAL_EMBED.OUT_DIM', 32, 'MODEL.DECODER_DIM', 32, 'MODEL.BERT.HIDDEN_SIZE', 32,
          'MODEL.BERT.INTERMEDIATE_SIZE', 64, 'MODEL.BERT.NUM_HIDDEN_LAYERS', 2, 'MODEL.BERT.NUM_GENERATION_LAYERS', 2]
 
@@ -36,15 +38,16 @@ SMALL_MORE = dict(xlan=['MODEL.BILINEAR.DIM', 32, 'MODEL.BILINEAR.HEAD', 2, 'MOD
                  tden=['MODEL.BERT.V_NUM_HIDDEN_LAYERS', 2, 'MODEL.BERT.NUM_ATTENTION_HEADS', 4], tdconved=['MODEL.TDCONVED.ENCODER.HIDDEN_SIZE', 32, 'MODEL.TDCONVED.DECODER.HIDDEN_SIZE', 32])
 
 
-def samples(cfg, images=8, captions=5, words=20, regions=50, seed=0):
-    "What a data set would return: features, and captions with COCO's spread of lengths (mean 10.5, standard deviation 2.4)."
+def samples(cfg, images=8, captions=5, words=20, regions=50, seed=0, alike=False):
+    "What a data set would return: features, and captions with COCO's spread of lengths (mean 10.5, standard deviation 2.4); `alike`: 36 regions each, captions of full length."
+    if alike: regions = 36
     g = torch.Generator().manual_seed(seed)
     grid, out = cfg.MODEL.VISUAL_EMBED.NAME == 'VisualGridEmbedding', []
     for i in range(images):
-        n = cfg.DATALOADER.MAX_FEAT_NUM - 1 if grid else 36 if cfg.MODEL.ENCODER == 'GCNEncoder' else int(torch.randint(regions//2, regions + 1, (1,), generator=g)) if i else regions
+        n = cfg.DATALOADER.MAX_FEAT_NUM - 1 if grid else 36 if cfg.MODEL.ENCODER == 'GCNEncoder' else int(torch.randint(regions//2, regions + 1, (1,), generator=g)) if i and not alike else regions
         tokens, targets = [], []
         for _ in range(captions):
-            k = int((torch.randn(1, generator=g)*2.4 + 10.5).round().clamp(5, words - 1))
+            k = words - 1 if alike else int((torch.randn(1, generator=g)*2.4 + 10.5).round().clamp(5, words - 1))
             w = torch.randint(1, cfg.MODEL.VOCAB_SIZE, (k,), generator=g)
             tokens.append(torch.cat([torch.zeros(1), w, torch.zeros(words - 1 - k)]).long())
             targets.append(torch.cat([w, torch.zeros(1), torch.full((words - 1 - k,), -1)]).long())
@@ -78,6 +81,8 @@ class plain_recipe:
     "Within this context our modules work as the plain recipe does."
     def __init__(self, model): self.model = model
     def __enter__(self):
+        self.nested = not hasattr(RecurrentDecoder, 'unroll')      # already within such a context
+        if self.nested: return
         from xmodaler_nb.modeling.layers import bert, cosnet_layer
         self.attention_modules, self.attend = (bert, cosnet_layer), bert.attend
         self.model.expand = 'early'
@@ -85,6 +90,7 @@ class plain_recipe:
         self.unroll = RecurrentDecoder.unroll
         del RecurrentDecoder.unroll
     def __exit__(self, *_):
+        if self.nested: return
         self.model.expand = 'late'
         for m in self.attention_modules: m.attend = self.attend
         RecurrentDecoder.unroll = self.unroll
@@ -92,10 +98,10 @@ class plain_recipe:
 
 class Step:
     "One training step, in either way."
-    def __init__(self, cfg, plain):
+    def __init__(self, cfg, plain, alike=False):
         self.cfg, self.plain = cfg, plain
         torch.manual_seed(0)
-        self.model, self.losses, self.items = build_model(cfg).train(), build_losses(cfg), samples(cfg)
+        self.model, self.losses, self.items = build_model(cfg).train(), build_losses(cfg), samples(cfg, alike=alike)
         self.opt = torch.optim.Adam(self.model.parameters(), 1e-4, foreach=False, **({} if plain else {'fused': True}))
         self.collated = collate(self.items)                       # our loader's workers do this
 
@@ -143,11 +149,11 @@ def profile_step(step):
     return allocated_peak(p), sum(r.self_cpu_time_total for r in rows if r.key.removeprefix('aten::') in PRODUCTS)/sum(r.self_cpu_time_total for r in rows)
 
 
-def compare(name, small=False, repeats=3, with_profile=False):
+def compare(name, small=False, repeats=3, with_profile=False, alike=False):
     "Medians of processor seconds per step, plain and ours, taken in turns; the first losses must agree."
     opts = ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', ''] + (SMALL + SMALL_MORE.get(name, []) if small else [])
     cfg = load_cfg_file(config_file(FAMILIES[name]), opts)
-    plain, ours = Step(cfg, True), Step(cfg, False)
+    plain, ours = Step(cfg, True, alike), Step(cfg, False, alike)
     seconds = {plain: [], ours: []}
     for i in range(repeats + 1):
         for step in (plain, ours):
@@ -155,7 +161,7 @@ def compare(name, small=False, repeats=3, with_profile=False):
             step()
             if i: seconds[step].append(time.process_time() - start)
     a, b = (statistics.median(seconds[s]) for s in (plain, ours))
-    row = dict(name=name, ours_s=b, peer_s=a, ratio=a/b)
+    row = dict(name=name, ours_s=b, peer_s=a, ratio=a/b, upstream=UPSTREAM.get(name) if alike else None)
     if with_profile: (row['peer_peak_mb'], row['peer_products']), (row['ours_peak_mb'], row['ours_products']) = profile_step(plain), profile_step(ours)
     without_dropout(ours).model.load_state_dict(without_dropout(plain).model.state_dict())
     with plain_recipe(plain.model): want = plain.loss().item()
@@ -164,10 +170,18 @@ def compare(name, small=False, repeats=3, with_profile=False):
     return row
 
 
+def beside(r):
+    "What X-modaler's own code took, as a multiple of ours, when both were timed side by side: the least and the most that was seen."
+    if not r.get('upstream'): return ''
+    least, most = r['upstream']
+    return f"   against X-modaler's own code {least}" + (f'–{most}' if most > least else '')
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('families', nargs='*', default=['updown', 'transformer'], help=', '.join(FAMILIES))
     parser.add_argument('--all', action='store_true', help='every family')
+    parser.add_argument('--alike', action='store_true', help="36 regions each and captions of full length, as when X-modaler's own code was timed; its ratio is printed beside ours")
     parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--profile', action='store_true', help='also peak memory and the share of matrix products')
@@ -176,10 +190,10 @@ def main():
     if not args.json: print(f"{'':20}{'plain s':>9}{'ours s':>9}{'ratio':>8}   ({torch.get_num_threads()} threads)")
     rows = []
     for name in FAMILIES if args.all else args.families:
-        r = compare(name, args.small, args.repeats, args.profile)
+        r = compare(name, args.small, args.repeats, args.profile, args.alike)
         rows.append(r)
         more = f"   peak {r['peer_peak_mb']:.0f} → {r['ours_peak_mb']:.0f} MB, products {r['peer_products']:.0%} → {r['ours_products']:.0%}" if args.profile else ''
-        if not args.json: print(f"{name:20}{r['peer_s']:9.2f}{r['ours_s']:9.2f}{r['ratio']:8.2f}{more}", flush=True)
+        if not args.json: print(f"{name:20}{r['peer_s']:9.2f}{r['ours_s']:9.2f}{r['ratio']:8.2f}{beside(r)}{more}", flush=True)
     if args.json: print(json.dumps(rows))
 
 

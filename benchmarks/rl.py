@@ -2,12 +2,13 @@
 
     python benchmarks/rl.py                          # Up-Down and Transformer at the published sizes, both sample modes
     python benchmarks/rl.py transformer --mode eval --json
+    python benchmarks/rl.py --alike                  # in the setting in which X-modaler's own code was timed, with that ratio beside
     python benchmarks/rl.py --small                  # a smoke test
 
 One step = draw 5 captions for each of 16 images, decode the greedy baseline, score both, loss, backward, clip, Adam. Images have up to 50 regions; captions may have 20 words and
 have 8 at least, 10.3 on average (an untrained model would not stop; both sides get the same push towards the end mark, from the ninth word on).
 The plain recipe does it as X-modaler does: features expanded to all 80 rows first, greedy decoding of all 80 rows, then drawing 80 captions in training mode with the gradient through every
-step, one after the other; finished rows stay; attention with explicit weights; one optimizer kernel per tensor. Same parameters, same reward.
+step, one after the other; finished rows stay; keys and values of regions and words projected again at every word; attention with explicit weights; one optimizer kernel per tensor. Same parameters, same reward.
 """
 import argparse, json, math, statistics, time
 import numpy as np
@@ -21,9 +22,12 @@ from xmodaler_nb.engine.self_critical import SelfCritical, evaluating
 from xmodaler_nb.losses import build_rl_losses
 from xmodaler_nb.modeling import build_model
 from xmodaler_nb.scorer import BaseScorer, Cider
-from plain import SMALL, plain_recipe, samples, without_dropout
+from decode import plain_greedy
+from plain import SMALL, beside, plain_recipe, samples, without_dropout
 
 FAMILIES = dict(updown='image_caption/updown/updown_rl.yaml', transformer='image_caption/transformer/transformer_rl.yaml')
+UPSTREAM = dict(updown=(2., 2.1), transformer=(5.7, 6.))     # X-modaler's own code in the place of the plain recipe
+WORDS = 20
 FIRST, HAZARD = 8, .3       # words before the end mark may come, its chance at every word from there on
 
 
@@ -60,10 +64,11 @@ def reference_scorer(items, vocab):
 
 class Step:
     "One step, in either way."
-    def __init__(self, cfg, mode):
-        self.mode, self.items = mode, samples(cfg, images=16)
+    def __init__(self, name, cfg, mode, alike=False):
+        self.name, self.mode, self.items = name, mode, samples(cfg, images=16, alike=alike)
         torch.manual_seed(0)
-        self.model = bias_end_mark(build_model(cfg).train(), cfg.MODEL.VOCAB_SIZE)
+        model = build_model(cfg).train()
+        self.model = model if alike else bias_end_mark(model, cfg.MODEL.VOCAB_SIZE)
         self.scorer, self.losses = TimedScorer(reference_scorer(self.items, cfg.MODEL.VOCAB_SIZE)), build_rl_losses(cfg)
         self.opt = torch.optim.Adam(self.model.parameters(), 1e-6, foreach=False, **({} if mode == 'plain' else {'fused': True}))
         method = SelfCritical(self.scorer, 'upstream' if mode == 'plain' else mode, check='off')
@@ -74,12 +79,13 @@ class Step:
         batch = self.model.preprocess_batch([*self.items])
         ids = batch[kfg.IDS]
         batch = type(batch)({k: v for k, v in batch.items() if k not in (kfg.G_TOKENS_IDS, kfg.G_TARGET_IDS, kfg.TOKENS_MASKS)})
-        with evaluating(self.model), torch.no_grad(): greedy = self.model(batch, use_beam_search=False)
-        base = self.scorer({kfg.IDS: ids, kfg.G_SENTS_IDS: greedy[kfg.G_SENTS_IDS]})
-        sampled = self.model(batch.merge({kfg.DECODE_BY_SAMPLE: True}), use_beam_search=False)
-        sampled_scores = self.scorer({kfg.IDS: ids, kfg.G_SENTS_IDS: sampled[kfg.G_SENTS_IDS]})
-        sampled[kfg.REWARDS] = torch.as_tensor(sampled_scores[kfg.REWARDS] - base[kfg.REWARDS], dtype=torch.float32)
-        return {k: v for loss in self.losses for k, v in loss(sampled).items()}
+        batch = batch.merge({kfg.G_TOKENS_TYPE: torch.ones(len(ids), WORDS, dtype=torch.long)})
+        with evaluating(self.model), torch.no_grad(): greedy, _ = plain_greedy(self.name, self.model, batch, WORDS)
+        base = self.scorer({kfg.IDS: ids, kfg.G_SENTS_IDS: greedy})
+        sampled, log_probs = plain_greedy(self.name, self.model, batch, WORDS, sample=True)
+        rewards = self.scorer({kfg.IDS: ids, kfg.G_SENTS_IDS: sampled})[kfg.REWARDS] - base[kfg.REWARDS]
+        out = {kfg.G_SENTS_IDS: sampled, kfg.G_LOGP: log_probs, kfg.REWARDS: torch.as_tensor(rewards, dtype=torch.float32)}
+        return {k: v for loss in self.losses for k, v in loss(out).items()}
 
     def __call__(self):
         self.opt.zero_grad(set_to_none=True)
@@ -107,10 +113,10 @@ def same_gradient(step):
     return (grads['eval'] - grads['upstream']).abs().max().item()/grads['upstream'].abs().max().item()
 
 
-def compare(name, modes=SelfCritical.modes, small=False, repeats=3):
+def compare(name, modes=SelfCritical.modes, small=False, repeats=3, alike=False):
     "Rows: medians of processor seconds per step, ours and plain, taken in turns, and the reward's share of our step."
     cfg = load_cfg_file(config_file(FAMILIES[name]), ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', '', 'MODEL.WEIGHTS', ''] + (SMALL if small else []))
-    steps = {mode: Step(cfg, mode) for mode in ('plain', *modes)}
+    steps = {mode: Step(name, cfg, mode, alike) for mode in ('plain', *modes)}
     seconds, share = {mode: [] for mode in steps}, {mode: [] for mode in steps}
     for i in range(repeats + 1):
         for mode, step in steps.items():
@@ -119,14 +125,15 @@ def compare(name, modes=SelfCritical.modes, small=False, repeats=3):
             elapsed = time.process_time() - start
             if i: seconds[mode].append(elapsed); share[mode].append(step.scorer.last/elapsed)
     median = {mode: statistics.median(s) for mode, s in seconds.items()}
-    return [dict(name=f'{name} {m}', ours_s=median[m], peer_s=median['plain'], ratio=median['plain']/median[m], reward_share=statistics.median(share[m]),
-                 **({'gradient_difference': same_gradient(steps[m])} if m == 'eval' else {})) for m in modes]
+    return [dict(name=f'{name} {m}', ours_s=median[m], peer_s=median['plain'], ratio=median['plain']/median[m], upstream=UPSTREAM[name] if alike else None, reward_share=statistics.median(share[m]),
+                 **({'gradient_difference': same_gradient(steps[m])} if m == 'eval' and not alike else {})) for m in modes]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('families', nargs='*', default=list(FAMILIES), help=', '.join(FAMILIES))
     parser.add_argument('--mode', action='append', choices=SelfCritical.modes, help='default: both')
+    parser.add_argument('--alike', action='store_true', help="36 regions each and captions that do not end, as when X-modaler's own code was timed; its ratio is printed beside ours")
     parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
@@ -134,8 +141,8 @@ def main():
     if not args.json: print(f"{'':24}{'plain s':>9}{'ours s':>9}{'ratio':>8}{'reward':>9}   ({torch.get_num_threads()} threads)")
     rows = []
     for name in args.families:
-        for row in compare(name, args.mode or SelfCritical.modes, args.small, args.repeats):
-            if not args.json: print(f"{row['name']:24}{row['peer_s']:9.2f}{row['ours_s']:9.2f}{row['ratio']:8.2f}{row['reward_share']:9.2%}", flush=True)
+        for row in compare(name, args.mode or SelfCritical.modes, args.small, args.repeats, args.alike):
+            if not args.json: print(f"{row['name']:24}{row['peer_s']:9.2f}{row['ours_s']:9.2f}{row['ratio']:8.2f}{row['reward_share']:9.2%}{beside(row)}", flush=True)
             rows.append(row)
     if args.json: print(json.dumps(rows))
 
