@@ -75,6 +75,7 @@ class Captioner(PictureModel):
     "Model, vocabulary and extractor in one object that captions pictures."
     kind, own_files = 'captioner', {'vocabulary.txt': ('vocabulary', 'vocab')}
     more_files = {'calibration.json': ('calibration', 'calibration')}
+    packs = True
     def __init__(self,
         model,           # a meta-architecture that decodes
         cfg:CfgNode,     # the config it was built from

@@ -23,6 +23,7 @@ from ..config import kfg, shipped_model
 from ..datasets.familiar import Familiar
 from ..datasets.pictures import is_clip_file, load_clip, load_picture, read_clip
 from ..modeling import build_model, load_cfg_file
+from ..modeling.layers.low_precision import check_precision, lower_precision
 from ..own.extract import BackboneExtractor
 from ..own.reduce import ReducedExtractor
 from ..own.scenes.features import extractor_from_dict
@@ -88,6 +89,7 @@ class PictureModel:
     kind = 'model'     # what messages call it
     own_files = {}     # its text files: name → (what is in it, argument of `from_pretrained`)
     more_files = {}    # the same for files that it can do without
+    packs = False      # whether its model can be opened at lower precision
     def __init__(self,
         model,           # a meta-architecture
         cfg,             # the `CfgNode` it was built from
@@ -333,9 +335,11 @@ def from_pretrained(cls:PictureModel,
     config=None,       # YAML; needed for a weights file
     extractor=None,    # an extractor object instead of the saved one
     device:str='cpu',  # where to put the model
+    precision:str='float32', # of a captioner's weights: 'int8', 'bf16', 'fp16' are faster and may change captions
     **files,           # the kind's own files instead of those in the folder, by their arguments' names
 ):                     # an object of this class
     "Open a model, with what makes it useful."
+    cls._check_precision(precision, device)
     run, path = Path(path), find_checkpoint(path, cls.kind)
     config, texts = _needed_file(path, 'config.yaml', 'YAML', 'config', config), cls._own_files(path, files)
     cfg = load_cfg_file(config, ['MODEL.DEVICE', device, 'INFERENCE.VOCAB', ''])
@@ -343,7 +347,14 @@ def from_pretrained(cls:PictureModel,
     model = build_model(cfg)
     XmodalerCheckpointer(model).load(str(path), checkpointables=[], strict=True)
     _check_finite(model, path)
+    lower_precision(model, precision)
     return cls.opened(model, cfg, texts, **cls._companions(path, run, extractor))
+
+@patch(cls_method=True)
+def _check_precision(cls:PictureModel, precision, device):
+    "Refuse a precision that is unknown, cannot be had here, or that this kind of model does not have."
+    if check_precision(precision, device) and not cls.packs:
+        raise ValueError(f"precision {precision!r}: a {cls.kind} has float32 only")
 
 @patch(cls_method=True)
 def _own_files(cls:PictureModel, path, given):

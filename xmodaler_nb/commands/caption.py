@@ -25,6 +25,7 @@ from .progress import Progress
 from ..look import render_caption_card
 from ..look.report import report_html
 from ..look.wall import CaptionWall
+from ..modeling.layers.low_precision import PRECISIONS
 from ..datasets.pictures import CLIPS, IMAGES, load_picture
 from ..own.origin import file_digest
 from ..utils.checkpoint_files import write_text
@@ -99,6 +100,8 @@ def caption_parser() -> argparse.ArgumentParser:
     p.add_argument('--model', default='photos', help='folder of a captioner or of a run; default: photos, the model '
                                                      'that comes with the library')
     p.add_argument('--beam', type=int, default=3, help='sentences kept per picture; 1 = greedy')
+    p.add_argument('--precision', default='float32', choices=PRECISIONS,
+                   help='of the weights; int8, bf16 and fp16 are faster, and some captions may change')
     p.add_argument('--nbest', type=int, default=1, help='captions per picture')
     p.add_argument('--html', default='', metavar='FILE',
                    help=f'also write a page: up to {CARDS} pictures with the attention at each word, more as a wall '
@@ -167,11 +170,13 @@ def made_by(
     model:str,  # --model
     beam:int,   # sentences kept
     nbest:int,  # captions per picture
+    precision:str='float32', # of the weights
 ) -> str:       # the same for the same weights and options
     "Who says it, for the lines of `--out`."
     place = find_checkpoint(model)
     weights = file_digest(place/'model.safetensors' if place.is_dir() else place)
-    return f"{Path(model).name} {weights[:8]}, beam {beam}{f', best {nbest}' if nbest > 1 else ''}"
+    more = (f', best {nbest}' if nbest > 1 else '') + (f', {precision}' if precision != 'float32' else '')
+    return f"{Path(model).name} {weights[:8]}, beam {beam}{more}"
 
 def caption_parts(
     captioner,     # a `Captioner`
@@ -222,12 +227,13 @@ def wall_page(
 # %% ../../nbs/18_commands/40_caption.ipynb #f3ba13ca
 def open_captioner(
     name:str, # --model
+    precision:str='float32', # of the weights
 ):            # a `Captioner`
     "The captioner of a name; where there is none, the error says which there are."
     if not Path(name).exists() and shipped_model(name) is None:
         raise FileNotFoundError(f"{name} does not exist; name the folder of a captioner or of a run with --model "
                                 "(xm-demo trains runs/demo), or leave --model out for photographs")
-    return Captioner.from_pretrained(name)
+    return Captioner.from_pretrained(name, precision=precision)
 
 def _check_out(args):
     "Refuse names of files that cannot be meant."
@@ -270,8 +276,8 @@ def caption_main(argv):
     "Entry point of `xm-caption`."
     args, failed = caption_parser().parse_args(argv), {}
     _check_out(args)
-    captioner, named = open_captioner(args.model), find_inputs(args.pictures)
-    lines = CaptionLines(args.out, made_by(args.model, args.beam, args.nbest)) if args.out else None
+    captioner, named = open_captioner(args.model, args.precision), find_inputs(args.pictures)
+    lines = CaptionLines(args.out, made_by(args.model, args.beam, args.nbest, args.precision)) if args.out else None
     try: n = _caption_all(args, captioner, lines, named, failed)
     finally:
         if lines: lines.close()

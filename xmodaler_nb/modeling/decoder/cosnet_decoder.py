@@ -9,9 +9,9 @@ __all__ = ['COSNetDecoder']
 import random
 import torch
 from torch import nn, Tensor
-from torch.nn import functional as F
 from fastcore.basics import patch
 from ...config import configurable, kfg
+from ..layers.low_precision import map_all
 from ..layers.cosnet_layer import COSNetDecBlock
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
@@ -46,10 +46,9 @@ class COSNetDecoder(Decoder):
         batched_inputs:dict, # the encoded batch: ATT_FEATS (i, n, d), SEMANTICS_FEATS (b, m, d)
     ) -> dict:               # P_ATT_FEATS (i, n, layers·2·d), P_SEMANTICS_FEATS (b, m, …), empty HISTORY_STATES
         "Project regions and semantic words for all layers, and start the histories."
-        project = lambda x, maps: F.linear(x, torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps]))
         v, o = batched_inputs[kfg.ATT_FEATS], batched_inputs[kfg.SEMANTICS_FEATS]
-        return {kfg.P_ATT_FEATS: project(v, [l.attn.v_attn for l in self.g_layers]),
-                kfg.P_SEMANTICS_FEATS: project(o, [l.attn.o_attn for l in self.g_layers]),
+        return {kfg.P_ATT_FEATS: map_all(v, [l.attn.v_attn for l in self.g_layers]),
+                kfg.P_SEMANTICS_FEATS: map_all(o, [l.attn.o_attn for l in self.g_layers]),
                 kfg.HISTORY_STATES: [v.new_zeros(v.size(0), 0, 2*v.size(-1)) for _ in self.g_layers]}
 
 # %% ../../../nbs/07_modeling/30_decoder/90_cosnet_decoder.ipynb #70ec2b58

@@ -9,10 +9,10 @@ __all__ = ['MeshedDecoderLayer', 'MeshedDecoder']
 import math
 import torch
 from torch import nn, Tensor
-from torch.nn import functional as F
 from fastcore.basics import patch
 from ...config import configurable, kfg, CfgNode as CN
 from ..layers.few_rows import Linear
+from ..layers.low_precision import map_all
 from ..layers.multihead_attention import MultiHeadAttention
 from ..layers.positionwise_feedforward import PositionWiseFeedForward
 from .build import DECODER_REGISTRY
@@ -109,8 +109,7 @@ class MeshedDecoder(Decoder):
         "Project the regions of all levels for all layers, and start the histories."
         feats, attentions = batched_inputs[kfg.ATT_FEATS], [l.enc_att.attention for l in self.layers]
         maps = [m for a in attentions for m in (a.fc_k, a.fc_v)]
-        return {kfg.P_ATT_FEATS: F.linear(feats, torch.cat([m.weight for m in maps]),
-                                          torch.cat([m.bias for m in maps])),
+        return {kfg.P_ATT_FEATS: map_all(feats, maps),
                 kfg.HISTORY_STATES: [feats.new_zeros(feats.size(0), 0, 2*self.d_model) for _ in self.layers]}
 
 # %% ../../../nbs/07_modeling/30_decoder/70_meshed_decoder.ipynb #aad0fa5b

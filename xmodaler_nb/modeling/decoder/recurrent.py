@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from ...config import kfg
 from .decoder import Decoder
 from ..layers.lstm_gates import gates_to_state
+from ..layers.low_precision import times
 from ..layers.rows import add_by_image, repeat_rows, unique_rows
 from ..layers.unrolled_lstm import Packing, UnrolledLSTM
 
@@ -179,7 +180,7 @@ def image_gates(
     g:Tensor,         # (i, d_v)
 ) -> Tensor:          # (i, 4·d)
     "What the global feature adds to the gates of every step, biases included."
-    return nn.functional.linear(g, cell.weight_ih[:,columns], cell.bias_ih + cell.bias_hh)
+    return times(g, cell.weight_ih[:,columns], cell.bias_ih + cell.bias_hh)
 
 class Cached(Stepwise):
     "One step without gradients: known products are not made again, and equal rows are multiplied once."
@@ -223,11 +224,12 @@ def _sum_group(self:Cached, product, *more):
     "The sum of one group, with all rows."
     unique = self.unique.get(id(product[0]))
     rows = lambda x: x if unique is None else x.index_select(0, unique[0])
-    y = rows(product[0]) @ product[1].T
+    y = times(rows(product[0]), product[1])
     for x, w in more: y = _add_product(y, rows(x), w)
     return y if unique is None else y.index_select(0, unique[1])
 
 def _add_product(y, x, w):
-    "y + x @ w.T, in place where all are of one type; under autocast they are not."
+    "y + x @ w.T, in place where all are of one type; under autocast they are not, and packed weights are none."
+    if not isinstance(w, Tensor): return y.add_(times(x, w))
     return y.addmm_(x, w.T) if y.dtype == x.dtype == w.dtype else y + x @ w.T
 

@@ -8,10 +8,10 @@ __all__ = ['TransformerDecoder', 'project_regions', 'attention_fields']
 # %% ../../../nbs/07_modeling/30_decoder/60_transformer_decoder.ipynb #a00a8eda
 import torch
 from torch import nn, Tensor
-from torch.nn import functional as F
 from fastcore.basics import patch
 from ...config import configurable, kfg
 from ..layers.bert import BertGenerationLayer
+from ..layers.low_precision import map_all
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
 from ..layers.rows import words_mask
@@ -45,7 +45,7 @@ def project_regions(
 ) -> Tensor:      # (i, n, layers·2·d): keys and values of layer 0, of layer 1, …
     "Keys and values of the regions for all layers."
     maps = [m for a in attentions for m in (a.key, a.value)]
-    return F.linear(feats, torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps]))
+    return map_all(feats, maps)
 
 @patch
 def preprocess(self:TransformerDecoder,

@@ -109,9 +109,9 @@ class UnrolledLSTM:
         known:list,       # of (columns, tensor): (t, b, ·), or (1, words, ·) step after step, or (n, ·) per image
         stepwise=(),      # columns (slices) given at each step, in the order of the call
     ):
-        dtype = _autocast_dtype(cell.weight_ih)
+        dtype = _autocast_dtype(cell.bias_ih)
         self.cast = lambda x: x if dtype is None else x.to(dtype)
-        weights = [self.cast(w) for w in (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)]
+        weights = [self.cast(_tensor(w)) for w in (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)]
         self.tape = _Tape(*weights[:2], [cols for cols, _ in known], list(stepwise), grids)
         with torch.autocast(weights[0].device.type, enabled=False):
             self.sums = _KnownSums.apply(self.tape, *weights, *(self.cast(x) for _, x in known))
@@ -125,6 +125,10 @@ class UnrolledLSTM:
         "One step."
         with torch.autocast(h.device.type, enabled=False):
             return _Step.apply(self.tape, t, self.sums[t], c, *(self.cast(x) for x in (*stepwise, h)))
+
+def _tensor(w):
+    "A weight as it is, or unpacked if it is of lower precision."
+    return w if isinstance(w, Tensor) else w.dense()
 
 def _autocast_dtype(x):
     "The dtype that matrix products use here, None for the tensor's own."
