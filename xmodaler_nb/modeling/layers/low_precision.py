@@ -155,7 +155,8 @@ def check_precision(
     if torch.device(device).type != 'cpu':
         raise ValueError(f"precision {precision!r} packs weights for the processor, but the model is on {device}; "
                          "leave precision out there")
-    if why_not(precision): raise ValueError(f"precision {precision!r} cannot be had on this processor: {why_not(precision)}")
+    problem = why_not(precision)
+    if problem: raise ValueError(f"precision {precision!r} cannot be had on this processor: {problem}")
     if precision == 'bf16' and not processor_has('avx512_bf16', 'amx_bf16'):
         logging.getLogger(__name__).warning("this processor has no products in bf16 and imitates them: 'bf16' will be "
                                             "slower than float32 ('int8' is not)")
