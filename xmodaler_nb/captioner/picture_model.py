@@ -350,6 +350,7 @@ def from_pretrained(cls:PictureModel,
     lower_precision(model, precision)
     return cls.opened(model, cfg, texts, **cls._companions(path, run, extractor))
 
+# %% ../../nbs/17_captioner/07_picture_model.ipynb #46a89a60
 @patch(cls_method=True)
 def _check_precision(cls:PictureModel, precision, device):
     "Refuse a precision that is unknown, cannot be had here, or that this kind of model does not have."
