@@ -103,3 +103,18 @@ def test_a_hundred_thousand_random_programs(seed): fuzz(12_500, 100 + seed)
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(8))
 def test_random_torch_files(seed): fuzz(2500, 200 + seed, 'pth')
+
+@pytest.mark.parametrize('place', ['kind', 'class', 'key', 'device', 'numbers'])
+def test_shared_tuples_in_the_name_of_a_storage(place):
+    "A tuple of two references to a tuple of two references …: its hash takes 2^60 steps, and nothing may ask for it."
+    deep = b')' + b'q\x000h\x00h\x00\x86'*60
+    parts = {'kind': b'X\x07\x00\x00\x00storage', 'class': b'ctorch\nFloatStorage\n', 'key': b'X\x01\x00\x00\x000', 'device': b'X\x03\x00\x00\x00cpu', 'numbers': b'K\x04'}
+    parts[place] = deep
+    code = f'''
+import io, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pickle_programs import as_pth, read_torch_file
+try: print('read', type(read_torch_file(io.BytesIO(as_pth({b"(" + b"".join(parts.values()) + b"tQ."!r})))))
+except Exception as e: print(type(e).__name__, str(e)[:200])
+'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split()[0] in ('UnpicklingError', 'UnsafePickleError') or place == 'device' and done.stdout.startswith('read'), (done.stdout, done.stderr)

@@ -111,8 +111,8 @@ class TorchUnpickler(SafeUnpickler):
         pid,  # ('storage', class, key, device, numbers), and None or a part of it in old files
     ):        # a `Storage`
         "The numbers of a tensor."
-        old = {b'storage': 'storage'}.get(pid[0], pid[0]) if type(pid) is tuple and pid else None
-        if old != 'storage' or self.record is None or len(pid) not in (5, 6) or pid[5:] not in ((), (None,)):
+        kind = pid[0] if type(pid) is tuple and pid else None               # is not hashed: it may be anything
+        if type(kind) not in (str, bytes) or kind not in ('storage', b'storage') or self.record is None or len(pid) not in (5, 6) or pid[5:] not in ((), (None,)):
             raise UnsafePickleError(f"{self.name}: this pickle refers to something that is no storage of numbers")
         dtype, n = _STORAGES[pid[1].name], pid[4]
         if type(n) is not int or not 0 <= n < 2**60: raise ValueError("a storage without a number of elements")
