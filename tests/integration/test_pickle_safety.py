@@ -118,3 +118,15 @@ except Exception as e: print(type(e).__name__, str(e)[:200])
 '''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     assert done.stdout.split()[0] in ('UnpicklingError', 'UnsafePickleError') or place == 'device' and done.stdout.startswith('read'), (done.stdout, done.stderr)
+
+def test_shared_tuples_among_the_keys_of_an_old_file():
+    "The last of the five pickles lists the storages."
+    code = '''
+import io, pickle
+from xmodaler_nb.utils.torch_files import _MAGIC, read_torch_file
+data = b''.join(pickle.dumps(x, protocol=2) for x in (_MAGIC, 1001, {}, {})) + b'\\x80\\x02](' + b')' + b'q\\x00h\\x00h\\x00\\x86'*60 + b'e.'
+try: print('read', read_torch_file(io.BytesIO(data)))
+except pickle.UnpicklingError as e: print('refused', e)
+'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith('refused'), (done.stdout, done.stderr)
