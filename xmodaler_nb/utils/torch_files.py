@@ -111,8 +111,9 @@ class TorchUnpickler(SafeUnpickler):
         pid,  # ('storage', class, key, device, numbers), and None or a part of it in old files
     ):        # a `Storage`
         "The numbers of a tensor."
-        kind = pid[0] if type(pid) is tuple and pid else None               # is not hashed: it may be anything
-        if type(kind) not in (str, bytes) or kind not in ('storage', b'storage') or self.record is None or len(pid) not in (5, 6) or pid[5:] not in ((), (None,)):
+        kind = pid[0] if type(pid) is tuple and pid else None             # it may be anything: it is not hashed
+        known = type(kind) in (str, bytes) and kind in ('storage', b'storage') and self.record is not None
+        if not known or len(pid) not in (5, 6) or pid[5:] not in ((), (None,)):
             raise UnsafePickleError(f"{self.name}: this pickle refers to something that is no storage of numbers")
         dtype, n = _STORAGES[pid[1].name], pid[4]
         if type(n) is not int or not 0 <= n < 2**60: raise ValueError("a storage without a number of elements")
@@ -271,8 +272,10 @@ def _read_sequence(data, name):
         values.append(m.load(pos))
         pos = m.end
         if values[0] != _MAGIC: raise ValueError("this is neither an archive of torch nor an old file")
-    if type(values[4]) is not list or set(values[4]) != set(seq.storages): raise ValueError("storages are missing")
-    for key in values[4]: pos = seq.fill(key, data, pos)
+    keys = values[4]
+    texts = type(keys) is list and set(map(type, keys)) <= {str}
+    if not texts or set(keys) != set(seq.storages): raise ValueError("storages are missing")
+    for key in keys: pos = seq.fill(key, data, pos)
     return values[3]
 
 # %% ../../nbs/02_utils/81_torch_files.ipynb #3a0e2e18
