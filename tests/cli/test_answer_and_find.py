@@ -97,7 +97,7 @@ def test_finds_and_describes(call):
     (answer_main, ['my pictures/0.png', 'how many balls?', '--model', 'retrieval'], 'no answers.json beside the weights'),
     (answer_main, ['my pictures/0.png', 'how many balls?', '--model', 'vqa', '--top', '0'], 'k is 0'),
     (answer_main, ['my pictures/0.png', 'how many balls?', '--model', 'vqa', '--html', 'x.png'], 'must end in .html'),
-    (understand_main, ['vqa', 'vqaa'], "no task 'vqaa'; there are pretrain, retrieval, colours, vqa"),
+    (understand_main, ['vqa', 'vqaa'], "no task 'vqaa'; there are pretrain, retrieval, places, vqa"),
     (find_main, ['my pictures', '--model', 'retrieval'], 'no sentence to find'),
     (find_main, ['gone', 'a ball', '--model', 'retrieval'], 'gone: no such folder'),
     (find_main, ['vqa', 'a ball', '--model', 'retrieval'], 'vqa: holds no pictures'),

@@ -82,14 +82,15 @@ class Task:
 TASKS = dict(
     pretrain=Task('understand/pretrain.yaml', 'conceptual_captions', 'TDEN', '', 'Pre-training'),
     retrieval=Task('scenes/retrieval_tden.yaml', 'flickr30k', 'TDEN', 'r1', 'Finding pictures', 'pretrain'),
-    colours=Task('scenes/vqa_colour_uniter.yaml', 'vqa_colour', 'UNITER', 'accuracy', 'Colours first'),
-    vqa=Task('scenes/vqa_uniter.yaml', 'vqa', 'UNITER', 'accuracy', 'Questions', 'colours'),
+    places=Task('scenes/vqa_place_uniter.yaml', 'vqa_place', 'UNITER', 'accuracy', 'Colours and places first'),
+    vqa=Task('scenes/vqa_uniter.yaml', 'vqa', 'UNITER', 'accuracy', 'Questions', 'places'),
     vqa_tden=Task('scenes/vqa_tden.yaml', 'vqa', 'TDEN', 'accuracy', 'Questions, two streams', 'retrieval'),
     vcr=Task('understand/vcr.yaml', 'vcr', 'UNITER', 'Q -> A', 'Choices and reasons', 'vqa',
              fresh=True))
 # trained where it is named
-LESSONS = dict(beside=Task('scenes/vqa_beside_uniter.yaml', 'vqa_beside', 'UNITER', 'accuracy', 'Colours on a side',
-                           'colours'))
+LESSONS = dict(colours=Task('scenes/vqa_colour_uniter.yaml', 'vqa_colour', 'UNITER', 'accuracy', 'Colours'),
+               beside=Task('scenes/vqa_beside_uniter.yaml', 'vqa_beside', 'UNITER', 'accuracy', 'Colours on a side',
+                           'places'))
 # on real data, which `--data` names
 REAL_TASKS = dict(
     nlvr_pretrain=Task('real/understanding/nlvr_pretrain.yaml', 'conceptual_captions', 'UNITER', '',
@@ -240,8 +241,8 @@ def _choice_card(entry, chances, tokenizer, image):
     return render_answer_card(shown, choices[int(entry['target'])])
 
 _no_cards = lambda *_: []
-CARDS = dict(pretrain=_no_cards, colours=_no_cards, beside=_no_cards, vqa=vqa_cards, vqa_tden=vqa_cards, vcr=vcr_cards,
-             retrieval=retrieval_cards, nlvr_pretrain=_no_cards, nlvr=_no_cards)
+CARDS = dict(dict.fromkeys(ALL_TASKS, _no_cards), vqa=vqa_cards, vqa_tden=vqa_cards, vcr=vcr_cards,
+             retrieval=retrieval_cards)
 
 # %% ../../nbs/18_commands/37_understand.ipynb #0e629955
 def task_section(

@@ -71,7 +71,8 @@ _C.MODEL = CN(dict(
     USE_EMA=False, EMA_DECAY=0.9999,
     ENSEMBLE_WEIGHTS=[''], MODEL_WEIGHTS=[1.0, 1.0],
     EXPAND='late',                               # ours: 'late' or 'early'
-    BIND=True))                                  # ours: start from the heads of pre-training, where there are some
+    BIND=True,                                   # ours: start from the heads of pre-training, where there are some
+    INIT_STD=0.0))                               # ours: deviation of fresh weights; 0 = torch's own initialisation
 
 # %% ../../nbs/03_config/10_defaults.ipynb #a8181ca6
 _C.MODEL.TOKEN_EMBED = CN(dict(
@@ -79,7 +80,8 @@ _C.MODEL.TOKEN_EMBED = CN(dict(
     POSITION='none', POSITION_MAX_LEN=5000, TYPE_VOCAB_SIZE=0))
 _C.MODEL.VISUAL_EMBED = CN(dict(
     NAME='', IN_DIM=2048, OUT_DIM=1024, G_IN_DIM=512, ACTIVATION='none', ELU_ALPHA=0.5, USE_NORM=False,
-    DROPOUT=0.0, LOCATION_SIZE=0))
+    DROPOUT=0.0, LOCATION_SIZE=0,
+    PLACE_POINTS=0))                             # ours: a box is also told by so many points across and down
 _C.MODEL.BACKBONE = CN(dict(                     # ours: a network that reads raw pictures
     NAME='',                                     # registered name; '' = the data set brings features
     ARCH='', WEIGHTS='',                         # variant of the network; file with its weights
@@ -94,7 +96,8 @@ _C.MODEL.BERT = CN(dict(
     INTERMEDIATE_SIZE=2048, INTERMEDIATE_DROP=0.1,
     FFN_DROPOUT_PROB=0.1, ATTENTION_PROBS_DROPOUT_PROB=0.1, V_TARGET_SIZE=0,
     NUM_HIDDEN_LAYERS=12, LAYER_DROP=0.0, V_NUM_HIDDEN_LAYERS=6, V_LAYER_DROP=0.0,
-    NUM_UNDERSTANDING_LAYERS=6, U_LAYER_DROP=0.0, NUM_GENERATION_LAYERS=6, G_LAYER_DROP=0.0))
+    NUM_UNDERSTANDING_LAYERS=6, U_LAYER_DROP=0.0, NUM_GENERATION_LAYERS=6, G_LAYER_DROP=0.0,
+    POOLER_ACT='tanh'))                          # ours: 'none' lets the first position through as it is
 
 # %% ../../nbs/03_config/10_defaults.ipynb #f5496653
 _C.SOLVER = CN(dict(

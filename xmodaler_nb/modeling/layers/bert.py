@@ -14,7 +14,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from fastcore.basics import patch
 from ...config import configurable
-from .create_act import get_activation
+from .create_act import act_module, get_activation
 from .few_rows import Linear
 from .rows import by_image
 
@@ -403,18 +403,20 @@ class BertPooler(nn.Module):
     @configurable
     def __init__(self, *,
         hidden_size:int, # d
+        act:str='tanh',  # name for `act_module`; 'none' for none
     ):
         super().__init__()
-        self.dense = Linear(hidden_size, hidden_size)
+        self.dense, self.act = Linear(hidden_size, hidden_size), act_module(act, key='MODEL.BERT.POOLER_ACT')
 
     @classmethod
-    def from_config(cls, cfg): return dict(hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE)
+    def from_config(cls, cfg): return dict(hidden_size=cfg.MODEL.BERT.HIDDEN_SIZE, act=cfg.MODEL.BERT.POOLER_ACT)
 
     def forward(self,
         hidden_states:Tensor, # (b, t, d)
     ) -> Tensor:              # (b, d)
-        "tanh(W x_0)."
-        return torch.tanh(self.dense(hidden_states[:,0]))
+        "tanh(W x_0), or what stands in place of tanh."
+        x = self.dense(hidden_states[:,0])
+        return x if self.act is None else self.act(x)
 
 class BertPredictionHeadTransform(nn.Module):
     "Map, activation and norm before a vocabulary head."

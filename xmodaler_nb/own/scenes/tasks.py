@@ -18,7 +18,7 @@ from ...datasets.task_layout import (vcr_line, write_conceptual_captions, write_
                                               write_pieces, write_vqa)
 from ...functional import read_np
 from .choices import (ANSWER_TYPES, beside_questions, choice_questions, full_caption,
-                                            many_questions)
+                                            many_questions, place_questions)
 from .draw import CATEGORIES, SIZE
 from .features import FoundRegions, describe
 from .grammar import Chooser, vocabulary
@@ -99,7 +99,7 @@ def _all_regions(data, mirror):
 def _rng(seed, task, split): return np.random.default_rng([seed, task, SPLITS.index(split)])
 
 def _write_vqa(folder, data, seed, rounds):
-    "Questions of all splits, numbered by picture; two lessons: those about colours once more, others about sides."
+    "Questions of all splits, numbered by picture, and three lessons: about colours, places and sides."
     splits = {}
     for split in SPLITS:
         rng = _rng(seed, 11, split)
@@ -108,9 +108,14 @@ def _write_vqa(folder, data, seed, rounds):
     write_vqa(folder/'vqa', splits, list(answer_words()))
     colours = {s: [q for q in qs if q['answer_type'] == ANSWER_TYPES['colour']] for s, qs in splits.items()}
     write_vqa(folder/'vqa_colour', colours, list(answer_words()))
-    beside = {s: [dict(q, question_id=1000*i + k, image_id=i) for i in data.ids(s)
-                  for k, q in enumerate(beside_questions(data.scene(i)))] for s in SPLITS}
-    write_vqa(folder/'vqa_beside', beside, list(answer_words()))
+    write_vqa(folder/'vqa_beside', _lesson(data, beside_questions, 0), list(answer_words()))
+    places = _lesson(data, place_questions, 500)
+    write_vqa(folder/'vqa_place', {s: [*colours[s], *places[s]] for s in SPLITS}, list(answer_words()))
+
+def _lesson(data, ask, first):
+    "The questions that `ask` has for each picture, by split, numbered from `first` on."
+    return {s: [dict(q, question_id=1000*i + first + k, image_id=i) for i in data.ids(s)
+                for k, q in enumerate(ask(data.scene(i)))] for s in SPLITS}
 
 def _write_vcr(folder, data, seed):
     "Choices of all splits; the test split keeps its labels."
@@ -140,7 +145,7 @@ class TaskFolder:
     "The written folder of one task: config entries for a model that uses it."
     def __init__(self,
         folder,    # with all tasks
-        task:str,  # vqa, vqa_colour, vqa_beside, vcr, flickr30k or conceptual_captions
+        task:str,  # vqa, vqa_colour, vqa_place, vqa_beside, vcr, flickr30k or conceptual_captions
     ):
         self.folder, self.task = Path(folder), task
         self.info = json.loads((self.folder/'tasks.json').read_text(encoding='utf-8'))
@@ -167,7 +172,7 @@ class TaskFolder:
     def __repr__(self): return f"TaskFolder({self.folder.name}/{self.task})"
 
 # %% ../../../nbs/15_own/00_scenes/54_tasks.ipynb #7a9e09bf
-TASKS = ('vqa', 'vqa_colour', 'vqa_beside', 'vcr', 'flickr30k', 'conceptual_captions')
+TASKS = ('vqa', 'vqa_colour', 'vqa_place', 'vqa_beside', 'vcr', 'flickr30k', 'conceptual_captions')
 
 def write_tasks(
     folder,           # a new folder for all tasks
@@ -179,7 +184,7 @@ def write_tasks(
     "Write the tasks about some scenes, or reuse them."
     folder = Path(folder)
     if data.video: raise ValueError(f"{data.folder}: holds clips; the tasks are about pictures")
-    made_of = dict(scenes=data.info, seed=seed, rounds=rounds, mirror=mirror, version=4)
+    made_of = dict(scenes=data.info, seed=seed, rounds=rounds, mirror=mirror, version=5)
     write_once(folder, made_of, lambda part: _write_all(part, data, made_of))
     if not (folder/'extractor.json').exists(): write_json(folder/'extractor.json', REGIONS.to_dict())
     return {t: TaskFolder(folder, t) for t in TASKS}
