@@ -32,7 +32,8 @@ class BoxEmbedding(nn.Linear):
         out_dim:int,  # d
         points:int=0, # 0: boxes alone
     ):
-        if points < 0 or points == 1: raise ValueError(f"MODEL.VISUAL_EMBED.PLACE_POINTS is {points}: 0, or 2 and more")
+        if points < 0 or points == 1:
+            raise ValueError(f"MODEL.VISUAL_EMBED.PLACE_POINTS is {points}, but must be 0, or 2 and more")
         super().__init__(BOX_SIZE + 2*points, out_dim)
         self.points = points
 
