@@ -86,3 +86,11 @@ def test_captioner_under_autocast(cap):
         xs = [two() for _ in range(n)]
         with torch.autocast('cpu', torch.bfloat16): half = cap.describe(xs)
         assert all(np.isfinite(c.score) for c in half) and len(half) == n
+
+
+def test_names_of_any_kind(cap):
+    "Numbers of numpy and torch name a picture as Python's do."
+    pair = [two(), two()]
+    for ids in ([1, 2], np.array([1, 2]), torch.tensor([1, 2]), ['1', '2'], (1., 2.)):
+        assert [c.id for c in cap.describe(pair, ids=ids)] == ['1', '2']
+    assert [c.id for c in cap.describe(pair, ids=['007', 'a/7'])] == ['007', 'a/7']

@@ -182,3 +182,20 @@ def test_torchvision_that_cannot_be_imported_is_said_first(tmp_path, capsys, mon
     with pytest.raises(ImportError, match="What works here is the backbone 'patches'"): own.CaptionData.from_folder(photos).write(tmp_path/'o', 'torchvision/resnet18')
     assert data_main(['write', str(photos), str(tmp_path/'o'), '--backbone', 'resnet18']) == 1
     assert "there are 'patches', 'efficientnet_lite0' to 'efficientnet_lite4' and 'torchvision/NAME'" in capsys.readouterr().err and not (tmp_path/'o').exists()
+
+
+def test_captions_whose_picture_is_not_read(tmp_path, capsys):
+    "A text beside a .heic, a link to nowhere, a folder or nothing: each is named, and the others are read."
+    folder = tmp_path/'photos'
+    folder.mkdir()
+    for n in range(3): Image.new('RGB', (8, 8), (60*n, 0, 0)).save(folder/f'{n}.png')
+    (folder/'phone.heic').write_bytes(b'ftypheic')
+    (folder/'gone.png').symlink_to('nowhere.png')
+    (folder/'sub.png').mkdir()
+    for name in ('0', '1', '2', 'phone', 'gone', 'sub', 'alone [1]', '.hidden'): (folder/f'{name}.txt').write_text('a red square\n')
+    data = CaptionData.from_folder(folder)
+    lone = {f.where.rpartition('/')[2]: f.detail for f in data.check() if f.kind == 'text without file'}
+    assert len(data) == 3 and set(lone) == {'phone.txt', 'gone.txt', 'sub.txt', 'alone [1].txt'}
+    assert lone['phone.txt'].startswith('phone.heic is not read: files are .avi') and lone['alone [1].txt'].startswith('no picture')
+    assert data_main(['check', str(folder)]) == 0 and 'text without file (4)' in capsys.readouterr().out
+    assert data_main(['write', str(folder), str(tmp_path/'out')]) == 0 and 'phone.heic is not read' in capsys.readouterr().out

@@ -281,3 +281,16 @@ def test_the_number_of_frames_in_the_header_may_be_wrong(tmp_path):
     assert len(read_clip(tmp_path/'a.avi', 4)) == 4
     (tmp_path/'text.mp4').write_text('this is no clip')
     with pytest.raises(ValueError, match='text.mp4: not a readable clip'): read_clip(tmp_path/'text.mp4')
+
+
+@pytest.mark.parametrize('dtype', ['uint16', 'int32', 'uint32'])
+def test_a_file_whose_numbers_are_not_of_its_range(tmp_path, dtype):
+    "Bytes in a file for deeper greys would be black; an array of them is refused, and so is the file, and the PIL image."
+    path = tmp_path/'a.tif'
+    if dtype == 'uint32': save_tiff(path, RAMP[None].astype('<u4'), 1)
+    else: Image.fromarray(RAMP.astype(dtype)[None]).save(path)
+    with pytest.raises(ValueError, match=r'a.tif holds whole numbers up to 2\d\d, which is black in the range'): load_picture(path)
+    if dtype != 'uint32':
+        with pytest.raises(ValueError, match='which is black in the range'): load_picture(Image.fromarray(RAMP.astype(dtype)[None]))
+    Image.fromarray(np.zeros((4, 4), 'u2')).save(path)
+    assert not load_picture(path).any()                                   # all black is black

@@ -114,3 +114,15 @@ def test_chinese_captions(photos, tmp_path, capsys, segment, words):
 
 def test_an_unknown_segment():
     with pytest.raises(ValueError, match="segment is 'letters', but must be 'words' or 'characters'"): CaptionData([], segment='letters')
+
+
+def test_what_is_odd_about_the_words_is_said_while_writing(photos, tmp_path, capsys):
+    "Not only how many findings: who types `xm-data write` reads the share, the longest caption and the way out."
+    caption(photos, '一只狗在草地上跑。\n' + 'a dog '*15)
+    assert data_main(['write', str(photos), str(tmp_path/'out')]) == 0
+    out = capsys.readouterr().out
+    assert 'long caption: 12 of 24 training captions (50.0%) have more than 20 words' in out and 'the longest has 30' in out
+    assert 'text without blanks: 12 of 24 training captions' in out and '--segment characters' in out
+    assert data_main(['write', str(photos), str(tmp_path/'none'), '--backbone', 'none']) == 0
+    out = capsys.readouterr().out
+    assert 'no features were written' in out and 'train with' not in out

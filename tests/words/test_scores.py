@@ -103,3 +103,46 @@ def test_cider_of_a_single_picture(tmp_path, capsys, caplog):
 def test_a_caption_in_a_dict():
     assert as_predictions({7: dict(caption='a dog')}) == {7: 'a dog'}
     with pytest.raises(TypeError, match="got one with CIDEr"): as_predictions({7: dict(CIDEr=1.)})
+
+
+@pytest.mark.parametrize('name', ['r.json', 'r.jsonl', 'r.csv', 'r.tsv', 'dict.json', 'stems.json', 'plain.csv'])
+def test_pictures_are_found_in_every_kind_of_references(tmp_path, capsys, name):
+    "`xm-caption photos` writes photos/a/1.png; references name it 1.png, a/1.png, /data/a/1.png or 1."
+    samples = [Sample('a/1.png', '/data/a/1.png', ['A red ball.', 'a ball']), Sample('b/2.png', '/data/b/2.png', ['two green boats'])]
+    if name[:2] == 'r.': CaptionData(samples).save(tmp_path/name)
+    else:
+        key = dict(dict=lambda s: s.id, stems=lambda s: s.id[2:-4], plain=lambda s: s.id[2:])[name.split('.')[0]]
+        if name == 'plain.csv': (tmp_path/name).write_text('image,caption\n' + ''.join(f'{key(s)},{c}\n' for s in samples for c in s.captions))
+        else: (tmp_path/name).write_text(json.dumps({key(s): s.captions for s in samples}))
+    (tmp_path/'said.jsonl').write_text('\n'.join(json.dumps(dict(picture=f'photos/{d}/{k}.png', caption=SAID[k])) for d, k in (('a', 1), ('b', 2))))
+    assert numbers(tmp_path/'said.jsonl', tmp_path/name, capsys) == evaluate(SAID, COCO, metrics=('BLEU', 'CIDEr')).corpus
+
+
+def test_equal_names_in_two_folders(tmp_path, capsys):
+    "Folders decide; where they do not, nothing is guessed, and no advice leads to scoring nothing."
+    CaptionData([Sample(f'{d}/1.png', f'/data/{d}/1.png', [f'a {d}']) for d in 'xy']).save(tmp_path/'r.json')
+    def said(*names): (tmp_path/'s.jsonl').write_text('\n'.join(json.dumps(dict(picture=n, caption=f'a {n[-7]}')) for n in names))
+    said('photos/y/1.png', 'photos/x/1.png')
+    assert numbers(tmp_path/'s.jsonl', tmp_path/'r.json', capsys)['Bleu_2'] == pytest.approx(1)
+    said('photos/1.png')
+    assert score_main([str(tmp_path/'s.jsonl'), str(tmp_path/'r.json')]) == 1
+    err = capsys.readouterr().err
+    assert 'No id is in both files' in err and '--partial' not in err
+    coco = dict(COCO, images=[dict(id=1, file_name='p1.png'), dict(id=2, file_name='1.png')])       # 1.png is picture 2, not 1
+    (tmp_path/'c.json').write_text(json.dumps(coco))
+    said('photos/1.png')
+    assert score_main([str(tmp_path/'s.jsonl'), str(tmp_path/'c.json'), '--partial', '--worst', '1', '--json', '--metrics', 'BLEU']) == 0
+    assert json.loads(capsys.readouterr().out)['worst'][0]['id'] == 2
+
+
+@pytest.mark.parametrize('option', ['references', 'predictions', 'train', 'link', 'picture', 'folder'])
+def test_scores_do_not_replace_what_is_read(tmp_path, refs, capsys, option):
+    said, train, out = tmp_path/'said.json', tmp_path/'train.json', tmp_path/'out.json'
+    said.write_text(json.dumps(SAID))
+    train.write_text(json.dumps(COCO))
+    (tmp_path/'photo.png').write_bytes(b'mine')
+    out.symlink_to(refs)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    target = dict(references=refs, predictions=said, train=train, link=out, picture=tmp_path/'photo.png', folder=tmp_path/'no'/'x.csv')[option]
+    assert score_main([str(said), str(refs), '--train', str(train), '--per-image', str(target), '--metrics', 'BLEU']) == 1
+    assert '--per-image' in capsys.readouterr().err and {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

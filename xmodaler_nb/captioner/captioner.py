@@ -21,7 +21,7 @@ from ..datasets.collate import collate
 from ..datasets.features import as_features
 from ..datasets.images.mscoco import region_fields
 from ..evaluation.split import decode_batches
-from ..functional import decodes_word_pieces, load_vocab, read_np
+from ..functional import as_id, decodes_word_pieces, load_vocab, read_np
 from ..utils.file_io import made_from, read_json, to_json
 from ..modeling.decode_strategy import DECODE_STRATEGY_REGISTRY, GreedyDecoder
 from ..modeling.decode_strategy.decode_strategy import build_with_options
@@ -185,7 +185,7 @@ def _caption(self:Captioner, ids, lps, trace, n, rank, id, image, boxes):
     end = ids.index(0) if 0 in ids else len(ids)
     _check_log_probs(lps[:end+1], id)
     words = [self.vocab[i] for i in ids[:end]]
-    out = Caption(' '.join(words), words, lps[:end+1], str(id), image, boxes)
+    out = Caption(' '.join(words), words, lps[:end+1], str(as_id(id)), image, boxes)
     if trace is not None:
         out.trace, att = trace, trace.nbest(rank+1, n)[rank].attention
         out.attention = None if att is None else att[:end].numpy()

@@ -16,6 +16,7 @@ from ..datasets.collate import collate
 from ..datasets.features import as_features
 from ..datasets.mirror import box_fields, box_fields_of
 from ..datasets.word_pieces import pieces_text, sentence_ids
+from ..functional import as_id
 from ..tokenization import BertTokenizer
 from ..utils.numbers import check_whole
 
@@ -130,7 +131,7 @@ def read_once(self:PictureTextModel,
     errors:dict|None=None, # as for `named_item`
 ) -> list:                 # of what `item` returns; None for what cannot be read
     "Pictures as items; an object that occurs again is read once."
-    names = picture_names(xs) if ids is None else [str(i) for i in ids]
+    names = picture_names(xs) if ids is None else [str(as_id(i)) for i in ids]
     if len(names) != len(xs): raise ValueError(f"{len(xs)} pictures, {len(names)} names in ids")
     read, pairs, known = {}, list({(id(x), n): (x, n) for x, n in zip(xs, names)}.values()), check_errors(errors)
     for (x, name), listed in zip(pairs, told_apart([n for _, n in pairs])):

@@ -81,7 +81,9 @@ def write_command(
     print(written)
     _print_report(written.report)
     print(_features_line(written, backbone, args.backbone or args.model))
+    if not written.report['width']: return
     print(f"train with: xm-train --config-file {shlex.quote(str(Path(args.out)/'captioner.yaml'))}")
+
 
 # %% ../../nbs/18_commands/70_data.ipynb #406b55df
 def _features_line(written, backbone, named):
@@ -94,6 +96,7 @@ def _features_line(written, backbone, named):
 def _print_report(report):
     "Findings, and what each threshold of the vocabulary covers."
     if report['findings']: print('found:', ', '.join(f'{k} {n}' for k, n in report['findings'].items()))
+    for remark in report['remarks']: print(' ', remark)
     print('words seen   there are   known in training   in validation   whole captions there')
     for r in report['thresholds']:
         known = f"{r['train']:20.1%}{r['val']:16.1%}{r['val_captions']:23.1%}"

@@ -32,11 +32,15 @@ def as_bytes(
 def _bool_bytes(a, whole, what): return a*np.uint8(255)
 
 def _unsigned_bytes(a, whole, what):
-    top, end = int(whole.max()), int(np.iinfo(a.dtype).max)
-    if 0 < top <= max(255, end//510):
-        raise ValueError(f"{what} holds {a.dtype} up to {top}, which is black in the range of this type, 0 to {end}; "
-                         f"if white is less than {end}, make them uint8 or floats in [0,1]")
+    end = int(np.iinfo(a.dtype).max)
+    _check_not_black(int(whole.max()), end, what, a.dtype)
     return np.floor(a*(255/end) + .5).astype(np.uint8)
+
+def _check_not_black(top, end, what, kind):
+    "Numbers of another range than that of their type are not taken for a night without a star."
+    if 0 < top <= (max(255, end//510) if end >= 2**16 - 1 else end//510):
+        raise ValueError(f"{what} holds {kind} up to {top}, which is black in the range of this type, 0 to {end}; "
+                         f"if white is less than {end}, make them uint8 or floats in [0,1]")
 
 def _signed_bytes(a, whole, what):
     low, top = int(whole.min()), int(whole.max())
@@ -112,6 +116,7 @@ def _grey_bytes(img, what):
     if largest == 2**32 - 1: a = a % 2**32                               # Pillow reads them as signed numbers
     if a.min() < 0 or a.max() > largest:
         raise ValueError(f"{what} holds whole numbers from {a.min()} to {a.max()}, expected are 0 to {largest}")
+    _check_not_black(int(a.max()), largest, what, 'whole numbers')
     return np.floor(a*(255/largest) + .5).astype(np.uint8)
 
 def _has_opacity(img):

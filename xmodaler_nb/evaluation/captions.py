@@ -204,6 +204,7 @@ class IdMismatch(ValueError):
         what:str, # how to ask for the common images
     ) -> str:     # the problem and what to do
         "The message, in the words of whoever calls."
+        if not self.both: return f'{self.problem}. No id is in both files: are these the right ones?'
         return f'{self.problem}. {what} to score the {self.both} images that have both'
 
 # %% ../../nbs/09_evaluation/70_captions.ipynb #c4915ca0

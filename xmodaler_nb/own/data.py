@@ -10,6 +10,7 @@ __all__ = ['MIN_STEPS', 'MIN_SCORED', 'MANY', 'TUNE_STEPS', 'TUNE_RATES', 'Capti
 
 # %% ../../nbs/15_own/40_data.ipynb #7fda2001
 import csv
+import glob
 import io
 import json
 import logging
@@ -337,6 +338,17 @@ def from_karpathy(cls:CaptionData,
                           split_name(p.get('split'))))
     return cls(out, findings, Path(path).name)
 
+# %% ../../nbs/15_own/40_data.ipynb #41e49244
+def _lone_texts(folder, files):
+    "Captions whose picture is not read: it is missing, a link to nowhere, or of a kind such as .heic."
+    stems, kinds = {p.with_suffix('') for p in files}, ', '.join(sorted(IMAGES | CLIPS | FEATURES))
+    for p in sorted(folder.rglob('*.txt')):
+        if p.with_suffix('') in stems or any(q.startswith('.') for q in p.relative_to(folder).parts): continue
+        beside = next((q for q in sorted(p.parent.glob(glob.escape(p.stem) + '.*')) if q != p), None)
+        what = f'{beside.name} is not read: files are {kinds}' if beside else 'no picture, clip or features beside it'
+        yield Finding('text without file', 'warning', '', str(p), what)
+
+
 # %% ../../nbs/15_own/40_data.ipynb #5b1e70c3
 def _media_files(folder):
     "Pictures, clips and feature files: those that are read, and those that are not because they are hidden."
@@ -364,7 +376,7 @@ def _samples_from_texts(folder, files):
     if not any(s.captions for s in samples):
         raise ValueError(f"{folder}: found {len(files)} files but no captions; expected one of "
                          f"{', '.join(_CAPTION_FILES[:5])} or a .txt beside each")
-    return samples, findings
+    return samples, [*findings, *_lone_texts(folder, files)]
 
 def _one_form(name):
     "A name as it is compared: an accent may be a letter's own or stand after it, as on a Mac's disk."
@@ -799,12 +811,17 @@ def _write_report(data, table, out, numbers, words, prefix, max_len, model=None)
         vocab_size=len(words) + 1, prefix=prefix, max_len=max_len, segment=data.segment,
         coverage=round(vocabulary_coverage(set(words), data._words('train'))[0], 4), width=width, rows=rows,
         train_entries=len(train) if prefix == 'mscoco' else sum(len(s.captions) for s in train),
-        findings=table.counts(), thresholds=data.coverage_report())
+        findings=table.counts(), remarks=_remarks(table), thresholds=data.coverage_report())
     if model: report['model'] = model_names(model)
     files = {numbers[s.id]: s.file or s.id for s in data.samples}
     (out/'files.json').write_text(to_json(files, indent=1, ensure_ascii=False), encoding='utf-8')
     (out/'report.json').write_text(to_json(report, indent=1), encoding='utf-8')
     return WrittenData(out)
+
+def _remarks(table):
+    "What was found about the data as a whole, as text."
+    return [' '.join(filter(None, (f'{f.kind}:', str(f.where), f.detail))) for f in table if not f.id][:20]
+
 
 # %% ../../nbs/15_own/40_data.ipynb #7d20c4ee
 def no_features(
