@@ -7,14 +7,16 @@
     python benchmarks/understanding.py --small              # a smoke test
 
 Training. One step = list of samples → batch → forward → loss → backward → clip → AdamW, for 8 captions of up to 36 word pieces (Conceptual Captions' lengths) beside 20 to
-50 regions. The plain recipe does it as X-modaler does: batch made on the training thread, attention with explicit weights, the whole vocabulary scored at every word, one
-optimizer kernel per tensor. Same parameters, same loss. `uniter` restores hidden words, `tden` takes its two steps per batch.
+50 regions. The plain recipe does it as X-modaler does (numbers: sections of its description, ../shared/spec): batch made on the training thread once (system 9, 11), padded to its longest text and
+picture (system 9) and computed so, attention with explicit weights that are returned (understanding 2), every class of every region and the whole vocabulary at every word scored (8), one group
+and so one kernel of the optimizer per tensor (system 19), old gradients dropped after the forward pass (system 11), for `tden` a deep copy of the batch for the second pass (understanding 14).
+Ours is the engine's way: a collated batch, our optimizer with its clipping, gradients dropped after the step. Clipping as the YAML says: `uniter` by norm, `tden` not at all. Same parameters, same loss. `uniter` restores hidden words, `tden` takes its two steps per batch.
 
 Retrieval. 1,000 pictures (36 regions, 2,048 numbers each) and 5,000 captions; `chunks` (timed for a few captions, scaled) hands a single-stream model the
 pictures beside each caption, 200 at a time: X-modaler clones the features of all pictures for every caption. `ranks` finds the ranks of all captions and pictures: the plain way
 scores chunk by chunk of cloned vectors, sorts each row and looks where the right one is.
 """
-import argparse, json, statistics, time
+import argparse, copy, json, statistics, time
 import numpy as np
 import torch
 from torch import nn
@@ -25,6 +27,8 @@ from xmodaler_nb.engine.tden_pretrainer import own_words
 from xmodaler_nb.evaluation import RetrievalEvaler
 from xmodaler_nb.losses import build_losses
 from xmodaler_nb.modeling import build_model, load_cfg_file
+from xmodaler_nb.optim import build_optimizer
+from xmodaler_nb.modeling.layers.bert import REAL_ONLY
 from xmodaler_nb.modeling.meta_arch.tden_pretrain import SIMILARITY
 from xmodaler_nb.modeling.predictor.bert_predictor import ASKED
 import plain
@@ -63,14 +67,18 @@ class Step(plain.Step):
         torch.manual_seed(0)
         self.model, self.losses, self.items = build_model(cfg).train(), build_losses(cfg), samples(cfg, rows)
         if not self.two: self.model.sampling_pool = ['mlm']
-        self.opt = torch.optim.AdamW(self.model.parameters(), 1e-4, foreach=False, **({} if plain else {'fused': True}))
+        self.opt = torch.optim.AdamW(self.model.parameters(), 1e-4, foreach=False) if plain else build_optimizer(cfg, self.model)
         self.collated = collate(self.items)
 
     def loss(self, second=None):
-        batch = self.model.preprocess_batch([*self.items]) if self.plain else self.collated
-        if self.two: batch = batch.merge({SIMILARITY: second is None, ASKED: not self.plain, **(second or {})})
+        if not self.plain: batch = self.collated
+        elif second is not None: batch = self.kept
+        else:
+            batch = self.model.preprocess_batch([*self.items])
+            self.kept = copy.deepcopy(batch) if self.two else None
+        if self.two: batch = batch.merge({SIMILARITY: second is None, ASKED: not self.plain, REAL_ONLY: not self.plain, **(second or {})})
         if self.plain and not self.two:                   # UNITER asks by itself while it is trained
-            out = self.model.forward_task(batch.merge({ASKED: False}), 'mlm')
+            out = self.model.forward_task(batch, 'mlm')
         else: out = self.model(batch)
         self.second = own_words(batch, out) if self.two and second is None else None
         return sum(v for loss in self.losses for v in loss(out).values())
@@ -80,10 +88,11 @@ class Step(plain.Step):
         return first if not self.two else first + self.update(self.loss(self.second))
 
     def update(self, loss):
-        self.opt.zero_grad(set_to_none=True)
+        if self.plain: self.opt.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 5., foreach=not self.plain)
+        if self.plain and self.cfg.SOLVER.GRAD_CLIP > 0: nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.SOLVER.GRAD_CLIP, foreach=False)
         self.opt.step()
+        if not self.plain: self.opt.zero_grad(set_to_none=True)
         return loss.item()
 
 

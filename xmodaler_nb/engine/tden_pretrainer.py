@@ -15,6 +15,7 @@ from .methods import TrainingMethod
 from ..functional import guessed_words
 from ..modeling.meta_arch.tden_pretrain import SIMILARITY
 from ..modeling.predictor.bert_predictor import ASKED
+from ..modeling.layers.bert import REAL_ONLY
 
 # %% ../../nbs/14_engine/75_tden_pretrainer.ipynb #a4ef1415
 def shift_right(
@@ -40,8 +41,9 @@ class TwoPasses(TrainingMethod):
         batch,   # a prepared batch with hidden words and regions
     ):
         "Two dicts of losses; a step is taken after each."
-        out = self.learn.predict_batch(batch.merge({SIMILARITY: True, ASKED: True}))
-        second = batch.merge({SIMILARITY: False, ASKED: True, **own_words(batch, out)})
+        flags = {ASKED: True, REAL_ONLY: True}     # words without a target are not scored, padding is not computed
+        out = self.learn.predict_batch(batch.merge({SIMILARITY: True, **flags}))
+        second = batch.merge({SIMILARITY: False, **flags, **own_words(batch, out)})
         yield self.learn.compute_losses(out)
         del out
         again = self.learn.compute_losses(self.learn.predict_batch(second))

@@ -15,7 +15,8 @@ from .decoder import Decoder
 from .transformer_decoder import attention_fields, project_regions
 from ..layers.rows import words_mask
 from ..encoder.two_stream_bert_encoder import drop_layer
-from ..layers.bert import BertGenerationLayer, BertUnderstandingLayer
+from xmodaler_nb.modeling.layers.bert import (BertGenerationLayer, BertUnderstandingLayer, Packed, REAL_ONLY,
+    pack, real_positions, unpack)
 from ..layers.rows import repeat_rows, rows_per_image
 
 # %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #f573d100
@@ -85,6 +86,9 @@ def _understand(self:DecoupleBertDecoder, b, u, v):
     "U_HIDDEN_STATES and ATT_FEATS, lists over layers; while recording also the words' attention to regions."
     s = rows_per_image(u.size(0), v.size(0))
     v, v_mask = repeat_rows(v, s), mask_per_row(b, u.size(0))
+    wanted = self._wants_real(b) and not b.get(kfg.RECORD, False)
+    packed = real_positions(wanted, v_mask, b[kfg.EXT_U_TOKENS_MASKS])
+    if packed is not None: return self._understand_packed(u, v, *reversed(packed))
     record, us, vs, weights = b.get(kfg.RECORD, False), [], [], []
     n = v.size(1)
     for layer in self.u_layers:
@@ -95,6 +99,38 @@ def _understand(self:DecoupleBertDecoder, b, u, v):
         vs.append(v)
     out = {kfg.U_HIDDEN_STATES: us, kfg.ATT_FEATS: vs}
     return {**out, kfg.U_ATT_WEIGHTS: weights} if record else out
+
+# %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #51c2a533
+def _lengths(real): return real.sum(1).tolist()
+
+@patch
+def _wants_real(self:DecoupleBertDecoder, b): return self.training and b.get(REAL_ONLY, False)
+
+@patch
+def _understand_packed(self:DecoupleBertDecoder, u, v, u_real, v_real):
+    "U_HIDDEN_STATES and ATT_FEATS, lists over layers, of real words and regions."
+    u, v, us, vs = pack(u, u_real), pack(v, v_real), [], []
+    mask = Packed([_lengths(v_real), _lengths(u_real)])
+    for layer in self.u_layers:
+        if not drop_layer(self.u_layer_drop, self.training): v, u = layer(v, mask, u, None)
+        us.append(unpack(u, u_real))
+        vs.append(unpack(v, v_real))
+    return {kfg.U_HIDDEN_STATES: us, kfg.ATT_FEATS: vs}
+
+@patch
+def _generate_packed(self:DecoupleBertDecoder, b, g, v, v_mask):
+    "G_HIDDEN_STATES of real words; {} where words come one by one, or nothing is padded."
+    if kfg.TIME_STEP in b or g.dim() == 2 or b.get(kfg.EXT_G_TOKENS_MASKS) is None: return {}
+    text_mask = b[kfg.EXT_G_TOKENS_MASKS]
+    real = real_positions(self._wants_real(b) and len(g) == len(v) == len(text_mask), text_mask, v_mask)
+    if real is None: return {}
+    words, regions, n = pack(g, real[0]), self._project(pack(v, real[1])), _lengths(real[0])
+    own, cross = Packed(n, causal=[text_mask.size(2) > 1]*len(n)), Packed(n, _lengths(real[1]))
+    states = []
+    for layer, v_kv in zip(self.g_layers, regions.chunk(len(self.g_layers), -1)):
+        words, *_ = layer.forward_cached(words, layer.self_attn.self.keys_values(words), own, v_kv, cross)
+        states.append(unpack(words, real[0]))
+    return {kfg.G_HIDDEN_STATES: states}
 
 # %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #e1507d02
 @patch
@@ -130,7 +166,9 @@ def forward(self:DecoupleBertDecoder,
         out.update(self._understand(b, u, v))
         v = out[kfg.ATT_FEATS][-1]
     if g is not None and self.num_generation_layers:
-        regions = b[kfg.P_ATT_FEATS] if kfg.P_ATT_FEATS in b and not out else self._project(v)
-        masks = {kfg.EXT_ATT_MASKS: mask_per_row(b, v.size(0))} if out else {}
-        out.update(self._generate({**b, **masks}, g, regions))
+        known, v_mask = kfg.P_ATT_FEATS in b and not out, b.get(kfg.EXT_ATT_MASKS)
+        if out: v_mask = mask_per_row(b, v.size(0))
+        packed = {} if known else self._generate_packed(b, g, v, v_mask)
+        regions = lambda: b[kfg.P_ATT_FEATS] if known else self._project(v)
+        out.update(packed or self._generate({**b, kfg.EXT_ATT_MASKS: v_mask}, g, regions()))
     return out

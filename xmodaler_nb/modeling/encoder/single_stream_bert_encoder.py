@@ -11,7 +11,8 @@ from torch import nn
 from ...config import configurable, kfg
 from .build import ENCODER_REGISTRY
 from .encoder import Encoder
-from ..layers.bert import BertLayer
+from xmodaler_nb.modeling.layers.bert import (BertLayer, Packed, REAL_ONLY, pack, real_positions,
+    unpack)
 
 # %% ../../../nbs/07_modeling/20_encoder/95_single_stream_bert_encoder.ipynb #94f8c67a
 @ENCODER_REGISTRY.register()
@@ -42,9 +43,11 @@ class SingleStreamBertEncoder(Encoder):
         t = words.size(1)
         x = torch.cat([words, b[kfg.ATT_FEATS]], 1)                                          # (b, t+n, d)
         mask = torch.cat([b[kfg.EXT_U_TOKENS_MASKS], b[kfg.EXT_ATT_MASKS]], -1)              # (b, 1, 1, t+n)
-        weights = []
+        weights, real = [], real_positions(self.training and b.get(REAL_ONLY, False) and not record, mask)
+        if real is not None: x, mask = pack(x, real[0]), Packed(real[0].sum(1).tolist())     # (m, d)
         for layer in self.layers:
             x, p = layer(x, mask, need_probs=record)
             if record: weights.append(p[:,:,:t,t:].mean(1))                                  # (b, t, n)
+        if real is not None: x = unpack(x, real[0])
         out = {kfg.U_HIDDEN_STATES: x[:,:t], kfg.ATT_FEATS: x[:,t:]}
         return {**out, kfg.U_ATT_WEIGHTS: weights} if record else out

@@ -13,7 +13,8 @@ from fastcore.basics import patch
 from ...config import configurable, kfg
 from .build import ENCODER_REGISTRY
 from .encoder import Encoder
-from ..layers.bert import BertLayer
+from xmodaler_nb.modeling.layers.bert import (BertLayer, Packed, REAL_ONLY, pack, real_positions,
+    unpack)
 from ..layers.rows import words_mask
 
 # %% ../../../nbs/07_modeling/20_encoder/90_two_stream_bert_encoder.ipynb #3e0e6562
@@ -53,18 +54,39 @@ class TwoStreamBertEncoder(Encoder):
 
 # %% ../../../nbs/07_modeling/20_encoder/90_two_stream_bert_encoder.ipynb #4bf89334
 @patch
-def _run_layers(self:TwoStreamBertEncoder, layers, p, x, mask):
-    "Outputs of all layers, a list."
-    outs = []
+def _run_layers(self:TwoStreamBertEncoder, layers, p, x, mask, real_only=False):
+    "Outputs of all layers, a list; real positions only: in training without the padding, which comes back as zeros."
+    wanted, outs = real_only and self.training and mask is not None and len(mask) == len(x), []
+    real = real_positions(wanted, mask)
+    if real is not None: x, mask = pack(x, real[0]), Packed(real[0].sum(1).tolist(), causal=_causal(mask))
     for layer in layers:
         if not drop_layer(p, self.training): x, _ = layer(x, mask, need_probs=False)
         outs.append(x)
-    return outs
+    return outs if real is None else [unpack(o, real[0]) for o in outs]
+
+def _causal(mask):
+    "Per row, whether the mask is a triangle."
+    return [mask.size(2) > 1]*mask.size(0)
 
 @patch
-def _run_text(self:TwoStreamBertEncoder, x, mask):
+def _run_text(self:TwoStreamBertEncoder, x, mask, real_only=False):
     "Outputs of all text layers."
-    return self._run_layers(self.layers, self.layer_drop, x, mask)
+    return self._run_layers(self.layers, self.layer_drop, x, mask, real_only)
+
+# %% ../../../nbs/07_modeling/20_encoder/90_two_stream_bert_encoder.ipynb #c4cd2735
+@patch
+def _run_both(self:TwoStreamBertEncoder, b):
+    "Outputs of the text layers for both kinds of words, in one pass; {} where that is not possible."
+    keys, masks = (kfg.U_TOKEN_EMBED, kfg.G_TOKEN_EMBED), (b[kfg.EXT_U_TOKENS_MASKS], b[kfg.EXT_G_TOKENS_MASKS])
+    real = real_positions(self.training and b.get(REAL_ONLY, False) and not self.layer_drop, *masks)
+    if real is None: return {}
+    x, outs = torch.cat([pack(b[k], r) for k, r in zip(keys, real)]), []
+    mask = Packed([n for r in real for n in r.sum(1).tolist()], causal=_causal(masks[0]) + _causal(masks[1]))
+    for layer in self.layers:
+        for _ in keys: drop_layer(0., True)                      # the numbers that two passes draw
+        x, _ = layer(x, mask, need_probs=False)
+        outs.append(x.split([int(r.sum()) for r in real]))
+    return {k: [unpack(o[i], real[i]) for o in outs] for i, k in enumerate(keys)}
 
 # %% ../../../nbs/07_modeling/20_encoder/90_two_stream_bert_encoder.ipynb #a21f86cc
 @patch
@@ -91,14 +113,19 @@ def forward(self:TwoStreamBertEncoder,
     mode:str|None=None,  # 'v': regions; 't': words; None: regions
 ) -> dict:               # ATT_FEATS, or U_TOKEN_EMBED and/or G_TOKEN_EMBED: lists of (b, ·, d), one per layer
     "Encode one of the streams."
-    b, out = batched_inputs, {}
+    b, out, real_only = batched_inputs, {}, batched_inputs.get(REAL_ONLY, False)
     if mode is None or mode == 'v':
-        out[kfg.ATT_FEATS] = self._run_layers(self.v_layers, self.v_layer_drop, b[kfg.ATT_FEATS], b[kfg.EXT_ATT_MASKS])
+        out[kfg.ATT_FEATS] = self._run_layers(self.v_layers, self.v_layer_drop, b[kfg.ATT_FEATS],
+                                                b[kfg.EXT_ATT_MASKS], real_only)
     if mode == 't':
+        if kfg.U_TOKEN_EMBED in b and kfg.G_TOKEN_EMBED in b and kfg.TIME_STEP not in b: out.update(self._run_both(b))
+        if out: return out
         if kfg.U_TOKEN_EMBED in b:
-            out[kfg.U_TOKEN_EMBED] = self._run_text(b[kfg.U_TOKEN_EMBED], b[kfg.EXT_U_TOKENS_MASKS])
+            out[kfg.U_TOKEN_EMBED] = self._run_text(b[kfg.U_TOKEN_EMBED], b[kfg.EXT_U_TOKENS_MASKS],
+                                                    real_only)
         if kfg.G_TOKEN_EMBED in b:
             if kfg.TIME_STEP in b: out.update(self._step(b))
             else:
-                out[kfg.G_TOKEN_EMBED] = self._run_text(b[kfg.G_TOKEN_EMBED], b[kfg.EXT_G_TOKENS_MASKS])
+                out[kfg.G_TOKEN_EMBED] = self._run_text(b[kfg.G_TOKEN_EMBED], b[kfg.EXT_G_TOKENS_MASKS],
+                                                        real_only)
     return out

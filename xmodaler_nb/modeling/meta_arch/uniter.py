@@ -15,6 +15,7 @@ from xmodaler_nb.modeling.meta_arch.uniter_understanding import (UniterForMMUnde
     single_stream_parts)
 from ..predictor import build_predictor_with_name, build_v_predictor
 from ..predictor.bert_predictor import ASKED
+from ..layers.bert import REAL_ONLY
 from ...utils import comm
 _all_ = ['UniterForMMUnderstanding', 'UniterRetrieval']    # X-modaler has them here
 
@@ -127,5 +128,6 @@ def forward_task(self:UniterPretrain,
 
 @patch
 def _forward(self:UniterPretrain, batched_inputs):
-    "One task; in training only the words with a target are scored."
-    return self.forward_task(Batch(batched_inputs).merge({ASKED: self.training}), self.choose_task())
+    "One task; in training only the words with a target are scored, and no padding is computed."
+    flags = {ASKED: self.training, REAL_ONLY: self.training}
+    return self.forward_task(Batch(batched_inputs).merge(flags), self.choose_task())
