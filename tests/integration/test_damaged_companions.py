@@ -4,10 +4,12 @@ import logging
 import numpy as np
 import pytest
 import torch
+from small import small_captioner
 from torch import nn
 from xmodaler_nb.asl.config import settings
 from xmodaler_nb.asl.data import prepare
 from xmodaler_nb.asl.models.pytorch.models import BaseModel
+from xmodaler_nb.captioner import Captioner
 from xmodaler_nb.own.origin import FeatureFolder
 from xmodaler_nb.ppe.training import ExtensionsManager
 from xmodaler_nb.ppe.training.extensions import snapshot
@@ -78,3 +80,41 @@ def test_snapshots_that_are_all_damaged(tmp_path):
     with m.run_iteration(): pass
     damage(tmp_path/'snapshot_iter_1')
     with pytest.raises(CheckpointError, match='snapshot_iter_1'), manager(tmp_path, autoload=True).run_iteration(): pass
+
+
+# the files of a saved model
+
+@pytest.fixture(scope='module')
+def cap(): return small_captioner()
+
+def flip(path):
+    "Change the last letter or digit to its neighbour: as long as before, and as readable."
+    content = bytearray(path.read_bytes())
+    content[max(i for i, c in enumerate(content) if chr(c).isalnum())] ^= 1
+    path.write_bytes(content)
+
+@pytest.mark.parametrize('name', ['vocabulary.txt', 'calibration.json', 'familiar.json', 'extractor.json', 'metrics.json', 'more.txt'])
+def test_a_flipped_bit_beside_the_weights(cap, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(Captioner, '_small_files', lambda self, was=Captioner._small_files: {'more.txt': 'a word\n', name: '{"a": 1}', **was(self)})
+    folder = cap.save_pretrained(tmp_path/'model')
+    flip(folder/name)
+    with pytest.raises(CheckpointError, match=f'{name} is damaged: its check sum'): Captioner.from_pretrained(folder)
+    with pytest.raises(FileExistsError, match=f'{name} was changed since'): cap.save_pretrained(folder)
+
+@pytest.mark.parametrize('change', [lambda t: t.replace('BEAM_SIZE: 3', 'BEAM_SIZE: 2'), lambda t: t + '# mine\n'])
+def test_an_edited_config_gets_one_sentence(cap, tmp_path, caplog, change):
+    folder = cap.save_pretrained(tmp_path/'model')
+    old = (folder/'config.yaml').read_text()
+    (folder/'config.yaml').write_text(change(old))
+    assert change(old) != old
+    with caplog.at_level(logging.WARNING): assert Captioner.from_pretrained(folder).cfg.DECODE_STRATEGY.BEAM_SIZE in (2, 3)
+    assert caplog.text.count('config.yaml is not what was written') == 1
+    with pytest.raises(FileExistsError, match='config.yaml was changed since'): cap.save_pretrained(folder)
+
+def test_a_model_saved_before_there_were_sums_of_texts(cap, tmp_path):
+    folder = cap.save_pretrained(tmp_path/'model')
+    meta = json.loads((folder/'meta.json').read_text())
+    meta['sums'] = {k: v for k, v in meta['sums'].items() if k == 'model.safetensors'}
+    meta.pop('editable', None)
+    (folder/'meta.json').write_text(json.dumps(meta))
+    assert Captioner.from_pretrained(folder).vocab == cap.vocab

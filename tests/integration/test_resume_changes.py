@@ -165,3 +165,56 @@ def test_validate_of_a_trainer(tmp_path):
     assert t.learn.validate()['val/acc'] == last['val/acc']
     assert 'net' in t.learn.summary() and t.learn.to_bf16() is t.learn and t.amp.mode == 'bf16'
     with pytest.raises(TypeError, match='decode'): t.learn.get_preds()
+
+
+# a refused resume changes nothing
+
+def state_of(folder): return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob('*')) if p.is_file()}
+
+def flip_last(path): path.write_bytes(path.read_bytes()[:-2] + bytes([path.read_bytes()[-2] ^ 1]) + path.read_bytes()[-1:])
+
+def other_words(folder, cfg):
+    (folder/'../other.txt').write_text('a\nbird\ncow\n')
+    cfg.INFERENCE.VOCAB = str(folder/'../other.txt')
+
+def other_model(folder, cfg):
+    "The run's own copy of the config has been replaced; the checkpoint has the right one."
+    cfg.MODEL.DECODER_DIM = 7
+    (folder/'config.yaml').write_text(cfg.dump())
+
+REFUSED = {'other words': (other_words, 'word 3 is'), 'another seed': (lambda folder, cfg: cfg.__setattr__('SEED', 5), 'SEED was'), 'another model': (other_model, 'DECODER_DIM was'),
+           'damaged words': (lambda folder, cfg: flip_last(folder/'model_final/vocabulary.txt'), 'vocabulary.txt is damaged'),
+           'damaged weights': (lambda folder, cfg: flip_last(folder/'model_final/model.safetensors'), 'model.safetensors is damaged'),
+           'damaged state': (lambda folder, cfg: flip_last(folder/'model_final/training_state.pt'), 'training_state.pt is damaged'),
+           'nothing whole': (lambda folder, cfg: [p.write_bytes(b'') for p in folder.glob('*/model.safetensors')], 'no checkpoint in it is whole')}
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    "A run with a vocabulary, once for all."
+    top = tmp_path_factory.mktemp('finished')
+    (top/'words.txt').write_text('a\nbird\ncat\n')
+    cfg = config(top/'run', 1, INFERENCE__VOCAB=str(top/'words.txt'))
+    default_setup(cfg, SimpleNamespace(resume=False))
+    run(cfg)
+    return top
+
+@pytest.mark.parametrize('only_eval', [False, True])
+@pytest.mark.parametrize('why', REFUSED)
+def test_a_refused_resume_changes_no_file(finished, tmp_path, why, only_eval):
+    shutil.copytree(finished, tmp_path/'top')
+    folder, (change, text) = tmp_path/'top/run', REFUSED[why]
+    cfg = config(folder, 1, INFERENCE__VOCAB=str(tmp_path/'top/words.txt'))
+    change(folder, cfg)
+    before = state_of(folder)
+    def resume():
+        default_setup(cfg, SimpleNamespace(resume=True, eval_only=only_eval))
+        fresh(cfg, T, resume=True)
+    with pytest.raises(ValueError, match=text): resume()
+    assert state_of(folder) == before and 'config.yaml' in before and 'log.txt' in before
+
+def test_the_trainer_alone_does_not_start_over(finished, tmp_path):
+    shutil.copytree(finished/'run', tmp_path/'run')
+    for p in tmp_path.glob('run/*/model.safetensors'): p.write_bytes(b'')
+    before = state_of(tmp_path/'run')
+    with pytest.raises(ValueError, match='Nothing was started over'): fresh(config(tmp_path/'run'), T, resume=True)
+    assert state_of(tmp_path/'run') == before

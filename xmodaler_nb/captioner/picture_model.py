@@ -27,7 +27,8 @@ from ..modeling.layers.low_precision import check_precision, lower_precision
 from ..own.extract import BackboneExtractor
 from ..own.reduce import ReducedExtractor
 from ..own.scenes.features import extractor_from_dict
-from ..utils.checkpoint_files import check_place, listed_names, needed_weights, write_checkpoint
+from ..utils.checkpoint_files import check_files, check_place, checksum, listed_names
+from ..utils.checkpoint_files import needed_weights, write_checkpoint
 from ..utils.file_io import made_from, read_json, to_json
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #fc0e8c27
@@ -217,15 +218,17 @@ def check_replaceable(
 def _other_kind(folder, kind):
     "Why a checkpoint may not be replaced; '' if it may."
     meta = read_json(folder/'meta.json')
-    saved, changed = meta.get('kind'), _changed_texts(folder, meta.get('files', {}))
+    saved, changed = meta.get('kind'), _changed_texts(folder, meta)
     if not saved: return f"{folder} holds the checkpoint of a training, whose state would be lost"
     if saved != kind: return f"{folder} holds a saved {saved}"
     return f"{folder/changed[0]} was changed since the {kind} was saved" if changed else ''
 
-def _changed_texts(folder, sizes):
-    "Names of text files that no longer have their size."
-    files = [folder/n for n in sizes if n.endswith(('.yaml', '.txt', '.json'))]
-    return [p.name for p in files if p.is_file() and p.stat().st_size != sizes[p.name]]
+def _changed_texts(folder, meta):
+    "Names of text files that are not what was written."
+    sizes, sums = meta.get('files', {}), meta.get('sums', {})
+    files = [folder/n for n in sizes if n.endswith(('.yaml', '.txt', '.json')) and (folder/n).is_file()]
+    return [p.name for p in files
+            if p.stat().st_size != sizes[p.name] or checksum(p) != sums.get(p.name, checksum(p))]
 
 def _others_card(folder):
     "The README.md that somebody else wrote or changed; '' if there is none."
@@ -249,7 +252,8 @@ def save_pretrained(self:PictureModel,
     files = self._small_files()
     folder, card = check_place(folder), self.card()
     check_replaceable(folder, {*files, 'model.safetensors', 'meta.json'}, self.kind)
-    meta = {'kind': self.kind, 'unchecked': ['README.md'], 'card': _digest(card)}
+    meta = {'kind': self.kind, 'unchecked': ['README.md'], 'editable': ['config.yaml'],
+            'card': _digest(card)}
     files['README.md'] = _others_card(folder) or card
     weights = self.model.state_dict()
     if half: weights = {k: v.half() if v.is_floating_point() else v for k, v in needed_weights(self.model).items()}
@@ -341,6 +345,7 @@ def from_pretrained(cls:PictureModel,
     "Open a model, with what makes it useful."
     cls._check_precision(precision, device)
     run, path = Path(path), find_checkpoint(path, cls.kind)
+    if path.is_dir(): check_files(path)
     config, texts = _needed_file(path, 'config.yaml', 'YAML', 'config', config), cls._own_files(path, files)
     cfg = load_cfg_file(config, ['MODEL.DEVICE', device, 'INFERENCE.VOCAB', ''])
     if not cfg.MODEL.META_ARCHITECTURE: raise ValueError(f"{config}: names no MODEL.META_ARCHITECTURE to build")

@@ -135,6 +135,13 @@ def _remains(self:XmodalerCheckpointer) -> list:  # names, sorted
     if not self.save_dir or not folder.is_dir(): return []
     return sorted(p.name for p in folder.iterdir() if p.name == 'last_checkpoint' or _may_be_ours(p))
 
+@patch
+def check_whole(self:XmodalerCheckpointer):
+    "Raise if there were checkpoints: a resume that finds none whole must not start over."
+    if self._remains():
+        raise CheckpointError(f"{self.save_dir} holds {', '.join(self._remains()[:5])}, and no checkpoint in it is "
+                              "whole. Nothing was started over: restore one, or train into another folder")
+
 # %% ../../nbs/13_checkpoint/10_xmodaler_checkpoint.ipynb #f9b00b28
 @patch
 def _with_last(self:XmodalerCheckpointer, error):
@@ -316,9 +323,7 @@ def resume_or_load(self:XmodalerCheckpointer,
         try: checkpoint = self._load_file(file)
         except (CheckpointError, OSError) as e: self.logger.warning("%s; it is left out", e)
         else: return self._restore(file, checkpoint, strict=True)
-    if resume and self._remains():
-        raise CheckpointError(f"{self.save_dir} holds {', '.join(self._remains()[:5])}, and no checkpoint in it is "
-                              "whole. Nothing was started over: restore one, or train into another folder")
+    if resume: self.check_whole()
     return self.load(path, checkpointables=[])
 
 @patch

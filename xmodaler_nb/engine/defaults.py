@@ -46,7 +46,7 @@ from ..evaluation.split import decode
 from ..functional import check_words, load_vocab
 from ..utils import comm
 from ..utils.distributed import any_broadcast
-from ..utils.checkpoint_files import write_checkpoint
+from ..utils.checkpoint_files import check_files, write_checkpoint
 from ..utils.events import OutputGone, truncate_jsonl
 _all_ = ['default_argument_parser', 'default_setup', 'default_writers']    # X-modaler has them here
 
@@ -514,6 +514,7 @@ def resume_or_load(self:DefaultTrainer,
 ):
     "Continue, or load the weights of `MODEL.WEIGHTS`. The first process decides what is loaded."
     last = any_broadcast(self.checkpointer.get_checkpoint_file()) if resume else ''
+    if resume and not last: self.checkpointer.check_whole()
     weights = str(shipped_or_path(self.cfg.MODEL.WEIGHTS))
     words = self._check_source(last or weights, resume=bool(last))
     if last:
@@ -537,6 +538,7 @@ def shipped_or_path(
 @patch
 def _check_source(self:DefaultTrainer, path, resume) -> tuple: # (own vocabulary, other vocabulary), None for one
     "Before anything is loaded: are words and features ours, and may a resume change what this config changes?"
+    if path and Path(path).is_dir(): check_files(path)
     words, vocab, both = Path(path)/'vocabulary.txt', Path(self.cfg.INFERENCE.VOCAB or ''), None
     if path and words.is_file() and vocab.is_file():
         both = load_vocab(vocab), load_vocab(words)

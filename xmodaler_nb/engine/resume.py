@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['RATES', 'FIXED', 'FREE', 'flat_config', 'config_changes', 'check_changes', 'changes_rates', 'check_run_config',
-           'move_schedule']
+           'check_run_words', 'move_schedule']
 
 # %% ../../nbs/14_engine/57_resume.ipynb #35ac5af6
 import json, logging
 from pathlib import Path
+from torch import nn
+from ..checkpoint import XmodalerCheckpointer
 from ..config import CfgNode
+from ..functional import check_words, load_vocab
+from ..utils.checkpoint_files import check_files
 
 # %% ../../nbs/14_engine/57_resume.ipynb #3a3de8b5
 RATES = ('SOLVER', 'LR_SCHEDULER')               # their keys decide the rates and weight decays
@@ -65,14 +69,31 @@ def changes_rates(
     "Must the rates be computed anew?"
     return any(k.split('.')[0] in RATES for k in changes)
 
+
+# %% ../../nbs/14_engine/57_resume.ipynb #20e278af
 def check_run_config(
     folder,       # OUTPUT_DIR
     cfg:CfgNode,  # of the resumed run
 ):
-    "The same check for a folder, before anything is written to it; a folder without checkpoint is not checked."
-    path = Path(folder)/'config.yaml'
-    if path.is_file() and any(Path(folder).glob('*/meta.json')):
-        check_changes(config_changes(path.read_text(encoding='utf8'), cfg))
+    "Refuse a resume before anything is written: a damaged checkpoint, a config or words that do not continue it."
+    if any(Path(folder).glob('.old-*')): return            # a crash; the trainer first puts the checkpoint back
+    saved = XmodalerCheckpointer(nn.Identity(), folder, save_to_disk=False)
+    last = Path(saved.get_checkpoint_file() or folder)
+    if last == Path(folder): return saved.check_whole()
+    if last.is_dir(): check_files(last, weights=True)
+    config = last/'config.yaml' if (last/'config.yaml').is_file() else Path(folder)/'config.yaml'
+    if config.is_file(): check_changes(config_changes(config.read_text(encoding='utf8'), cfg))
+    check_run_words(last, cfg.INFERENCE.VOCAB)
+
+def check_run_words(
+    last:Path, # the checkpoint
+    vocab:str, # file of the vocabulary in use; '' = none
+):
+    "Raise if a checkpoint was made with other words."
+    words = last/'vocabulary.txt'
+    if words.is_file() and Path(vocab or '').is_file():
+        check_words(load_vocab(vocab), vocab, load_vocab(words), f'the checkpoint {last}')
+
 
 # %% ../../nbs/14_engine/57_resume.ipynb #4005d98d
 def move_schedule(

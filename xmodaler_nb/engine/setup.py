@@ -112,9 +112,7 @@ def default_setup(
     rank, only_eval = comm.get_rank(), getattr(args, 'eval_only', False)
     resume = getattr(args, 'resume', False)
     check_output_dir(cfg.OUTPUT_DIR, resume or only_eval)
-    if not only_eval:
-        if resume: check_run_config(cfg.OUTPUT_DIR, cfg)
-        lock_run(cfg.OUTPUT_DIR)
+    _take_run(cfg, resume, only_eval)
     comm.synchronize()                        # all have checked before one writes
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
     logger.info("process %d of %d", rank, comm.get_world_size())
@@ -122,6 +120,17 @@ def default_setup(
     if comm.is_main_process() and not only_eval: write_text(Path(cfg.OUTPUT_DIR)/'config.yaml', cfg.dump())
     logger.info("random seed: %d", seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank))
     if not only_eval: torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+def _take_run(cfg, resume, only_eval):
+    "The first process, for all: lock the folder, and check what is to be resumed. A refusal leaves every file as is."
+    lock, error = None if only_eval else lock_run(cfg.OUTPUT_DIR), None
+    if resume and comm.is_main_process() and not any(cfg.MODEL.get('ENSEMBLE_WEIGHTS', [])):
+        try: check_run_config(cfg.OUTPUT_DIR, cfg)
+        except (ValueError, OSError) as e: error = e
+    error = any_broadcast(error)
+    if error is None: return
+    if lock is not None: lock.release()
+    raise error
 
 def lock_run(
     folder,   # OUTPUT_DIR

@@ -6,7 +6,8 @@
 __all__ = ['FORMAT', 'PARTS', 'to_plain', 'untie', 'save_weights', 'CheckpointError', 'tensor_sums', 'check_tensors',
            'say_unsummed', 'load_weights', 'computed_buffers', 'needed_weights', 'load_pth', 'read_weights', 'fsync',
            'write_text', 'set_aside', 'listed_names', 'replace_dir', 'remove_dir', 'recover', 'check_place',
-           'check_name', 'checksum', 'write_checkpoint', 'read_meta', 'read_checkpoint', 'check_sum', 'sum_beside']
+           'check_name', 'checksum', 'write_checkpoint', 'read_meta', 'check_sum', 'sum_beside', 'check_files',
+           'read_checkpoint']
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #31942a4d
 import hashlib, json, logging, os, pickle, re, shutil, zlib
@@ -343,8 +344,8 @@ def _write_parts(d, weights, state, meta, files):
     if state: torch.save(to_plain(state), d/'training_state.pt')
     for name, text in files.items(): (d/name).write_bytes(_as_bytes(text))
     unchecked = meta.get('unchecked', ())         # files that their owner may change
-    facts = {'files': {p.name: p.stat().st_size for p in sorted(d.iterdir()) if p.name not in unchecked},
-             'sums': {p.name: checksum(p) for p in sorted(d.iterdir()) if p.suffix in ('.safetensors', '.pt')}}
+    checked = [p for p in sorted(d.iterdir()) if p.name not in unchecked]
+    facts = {'files': {p.name: p.stat().st_size for p in checked}, 'sums': {p.name: checksum(p) for p in checked}}
     (d/'meta.json').write_text(to_json({'format': FORMAT, 'torch': torch.__version__, **facts, **meta}, indent=1,
                                        default=str))
     for p in d.iterdir(): fsync(p)
@@ -386,10 +387,13 @@ def read_meta(
         found = meta.get('format') if isinstance(meta, dict) else type(meta).__name__
         raise CheckpointError(f"{path}: format is {str(found)[:60]!r}, expected {FORMAT!r}")
     _check_facts(path, meta)
-    for name, size in (meta.get('files') or {}).items(): _check_size(path/name, size)
+    for name, size in (meta.get('files') or {}).items():
+        if not (_is_editable(name, meta) and (path/name).is_file()): _check_size(path/name, size)
     return meta
 
 _META_BYTES = 2**20
+
+def _is_editable(name, meta): return name in (meta.get('editable') or ())
 
 def _refuse_constant(name): raise ValueError(f"{name} is no JSON")
 
@@ -397,7 +401,7 @@ def _check_facts(path, meta):
     "Raise unless the facts that are read have their types."
     whole = lambda v: type(v) is int and -1 <= v < 2**60
     rules = {'files': lambda v: isinstance(v, dict) and all(map(whole, v.values())),
-             'iteration': whole, 'epoch': whole,
+             'iteration': whole, 'epoch': whole, 'editable': lambda v: isinstance(v, list),
              'sums': lambda v: isinstance(v, dict) and all(isinstance(s, str) for s in v.values())}
     for key, holds in rules.items():
         if meta.get(key) is not None and not holds(meta[key]):
@@ -413,20 +417,6 @@ def _check_size(file, size):
 
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #43cbdad4
-def read_checkpoint(
-    path,               # checkpoint directory
-    with_state=True,    # read the training state too?
-) -> dict:              # {'model': weights, 'meta': …, **training state}
-    "Read a checkpoint directory back; the check sums are compared first."
-    path = Path(path)
-    meta = read_meta(path)
-    sums = meta.get('sums') or {}
-    weights = load_weights(path/PARTS[0], sums.get(PARTS[0], ''))
-    state = load_pth(path/PARTS[1], sums.get(PARTS[1], '')) if with_state and (path/PARTS[1]).exists() else {}
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}/training_state.pt holds a {type(state).__name__}, not a dict")
-    return {**state, 'model': weights, 'meta': meta}
-
 def check_sum(
     file,   # of a checkpoint
     meta,   # what `read_meta` returned for it
@@ -449,4 +439,43 @@ def sum_beside(
     sums = meta.get('sums') if isinstance(meta, dict) and meta.get('format') == FORMAT else None
     found = sums.get(Path(path).name) if isinstance(sums, dict) else None
     return found if isinstance(found, str) else ''
+
+
+# %% ../../nbs/02_utils/82_checkpoint_files.ipynb #bf384977
+def check_files(
+    path,             # checkpoint directory
+    weights=False,    # compare the files of numbers, too? Whoever reads one compares it then
+) -> dict:            # content of meta.json
+    "Raise if a file is not what was written; one that may be edited gets a sentence."
+    path = Path(path)
+    meta = read_meta(path)
+    for name in meta.get('files') or {}:
+        if _is_editable(name, meta): _say_edited(path/name, meta)
+        elif weights or not name.endswith(('.safetensors', '.pt')): check_sum(path/name, meta)
+    return meta
+
+def _say_edited(file, meta):
+    "Say once that a file is not what was written."
+    try: return check_sum(file, meta)
+    except CheckpointError: key = f'{file.resolve()} {checksum(file)}'
+    if key in _SAID: return
+    _SAID.add(key)
+    logging.getLogger(__name__).warning("%s is not what was written, and is used as it is. If nobody edited it, it is "
+                                        "damaged: use another copy", file)
+
+
+# %% ../../nbs/02_utils/82_checkpoint_files.ipynb #f5693f39
+def read_checkpoint(
+    path,               # checkpoint directory
+    with_state=True,    # read the training state too?
+) -> dict:              # {'model': weights, 'meta': …, **training state}
+    "Read a checkpoint directory back; the check sums are compared first."
+    path = Path(path)
+    meta = check_files(path)
+    sums = meta.get('sums') or {}
+    weights = load_weights(path/PARTS[0], sums.get(PARTS[0], ''))
+    state = load_pth(path/PARTS[1], sums.get(PARTS[1], '')) if with_state and (path/PARTS[1]).exists() else {}
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}/training_state.pt holds a {type(state).__name__}, not a dict")
+    return {**state, 'model': weights, 'meta': meta}
 
