@@ -8,6 +8,7 @@ __all__ = ['logger', 'CaptionLearner', 'handles_event']
 # %% ../../nbs/14_engine/10_learner.ipynb #c033fa9c
 import logging, math, tempfile, time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from fastcore.basics import patch
 from ..config.constants import Batch
 from .diagnose import nan_source
 from .learner_parts import Loaders, LossSum, NoOptim, TorchOptim
-from .learner_parts import device_of, move_batch, targets_of, to_float32, unused_name
+from .learner_parts import device_of, move_batch, plot_loss, targets_of, to_float32, unused_name
 from .methods import TeacherForcing, as_losses, has_position, loss_sum, open_at
 from ..losses.pretrain_losses import NO_LOSS
 from ..utils import comm
@@ -44,7 +45,9 @@ class CaptionLearner(Learner):
         if isinstance(loss_func, (list, tuple)): loss_func = LossSum(loss_func)
         if opt_func is not None: kwargs['opt_func'] = opt_func
         super().__init__(dls, model, loss_func or LossSum([]), **kwargs)
-        if len(dls) < 2 and hasattr(self, 'recorder'): self.recorder.valid_metrics = False
+        if hasattr(self, 'recorder'):
+            self.recorder.valid_metrics = self.recorder.valid_metrics and len(dls) > 1
+            self.recorder.plot_loss = partial(plot_loss, self.recorder)
         if isinstance(self.opt_func, (torch.optim.Optimizer, OptimWrapper)): self.create_opt()
         self.set_method(method or TeacherForcing())
 

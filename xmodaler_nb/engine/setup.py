@@ -9,6 +9,7 @@ __all__ = ['EXAMPLES', 'RUN_FILES', 'default_argument_parser', 'check_output_dir
 import argparse, logging, os, sys
 from pathlib import Path
 import torch
+from ..config.node import wrong_pair
 from .resume import check_run_config
 from ..utils.run_lock import RunLock
 from ..utils import comm
@@ -26,6 +27,7 @@ class _Parser(argparse.ArgumentParser):
         ns, rest = super().parse_known_args(args, namespace)
         pairs, flags = _split_flags(ns.opts or [])
         ns.opts = [*(ns.__dict__.pop('flag_opts', None) or []), *pairs]
+        if wrong := wrong_pair(ns.opts): self.error(wrong)
         if len(ns.opts) % 2:
             before = f' (before {flags[0]})' if flags else ''
             self.error(f"options come in pairs KEY VALUE; got an odd number{before}: {' '.join(ns.opts)}")

@@ -69,10 +69,10 @@ class COCOEvaler:
 def captions(self:COCOEvaler, results):
     "The caption of every annotated image; an error names missing, extra and duplicate ids."
     by_id, duplicates = {}, []
-    for r in results:
+    for n, r in enumerate(results):
         if self.key_id not in r or self.value not in r:
             raise ValueError(f"a result needs the keys {self.key_id!r} and {self.value!r}, got {sorted(map(str, r))}")
-        i = as_id(r[self.key_id])
+        i = as_id(r[self.key_id], f'result {n}, {self.key_id}')
         if i in by_id: duplicates.append(i)
         by_id[i] = _text(r[self.value])
     self._check_ids(by_id, duplicates)

@@ -65,7 +65,8 @@ def read_references(
 ) -> dict:    # id (see `as_id`) -> list of captions
     "The references of a split."
     out = {}
-    for i, captions in as_references(read_json(annfile)).items(): out.setdefault(as_id(i), []).extend(captions)
+    for i, captions in as_references(read_json(annfile)).items():
+        out.setdefault(as_id(i, annfile), []).extend(captions)
     return out
 
 def score_split(

@@ -28,7 +28,7 @@ def read_targets(
         missing = [f for f in ('question_id', 'labels', 'scores') if f not in t]
         if missing: raise ValueError(f"{path}: entry {k} has no {missing[0]}")
         _check_labels(path, t, n_labels)
-        out[as_id(t['question_id'])] = dict(zip(map(int, t['labels']), map(float, t['scores'])))
+        out[as_id(t['question_id'], f'{path}, entry {k}')] = dict(zip(map(int, t['labels']), map(float, t['scores'])))
     return out
 
 def _check_labels(path, target, n_labels):
@@ -63,7 +63,7 @@ class VQAEvaler:
         labels = [self._label(r) for r in results]
         for r, l in zip(results, labels): r[self.value] = self.answers[l]
         if self.output_dir is not None: self.write(results, epoch)
-        ids = [as_id(r[self.key_id]) for r in results]
+        ids = [as_id(r[self.key_id], f'result {n}, {self.key_id}') for n, r in enumerate(results)]
         if not ids or any(i not in self.targets for i in ids): return {'accuracy': 0.0}
         self._check_complete(ids)
         return {'accuracy': self._accuracy(ids, labels), **self._official_scores(ids, results)}
@@ -114,7 +114,7 @@ def _official(annfile, targets):
     "The official annotations of exactly these questions, if such a file lies beside the targets; else []."
     for path in sorted(Path(annfile).parent.glob('v2_mscoco_*_annotations.json')) if annfile else []:
         found = read_json(path)['annotations']
-        found = [a for a in found if as_id(a['question_id']) in targets]
+        found = [a for a in found if as_id(a['question_id'], path) in targets]
         if len(found) == len(targets): return found
     return []
 

@@ -15,9 +15,12 @@ def flat_list_of_lists(
 # %% ../../nbs/04_functional/40_func_others.ipynb #f1304138
 def as_id(
     x,  # an id from a data set or a file: number, text, or a tensor or numpy value with one element
+    where='', # file or entry that holds it, for the message
 ):      # int where it is a whole number, or text that round-trips as one; else text
     "The form in which ids are compared and written."
     if hasattr(x, 'item'): x = x.item()
+    if x is None or isinstance(x, (bytes, bytearray, list, tuple, set, dict)):
+        raise ValueError(f"{where}{': ' if where else ''}an id is a number or a text, got {x!r}")
     if isinstance(x, float) and x.is_integer(): x = int(x)
     text = str(x)
     try: number = int(text)

@@ -280,19 +280,19 @@ def _need_keys(rows, keys, where):
         missing = next((k for k in keys if not isinstance(row, dict) or k not in row), None)
         if missing: raise ValueError(f"{where}, entry {n}: has no {missing!r}")
 
-def _picture_sample(p, folder, split):
+def _picture_sample(p, folder, split, path=''):
     "The sample of an entry of `images`, without captions."
-    return Sample(str(as_id(p['id'])), str(Path(folder)/p['file_name']) if 'file_name' in p else '', [], split)
+    return Sample(str(as_id(p['id'], path)), str(Path(folder)/p['file_name']) if 'file_name' in p else '', [], split)
 
 def _coco_samples(pictures, annotations, folder, split, path, findings):
     "Pictures with their captions. Two pictures with one id both stay; the table then names the id as an error."
     by_id, more, detail = {}, [], "an annotation's image is not in 'images'"
     for p in pictures:
-        s = _picture_sample(p, folder, split)
+        s = _picture_sample(p, folder, split, path)
         first = by_id.setdefault(s.id, s)
         if first.file != s.file: more.append(s)
     for a in annotations:
-        i = str(as_id(a['image_id']))
+        i = str(as_id(a['image_id'], path))
         if i in by_id: by_id[i].captions.append(clean_text(a['caption']))
         else: findings.append(Finding('missing file', 'error', i, str(path), detail))
     return [*by_id.values(), *more]
