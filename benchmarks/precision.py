@@ -107,11 +107,11 @@ def scenes(args):
 
 
 def photographs(args):
-    "Rows: the model that comes with the library, on the first 300 test photographs."
+    "Rows: the model that comes with the library, on the first photographs of a split."
     from xmodaler_nb.captioner import Captioner
     from xmodaler_nb.commands.photos import split_inputs
-    inputs, references = split_inputs(args.photos, 'test')
-    ids = list(inputs)[:300]
+    inputs, references = split_inputs(args.photos, args.split)
+    ids = list(inputs)[:args.count]
     said, seconds = {}, {}
     for p in ['float32', *available(args.precision)]:
         c = Captioner.from_pretrained('photos', precision=p)
@@ -161,6 +161,8 @@ def main(argv=None):
     parser.add_argument('--images', type=int, nargs='+', default=[1, 32])
     parser.add_argument('--beam', type=int, default=5)
     parser.add_argument('--photos', default='', help='folder with photographs\' features and captions, for --what changes')
+    parser.add_argument('--split', default='test', choices=['train', 'val', 'test'], help='whose photographs, with --photos')
+    parser.add_argument('--count', type=int, default=300, help='of how many photographs, with --photos')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--wall', action='store_true', help='wall clock instead of processor time')
     parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
