@@ -111,8 +111,8 @@ def default_setup(
     args,   # what `default_argument_parser` parsed
 ):
     "Folder, logging, environment report, copy of the config, seeds. Every script calls it first."
-    rank, only_eval = comm.get_rank(), getattr(args, 'eval_only', False)
-    resume = getattr(args, 'resume', False)
+    rank = comm.get_rank()
+    only_eval, resume = (getattr(args, k, False) for k in ('eval_only', 'resume'))
     check_output_dir(cfg.OUTPUT_DIR, resume or only_eval)
     _take_run(cfg, resume, only_eval)
     comm.synchronize()                        # all have checked before one writes
@@ -130,9 +130,8 @@ def _take_run(cfg, resume, only_eval):
         try: check_run_config(cfg.OUTPUT_DIR, cfg)
         except (ValueError, OSError) as e: error = e
     error = any_broadcast(error)
-    if error is None: return
-    if lock is not None: lock.release()
-    raise error
+    if error is not None and lock is not None: lock.release()
+    if error is not None: raise error
 
 def lock_run(
     folder,   # OUTPUT_DIR
