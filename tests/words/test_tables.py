@@ -138,6 +138,7 @@ samples = st.lists(st.builds(lambda i, c, s: Sample(i, '', [clean_text(x) for x 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(samples)
+@example(samples=[Sample("['']", '', [], '')])                  # an id that reads like a list
 def test_written_back_equal(tmp_path, samples):
     data = CaptionData(samples)
     for name in ('x.json', 'x.jsonl', 'x.csv', 'x.tsv'):

@@ -142,10 +142,10 @@ def _row_keys(row, given, where):
         if k is not None and k not in row: raise ValueError(f"{where}: has no column {k!r}")
     return keys
 
-def _cell(row, key):
+def _cell(row, key, where):
     "An id or a file name as text; '' where the row has none."
     value = row.get(key)
-    return '' if value is None or value != value else _whole(str(as_id(value)))
+    return '' if value is None or value != value else _whole(str(as_id(value, where)))
 
 def _with_split(s, splits, where, findings):
     "The sample with the split of its first row; rows that disagree are a finding."
@@ -170,7 +170,7 @@ def samples_from_rows(
     found, given = {}, dict(file=file, caption=caption, split=split, id=id)
     for n, row in enumerate(rows):
         keys = _row_keys(row, given, f'{where}, row {n}')
-        path, number = (_cell(row, keys[k]) for k in ('file', 'id'))
+        path, number = (_cell(row, keys[k], f'{where}, row {n}') for k in ('file', 'id'))
         if not path and not number: raise ValueError(f"{where}, row {n}: names no picture")
         new = Sample(number or path, str(Path(folder)/path) if path else '')
         s, splits = found.setdefault(path or number, (new, {}))
@@ -230,6 +230,11 @@ def _table_form(first, path):
                      "or id column, or lines of file and caption, separated by a tab or one of , ; |")
 
 # %% ../../nbs/15_own/40_data.ipynb #77180577
+def _with_list(row, caption):
+    "The row, its captions as a list where a text spells one; whatever names the picture stays as it is."
+    key = _column(row, 'caption', caption)
+    return {**row, key: list_cell(row[key])} if isinstance(row.get(key), str) else row
+
 @patch(cls_method=True)
 def from_df(cls:CaptionData,
     df,             # pandas.DataFrame, one row per caption or per picture
@@ -238,7 +243,7 @@ def from_df(cls:CaptionData,
 ) -> CaptionData:
     "Data in a data frame."
     findings = []
-    rows = [{k: list_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in df.to_dict('records')]
+    rows = [_with_list(row, columns.get('caption')) for row in df.to_dict('records')]
     samples = samples_from_rows(rows, folder, where='data frame', findings=findings, **columns)
     return cls(samples, findings, name='data frame')
 
