@@ -142,7 +142,7 @@ def _row_keys(row, given, where):
         if k is not None and k not in row: raise ValueError(f"{where}: has no column {k!r}")
     return keys
 
-def _cell(row, key, where):
+def _cell(row, key, where=''):
     "An id or a file name as text; '' where the row has none."
     value = row.get(key)
     return '' if value is None or value != value else _whole(str(as_id(value, where)))
