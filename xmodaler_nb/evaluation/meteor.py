@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'ALPHA', 'BETA', 'GAMMA', 'DELTA', 'Sentence', 'Related', 'word_links', 'candidates', 'unambiguous_links',
-           'search', 'Grams', 'match_paraphrases', 'phrase_links', 'statistics', 'meteor_score', 'Meteor']
+           'search', 'LongRow', 'Grams', 'match_paraphrases', 'phrase_links', 'statistics', 'meteor_score', 'Meteor']
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #40eafaf1
 import re
-from itertools import chain
+from collections import Counter
+from heapq import heappushpop
+from itertools import accumulate, chain, groupby
 from operator import itemgetter
 import numpy as np
 from fastcore.basics import patch
@@ -58,12 +60,12 @@ class Related(dict):
 def word_links(
     hyp:Sentence,   # the caption, `index_words`ed at
     related_words:dict,      # caption words that a reference word is linked to, and at which stages
-) -> list:          # of (credit, position, bit of the position, stage), by stage and position
+) -> list:          # of (credit, i, 1, 1, bit of i, stage), by stage and position
     "Where a reference word could link to, exact first, then by stem, then by sense."
     at = hyp.positions
     if related_words.keys().isdisjoint(at): return ()
     places = sorted((s, i) for w in related_words.keys() & at.keys() for s in related_words[w] for i in at[w])
-    return [(0 if s else 2, i, 1 << i, s) for s, i in places]
+    return [(0 if s else 2, i, 1, 1, 1 << i, s) for s, i in places]
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #92fe8957
 def candidates(
@@ -73,14 +75,11 @@ def candidates(
     phrases=(),    # (j, l, i, k) of paraphrases that connect them, in METEOR's order
 ) -> list:         # per reference position an ordered list of (credit, i, k, l, mask, stage)
     "All links METEOR considers."
-    links_by_word, same, bit, out = hyp.links_by_word, hyp.words == ref.words, 1 << len(hyp.words), []
+    by_word, same, exact, out = hyp.links_by_word, hyp.words == ref.words, {}, []
     for w in ref.words:
-        links = links_by_word.get(w)
-        if links is None: links = links_by_word[w] = word_links(hyp, related[w])
-        if not links: out.append(())
-        elif same: out.append([(c, i, 1, 1, m | bit, s) for c, i, m, s in links if not s])
-        else: out.append([(c, i, 1, 1, m | bit, s) for c, i, m, s in links])
-        bit <<= 1
+        if w not in by_word: by_word[w] = word_links(hyp, related[w])
+        if same and w not in exact: exact[w] = [m for m in by_word[w] if not m[5]]
+        out.append(exact[w] if same else by_word[w])
     if phrases and not same:
         n1 = len(hyp.words)
         for j, l, i, k in phrases: out[j] = [*out[j], (l//2+k//2, i, k, l, (1 << k)-1 << i | (1 << l)-1 << n1+j, 3)]
@@ -90,17 +89,31 @@ def candidates(
 _CREDIT, _BREAK, _BEAM = 1 << 60, 1 << 36, 40
 _first = itemgetter(0)
 
+def _row_masks(row):
+    "Caption words that one candidate of a row wants, and those that several want."
+    seen = twice = 0
+    for m in row:
+        twice |= seen & m[4]
+        seen |= m[4]
+    return seen, twice
+
 def unambiguous_links(
     links:list,  # from `candidates`
+    n1:int,      # words of the caption
 ) -> tuple:      # {position: the candidate}, mask of the words that candidates want, how many candidates there are
     "Links that compete with no other."
     seen = twice = n = 0
+    masks, bit = {}, 1 << n1
     for row in links:
-        for m in row:
-            twice |= seen & m[4]
-            seen |= m[4]
-            n += 1
-    return {j: row[0] for j, row in enumerate(links) if len(row) == 1 and not row[0][4] & twice}, seen, n
+        if row:
+            if id(row) not in masks: masks[id(row)] = _row_masks(row)
+            mine, mine_twice = masks[id(row)]
+            twice |= seen & (mine | bit) | mine_twice | (bit if len(row) > 1 else 0)
+            seen |= mine | bit
+            n += len(row)
+        bit <<= 1
+    return {j: row[0] for j, row in enumerate(links)
+            if len(row) == 1 and not (row[0][4] | 1 << n1+j) & twice}, seen, n
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #84011f64
 def search(
@@ -108,10 +121,10 @@ def search(
     n1:int,      # words of the caption
 ) -> list:       # chosen (j, candidate), ascending j
     "METEOR's beam search."
-    fixed, touched, n = unambiguous_links(links)
+    fixed, touched, n = unambiguous_links(links, n1)
     if len(fixed) == n: return list(fixed.items())
-    used = 0
-    for m in fixed.values(): used |= m[4]
+    used, prepared = 0, {}
+    for j, m in fixed.items(): used |= m[4] | 1 << n1+j
     # order, end of the last link, words used, chain of links
     paths, run, bit = [(0, -1, used, None)], None, 1 << n1
     for cur, row in enumerate(links):
@@ -119,7 +132,7 @@ def search(
         if m is None and touched & bit:
             if not used & bit:                                  # some path may have a choice here
                 if run: paths, run = _apply_run(paths, *run), None
-                paths = _extend_paths(_prune_paths(paths), cur, row, bit)
+                paths = _extend(_prune_paths(paths), cur, row, bit, prepared)
         else: run = _extend_run(run, cur, m)
         bit <<= 1
     if run: paths = _apply_run(paths, *run)
@@ -151,10 +164,11 @@ def _apply_run(paths, start, gain, end):
     return [(o+gain if last == -1 or last == start else o+gain+_BREAK, end, used, chosen)
             for o, last, used, chosen in paths]
 
+# %% ../../nbs/09_evaluation/55_meteor.ipynb #637fc7fd
 def _extend_paths(paths, cur, row, bit):
     "All paths one reference position further."
     out = []
-    add, row = out.append, [(m[4], m[0]*_CREDIT, m[1], m[1]+m[2], abs(cur-m[1]), (cur, m)) for m in row]
+    add, row = out.append, [(m[4] | bit, m[0]*_CREDIT, m[1], m[1]+m[2], abs(cur-m[1]), (cur, m)) for m in row]
     for path in paths:
         order, last, used, chosen = path
         if used & bit:                                   # inside a link
@@ -166,6 +180,68 @@ def _extend_paths(paths, cur, row, bit):
             order += distance                            # charged to the path that continues, not to its copy
         add((order if last == -1 else order+_BREAK, -1, used, chosen))
     return out
+
+# %% ../../nbs/09_evaluation/55_meteor.ipynb #40f80e6b
+_SHORT = 8   # longest row that is extended link by link
+
+class LongRow:
+    "The links of a row as masks of free words: one for each stage of single words, one for each paraphrase."
+    def __init__(self,
+        row:list,  # candidates
+    ):
+        groups = groupby(enumerate(row), lambda x: x[1][5] if x[1][5] < 3 else -x[0])
+        links = [{m[1]: m for _, m in g} for _, g in groups]
+        credits = [max(m[0] for m in g.values())*_CREDIT for g in links]
+        best = list(accumulate(reversed(credits), max))[::-1]           # of a part and those behind it
+        self.parts = [(b, _row_masks(g.values())[0], g) for b, g in zip(best, links)]
+        self.begins = Counter(m[1] for m in row)                        # links that begin at a place
+
+    def free(self,
+        used:int,  # mask of words
+    ):
+        "Links whose words are free, in order, each with the best credit from there on."
+        for best, mask, links in self.parts:
+            free = mask & ~used
+            if len(links) == 1 and free != mask: continue               # all words of a paraphrase
+            while free:
+                low = free & -free
+                m = links[low.bit_length()-1]
+                yield best, m
+                free ^= m[4]
+
+# %% ../../nbs/09_evaluation/55_meteor.ipynb #42e77303
+def _extend_best(paths, cur, row, bit):
+    "What `_extend_paths` makes, without the paths that the next step would drop."
+    out, best40 = [], [-1 << 99]*_BEAM                   # a heap of the best orders so far, negated
+    for path in paths:
+        if not path[2] & bit: _extend_path(path, cur, row, bit, out, best40)
+        elif path[0] < -best40[0]:                       # inside a link
+            heappushpop(best40, -path[0])
+            out.append(path)
+    return out
+
+def _extend_path(path, cur, row, bit, out, best40):
+    "Add the paths that one becomes, until the rest is hopeless."
+    order, last, used, chosen = path
+    near = 0 if last == -1 or used >> last & 1 else row.begins[last]    # links to come that continue the last one
+    for best, m in row.free(used):
+        if order-best+(0 if near or last == -1 else _BREAK) >= -best40[0]: return
+        near -= m[1] == last
+        ahead = order-m[0]*_CREDIT+(0 if last in (-1, m[1]) else _BREAK)
+        if ahead < -best40[0]:
+            heappushpop(best40, -ahead)
+            out.append((ahead, m[1]+m[2], used | m[4] | bit, ((cur, m), chosen)))
+        order += abs(cur-m[1])
+    ahead = order+(0 if last == -1 else _BREAK)
+    if ahead < -best40[0]:
+        heappushpop(best40, -ahead)
+        out.append((ahead, -1, used, chosen))
+
+def _extend(paths, cur, row, bit, prepared):
+    "The paths one position further; `prepared` keeps the long rows, which equal words share."
+    if len(row) <= _SHORT: return _extend_paths(paths, cur, row, bit)
+    if id(row) not in prepared: prepared[id(row)] = LongRow(row)
+    return _extend_best(paths, cur, prepared[id(row)], bit)
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #488fea97
 class Grams:
