@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ...config import configurable
 from .create_act import act_module, get_activation
 from .few_rows import Linear
+from .low_precision import side_by_side
 from .rows import by_image
 
 # %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #59263cd2
@@ -176,7 +177,7 @@ class BertSelfAttention(nn.Module):
         x:Tensor, # (b, t, d)
     ) -> Tensor:  # (b, t, 2·d) keys, then values
         "Keys and values, side by side."
-        return torch.cat([self.key(x), self.value(x)], -1)
+        return side_by_side(x, [self.key, self.value])
 
     def forward_cached(self,
         x:Tensor,         # (b, t, d)

@@ -11,6 +11,7 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 from ...config import configurable
 from .bert import BertIntermediate, BertOutput, EPS, attend
+from .low_precision import side_by_side
 
 # %% ../../../nbs/07_modeling/00_layers/80_cosnet_layer.ipynb #4d4e4ef4
 class COSJointAttention(nn.Module):
@@ -40,7 +41,7 @@ class COSJointAttention(nn.Module):
                     attention_probs_dropout_prob=b.ATTENTION_PROBS_DROPOUT_PROB,
                     layer_norm_eps=EPS, hidden_dropout_prob=b.HIDDEN_DROPOUT_PROB)
 
-    def keys_values(self, x): return torch.cat([self.key(x), self.value(x)], -1)   # of words, (b, t, 2·d)
+    def keys_values(self, x): return side_by_side(x, [self.key, self.value])   # of words, (b, t, 2·d)
 
     def gate(self,
         l:Tensor, # (b, t, d) from the words

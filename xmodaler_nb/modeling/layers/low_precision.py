@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SMALLEST', 'PRECISIONS', 'NARROW', 'row_limits', 'PackedWeight', 'Int8Weight', 'input_levels', 'packing_for_x86',
            'BF16Weight', 'FP16Weight', 'processor_has', 'why_not', 'check_precision', 'Packed', 'PackedLinear',
-           'map_all', 'times', 'PackedColumns', 'PackedLSTMCell', 'packed_layer', 'lower_precision', 'weight_bytes']
+           'PackedRows', 'joined', 'side_by_side', 'map_all', 'times', 'PackedColumns', 'PackedLSTMCell',
+           'packed_layer', 'lower_precision', 'weight_bytes']
 
 # %% ../../../nbs/07_modeling/00_layers/16_low_precision.ipynb #5faa0565
 import logging
@@ -26,7 +27,7 @@ def row_limits(
     x:Tensor, # (…, d)
 ) -> Tensor:  # (…, 1), at least SMALLEST
     "The largest absolute value of each row."
-    return torch.maximum(x.amax(-1, True), x.amin(-1, True).neg_()).clamp_min_(SMALLEST)
+    return x.abs().amax(-1, True).clamp_min_(SMALLEST)
 
 # %% ../../../nbs/07_modeling/00_layers/16_low_precision.ipynb #c578515d
 class PackedWeight:
@@ -46,6 +47,7 @@ class Int8Weight(PackedWeight):
         whole = (weight/self.scale[:,None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(whole, None)
         self.zero, self.levels = torch.zeros(len(weight), dtype=torch.int32), levels or input_levels()
+        self.middle = torch.tensor(self.levels + 1.5)
 
     def __call__(self,
         x:Tensor,         # (…, d) float32
@@ -53,9 +55,8 @@ class Int8Weight(PackedWeight):
     ) -> Tensor:          # (…, e) float32
         "x @ w.T + bias."
         s, n = row_limits(x), self.levels
-        whole = (x*(n/s)).round_().to(torch.int8).view(torch.uint8)
-        # the product wants bytes from 0 on: n + 1 is added, which for 128 is the highest bit turned
-        whole = whole.bitwise_xor_(128) if n == 127 else whole.add_(n + 1)
+        # the product wants bytes from 0 on: n + 1 is added, and half of one, since what is behind the point is cut off
+        whole = torch.addcmul(self.middle, x, s.reciprocal(), value=n).to(torch.uint8)
         y = torch.ops.onednn.qlinear_pointwise(whole, 1/n, n + 1, self.packed, self.scale, self.zero, None, 1., 0,
                                                torch.float32, 'none', [], '')
         return y.mul_(s) if bias is None else torch.addcmul(bias, y, s)
@@ -180,7 +181,7 @@ class PackedLinear(Packed):
     ):
         super().__init__()
         self.out_features, self.in_features = linear.weight.shape
-        self.packed = kind(linear.weight.detach())
+        self.kind, self.packed = kind, kind(linear.weight.detach())
         self.register_buffer('bias', None if linear.bias is None else linear.bias.detach())
 
     @property
@@ -198,15 +199,55 @@ class PackedLinear(Packed):
     @property
     def nbytes(self) -> int: return self.packed.nbytes   # of the weights
 
-    def extra_repr(self): return f'{self.in_features} → {self.out_features}, {type(self.packed).__name__}'
+    def extra_repr(self): return f'{self.in_features} → {self.out_features}, {self.kind.__name__}'
 
 # %% ../../../nbs/07_modeling/00_layers/16_low_precision.ipynb #74d5aa58
-def map_all(
+_packing = threading.RLock()
+
+class PackedRows(PackedWeight):
+    "Rows a … b of weights that are packed together with others."
+    def __init__(self, whole, a, b): self.whole, self.a, self.b, self.shape = whole, a, b, (b - a, whole.shape[1])
+    @property
+    def nbytes(self) -> int: return self.whole.bytes*self.shape[0]*self.shape[1]
+    def dense(self): return self.whole.dense()[self.a:self.b]
+
+    def __call__(self, x, bias=None):
+        y = self.whole(x)[...,self.a:self.b]
+        return y if bias is None else y + bias
+
+def joined(
+    maps:list, # `PackedLinear`s d → e with biases, of one kind
+) -> tuple:    # the packed weights of all, their biases in a row
+    "Pack several layers together, once; they share the weights from then on."
+    with _packing:
+        known = maps[0].__dict__.setdefault('_joined', {})
+        key = tuple(map(id, maps))
+        if key not in known:
+            weights = [m.weight for m in maps]
+            whole, b = maps[0].kind(torch.cat(weights)), 0
+            for m in maps:
+                a, b = b, b + m.out_features
+                m.packed = PackedRows(whole, a, b)
+            known[key] = whole, torch.cat([m.bias for m in maps])
+        return known[key]
+
+def side_by_side(
     x:Tensor,  # (…, d)
     maps:list, # linear layers d → e, with biases
 ) -> Tensor:   # (…, sum of all e)
-    "Several linear layers of one input, side by side."
-    if any(isinstance(m, Packed) for m in maps): return torch.cat([m(x) for m in maps], -1)
+    "Several linear layers of one input; those that are packed as one product."
+    if not all(isinstance(m, PackedLinear) for m in maps): return torch.cat([m(x) for m in maps], -1)
+    maps[0]._check(x)
+    return times(x, *joined(maps))
+
+
+# %% ../../../nbs/07_modeling/00_layers/16_low_precision.ipynb #c5734c08
+def map_all(
+    x:Tensor,  # (…, d), many rows
+    maps:list, # linear layers d → e, with biases
+) -> Tensor:   # (…, sum of all e)
+    "The same with one product also where nothing is packed: the weights are put side by side at every call."
+    if any(isinstance(m, Packed) for m in maps): return side_by_side(x, maps)
     return F.linear(x, torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps]))
 
 def times(
@@ -219,8 +260,6 @@ def times(
     return x @ w.T if bias is None else F.linear(x, w, bias)
 
 # %% ../../../nbs/07_modeling/00_layers/16_low_precision.ipynb #dcb91181
-_packing = threading.Lock()
-
 class PackedColumns:
     "Weights (e, d) that are packed in blocks of columns: `columns[:,a:b]` is a block, to be called with an input."
     def __init__(self,
