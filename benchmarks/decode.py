@@ -3,7 +3,7 @@
     python benchmarks/decode.py                              # greedy, beam 3 and 5 of 32 images, against the plain recipe
     python benchmarks/decode.py --alike                      # in the setting in which X-modaler's own code was timed, with that ratio beside
     python benchmarks/decode.py --images 1 --beams 3         # one image at a time
-    python benchmarks/decode.py --ending                     # sentences end where COCO's do (10.5 words on average), not all at 20 words
+    python benchmarks/decode.py --ending                     # sentences end where COCO's do (10.5 words on average), not all at 20 words; with --alike, too: 36 regions each
     python benchmarks/decode.py --against bart               # the Transformer against `BartForConditionalGeneration.generate`
     python benchmarks/decode.py --against variants           # traced, bf16, compiled, greedy: against our own plain call
     python benchmarks/decode.py --small                      # tiny sizes: a smoke test
@@ -198,7 +198,7 @@ def plain_beam(name, model, batch, k, steps=20):
 
 def ours(cfg, model, batch, k, **kw):
     "A function that decodes the batch."
-    strategy = BeamSearcher(cfg, beam_size=k, **kw) if k > 1 else GreedyDecoder(cfg, **kw)
+    strategy = BeamSearcher(cfg, beam_size=k, **kw) if k > 1 else GreedyDecoder(cfg, tail='drop', **kw)   # as evaluation and captioner do it
     return lambda: strategy(batch, False, model)[kfg.G_SENTS_IDS]
 
 

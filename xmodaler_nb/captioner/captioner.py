@@ -162,6 +162,7 @@ def build_strategy(self:Captioner,
     size = 1 if name != 'beam' else beam_size or max(2, self.cfg.DECODE_STRATEGY.BEAM_SIZE)
     beam = DECODE_STRATEGY_REGISTRY.get(self.cfg.DECODE_STRATEGY.NAME or 'BeamSearcher')  # plain, diverse or your own
     kind = GreedyDecoder if size == 1 else beam
+    if size == 1 and name != 'sample': options = {'tail': 'drop', **options}   # sentences that have ended leave
     decoder = build_with_options(kind, self.cfg, beam_size=size, **options)
     if not decodes_word_pieces(self.cfg): decoder._vocab = self.vocab
     return decoder

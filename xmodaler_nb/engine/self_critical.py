@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORD_FIELDS', 'NOT_DECODED', 'SPAN', 'BAD_START', 'LOW_SAMPLES', 'RANDOM_SAMPLES', 'images_of', 'forbid',
-           'forced_log_probs', 'evaluating', 'dropping_finished', 'SelfCritical']
+           'forced_log_probs', 'evaluating', 'SelfCritical']
 
 # %% ../../nbs/14_engine/62_self_critical.ipynb #9f21de73
 import logging
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..config.constants import Batch, kfg
 from .methods import TrainingMethod
 from ..losses.reward_criterion import upto_eos
-from ..modeling.decode_strategy.greedy_decoder import GreedyDecoder, SamplePlan, sampling
+from ..modeling.decode_strategy.greedy_decoder import GreedyDecoder, SamplePlan, dropping_finished, sampling
 from ..modeling.meta_arch.base_enc_dec import collapse_images, expand_images
 from ..utils.comm import unwrap_model
 
@@ -87,14 +87,6 @@ def evaluating(model):
     model.eval()
     try: yield model
     finally: model.train(was)
-
-@contextmanager
-def dropping_finished(strategy):
-    "Within this context, captions that have ended are dropped: no words are decoded after their end."
-    was = getattr(strategy, 'tail', None)
-    strategy.tail = 'drop'
-    try: yield
-    finally: strategy.tail = was
 
 NOT_DECODED = object()   # the baseline is still to be decoded
 SPAN = 20                # steps over which an entropy is averaged

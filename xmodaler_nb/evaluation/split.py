@@ -10,6 +10,7 @@ import torch
 from ..config import Batch, kfg
 from ..functional import as_id
 from .captions import as_references, evaluate, read_json
+from ..modeling.decode_strategy.greedy_decoder import dropping_finished
 
 # %% ../../nbs/09_evaluation/74_split.ipynb #3a5541d9
 def decode_batch(
@@ -22,7 +23,8 @@ def decode_batch(
     if strategy is None: return model(batch)
     if not isinstance(strategy, str): return strategy(batch, **{'output_sents': True, 'model': model, **options})
     if strategy not in ('beam', 'greedy'): raise ValueError(f"strategy {strategy!r} is neither 'beam' nor 'greedy'")
-    return model(batch, use_beam_search=strategy == 'beam', output_sents=True)
+    with dropping_finished(getattr(model, 'greedy_decoder', None)):
+        return model(batch, use_beam_search=strategy == 'beam', output_sents=True)
 
 # %% ../../nbs/09_evaluation/74_split.ipynb #ca8b00cb
 def _move(batch, model):

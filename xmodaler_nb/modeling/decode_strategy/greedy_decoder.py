@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['filter_log_probs', 'sample_words', 'sample_by_cumsum', 'SamplePlan', 'sampling', 'plan_of', 'GreedyDecoder',
-           'GreedyRun']
+           'GreedyRun', 'dropping_finished']
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #2cee8187
 from contextlib import contextmanager
@@ -234,3 +234,15 @@ def _record(self:GreedyDecoder, run, words, lp, allowed, state):
     run.trace.add(TraceStep(rows=rows, candidates=top.indices[:,None], candidate_log_probs=top.values[:,None],
                             attention=per_row(state.attention()), word_attention=per_row(state.word_attention()),
                             **{name: x[:,None] for name, x in beam.items()}))
+
+# %% ../../../nbs/07_modeling/50_decode_strategy/30_greedy_decoder.ipynb #dc9d7a43
+@contextmanager
+def dropping_finished(
+    strategy, # a greedy decoder, or None: nothing is changed
+):
+    "Within this context finished rows leave the batch: no words are decoded after their end."
+    was = getattr(strategy, 'tail', None)
+    if strategy is not None: strategy.tail = 'drop'
+    try: yield strategy
+    finally:
+        if strategy is not None: strategy.tail = was
