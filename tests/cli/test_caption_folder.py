@@ -160,6 +160,40 @@ def test_names_that_no_one_would_choose(tmp_path, captioner, capsys):
         assert any('broken\\n<b>.png' in t for t in page.texts) and any('<script>alert(1)' in t for t in page.texts)
 
 
+@pytest.mark.skipif(os.name == 'nt', reason='names that Windows forbids')
+def test_names_that_look_like_addresses(tmp_path, captioner, capsys, monkeypatch):
+    "What is there is a file, whatever its name begins with; what is not there is an address."
+    monkeypatch.chdir(tmp_path)
+    names = ['data:x.png', 'http:x.png', 'C:x.png', 'http://x.png', 'https://box/x.png', 's3://x.png', 'file:x.png', 'file:///x.png']
+    for i, name in enumerate(names): picture(tmp_path/name, i)
+    args = ['--model', captioner, '--beam', '1', '--out', 'said.jsonl']
+    assert caption_main([*names, *args]) == 0
+    first = by_name(tmp_path/'said.jsonl')
+    assert len(first) == len(names)
+    assert caption_main(['http:', 'data:*.png', *names, *args]) == 0          # a folder, a pattern
+    assert by_name(tmp_path/'said.jsonl') == first
+    capsys.readouterr()
+    assert caption_main(['data:x.png', 'data:y.png', 's3://y.png', *args[:4]]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith('data:x.png') and 'data: addresses are not read' in err and 's3: addresses are not read' in err
+    assert err.strip().endswith('2 of 3 failed')
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='names that Windows forbids')
+def test_other_files_that_look_like_addresses(tmp_path, monkeypatch):
+    from xmodaler_nb.config import CfgNode
+    from xmodaler_nb.utils.file_io import PathManager
+    monkeypatch.chdir(tmp_path)
+    Path('s3:').mkdir()
+    Path('s3:/base.yaml').write_text('A: 1\n')
+    Path('top.yaml').write_text('_BASE_: s3://base.yaml\n')
+    assert CfgNode.load_yaml_with_base('top.yaml') == {'A': 1}
+    with PathManager.open('s3://base.yaml') as f: assert f.read() == 'A: 1\n'
+    with pytest.raises(ValueError, match='only local paths'): PathManager.open('s3://other.yaml')
+    Path('top.yaml').write_text('_BASE_: s3://other.yaml\n')
+    with pytest.raises(ValueError, match='is a web address'): CfgNode.load_yaml_with_base('top.yaml')
+
+
 def test_the_wall_has_all_pictures_of_all_calls(tmp_path, captioner):
     for i in range(20): picture(tmp_path/'box'/f'{i:02}.png', i)
     args = ['--model', captioner, '--beam', '1', '--out', str(tmp_path/'s.jsonl'), '--html', str(tmp_path/'w.html')]

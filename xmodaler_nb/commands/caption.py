@@ -9,7 +9,7 @@ __all__ = ['LIMIT', 'CARDS', 'PART', 'captions_page', 'unread_address', 'find_in
 
 # %% ../../nbs/18_commands/40_caption.ipynb #a10f4923
 import argparse
-import re
+import os
 import sys
 import tempfile
 from glob import glob
@@ -30,7 +30,7 @@ from ..modeling.layers.low_precision import PRECISIONS
 from ..datasets.pictures import CLIPS, IMAGES, load_picture
 from ..own.origin import file_digest
 from ..utils.checkpoint_files import write_text
-from ..utils.file_io import printable, to_json
+from ..utils.file_io import address_scheme, printable, to_json
 
 # %% ../../nbs/18_commands/40_caption.ipynb #c1c7e12e
 def captions_page(
@@ -44,10 +44,11 @@ def unread_address(
     name:str, # as typed
 ) -> str:     # '' for what is read: files, http://, https:// and file:///
     "Why an address is not read."
-    if not re.match(r'[a-z][a-z0-9+.-]+://|(data|file):', name, re.I): return ''
-    if re.match('https?://|file:///', name, re.I): return ''
+    if not address_scheme(name) or is_address(name) or _is_file_address(name): return ''
     return (f"{name.split(':')[0]}: addresses are not read, only http://, https:// and file:///; save the picture "
             'and name its file')
+
+def _is_file_address(name): return address_scheme(name) == 'file' and name[5:].startswith('///')
 
 def find_inputs(
     names:list, # files, folders, patterns, web addresses, as typed
@@ -57,16 +58,15 @@ def find_inputs(
 
 def _meant_by(name):
     "The files of one name."
-    if unread_address(name) or is_address(name): return [name]
-    if re.match('file:///', name, re.I): name = url2pathname(name[len('file://'):])
-    if Path(name).exists() and not Path(name).is_dir(): return [name]
-    if Path(name).is_dir():
+    if _is_file_address(name): name = url2pathname(name[len('file://'):])
+    if os.path.isdir(name):
         found = [str(p) for p in sorted(Path(name).iterdir()) if _readable(p)]
         if not found: raise FileNotFoundError(f"{name} holds no pictures and no feature files (subfolders are not "
                                               f"searched; '{name}/**/*' names them all)")
         return found
-    if not any(c in name for c in '*?['): return [name]                 # the captioner says what is missing
+    if os.path.exists(name) or not any(c in name for c in '*?['): return [name]   # the captioner says what is missing
     found = sorted(f for f in glob(name, recursive=True) if _readable(Path(f)))
+    if not found and (unread_address(name) or is_address(name)): return [name]
     if not found: raise FileNotFoundError(f"no picture and no feature file matches {name}")
     return found
 

@@ -10,14 +10,14 @@ import os
 from pathlib import Path
 from ..own.origin import file_digest
 from ..utils.checkpoint_files import write_text
-from ..utils.file_io import parse_json, to_json
+from ..utils.file_io import address_scheme, parse_json, to_json
 
 # %% ../../nbs/18_commands/07_caption_lines.ipynb #70a8c0e6
 def is_address(
     name:str, # as typed
 ) -> bool:
-    "Whether a name is of the web."
-    return name.lower().startswith(('http://', 'https://'))
+    "Whether a name is of the web, and no file's."
+    return '://' in name and address_scheme(name) in ('http', 'https')
 
 def picture_key(
     name:str, # file or web address

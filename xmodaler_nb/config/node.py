@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from .compat import upgrade_config
 from .files import config_dirs
 from .safe_yaml import parse_yaml, read_yaml
-from ..utils.file_io import why_missing
+from ..utils.file_io import address_scheme, why_missing
 
 # %% ../../nbs/03_config/05_node.ipynb #57d664a0
 logger = logging.getLogger(__name__)
@@ -290,11 +290,11 @@ def _key_lines(node, prefix=''):
 
 def _find_base(base, path):
     "The file that `_BASE_: base` in the file `path` means: beside it, in a folder above, or published."
-    _check_base(base, path)
     wanted, folder = Path(os.path.expanduser(str(base))), Path(path).resolve().parent
     places = [folder, *folder.parents[:3], *config_dirs()]
-    found = next((up for up in places if (up/wanted).is_file()), None)
+    found = next((up for up in places if os.path.isfile(up/wanted)), None)
     if found is None:
+        _check_base(base, path)
         here = next((up/wanted for up in places if (up/wanted).is_dir()), None)
         if here: raise FileNotFoundError(f"{path}: {BASE_KEY} names {base}, and {here.resolve()} {why_missing(here)}")
         raise FileNotFoundError(f"{path}: {BASE_KEY} names {base}, and there is no such file beside it, "
@@ -306,7 +306,7 @@ def _find_base(base, path):
 
 def _check_base(base, path):
     "Refuse a web address."
-    if '://' in str(base):
+    if '://' in str(base) and address_scheme(base):
         raise ValueError(f"{path}: {BASE_KEY} {base} is a web address; nothing is downloaded on load, "
                          'save the file and name its path')
 
