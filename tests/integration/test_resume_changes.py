@@ -198,19 +198,31 @@ def finished(tmp_path_factory):
     run(cfg)
     return top
 
-@pytest.mark.parametrize('only_eval', [False, True])
+@pytest.mark.parametrize('only_eval, crash', [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize('why', REFUSED)
-def test_a_refused_resume_changes_no_file(finished, tmp_path, why, only_eval):
+def test_a_refused_resume_changes_no_file(finished, tmp_path, why, only_eval, crash):
+    "With `crash`, the checkpoint stands where a crash between two renames left it."
     shutil.copytree(finished, tmp_path/'top')
     folder, (change, text) = tmp_path/'top/run', REFUSED[why]
     cfg = config(folder, 1, INFERENCE__VOCAB=str(tmp_path/'top/words.txt'))
     change(folder, cfg)
+    if crash: (folder/'model_final').rename(folder/'.old-model_final')
     before = state_of(folder)
     def resume():
         default_setup(cfg, SimpleNamespace(resume=True, eval_only=only_eval))
         fresh(cfg, T, resume=True)
     with pytest.raises(ValueError, match=text): resume()
     assert state_of(folder) == before and 'config.yaml' in before and 'log.txt' in before
+
+def test_a_resume_after_a_crash_between_two_renames(finished, tmp_path):
+    "The set-up reads the checkpoint where it stands; the trainer puts it back."
+    shutil.copytree(finished, tmp_path/'top')
+    folder = tmp_path/'top/run'
+    (folder/'model_final').rename(folder/'.old-model_final')
+    cfg = config(folder, 2, INFERENCE__VOCAB=str(tmp_path/'top/words.txt'))
+    default_setup(cfg, SimpleNamespace(resume=True))
+    assert (folder/'.old-model_final').is_dir()
+    assert run(cfg, resume=True).iter == 6 and not list(folder.glob('.old-*'))
 
 def test_the_trainer_alone_does_not_start_over(finished, tmp_path):
     shutil.copytree(finished/'run', tmp_path/'run')

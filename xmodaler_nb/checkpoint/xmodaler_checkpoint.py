@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .bert_weights import from_bert, is_bert
 from .source import carry_words, log_new_words
 from ..utils.checkpoint_files import CheckpointError, check_name, computed_buffers, load_pth, load_weights
-from ..utils.checkpoint_files import read_checkpoint, read_meta, recover, remove_dir
+from ..utils.checkpoint_files import left_behind, read_checkpoint, read_meta, recover, remove_dir
 from ..utils.checkpoint_files import say_unsummed, sum_beside, write_checkpoint, write_text
 from ..utils.comm import is_main_process, unwrap_model
 from ..utils.safe_pickle import safe_load
@@ -78,12 +78,16 @@ def _is_complete(self:XmodalerCheckpointer, path):
 def get_all_checkpoint_files(self:XmodalerCheckpointer) -> list:  # paths, oldest first
     "All complete checkpoints of the folder, X-modaler's `.pth` files included; captioners are not among them."
     if not self.save_dir or not Path(self.save_dir).is_dir(): return []
-    paths = sorted(filter(_may_be_ours, Path(self.save_dir).iterdir()), key=_age_key)
+    paths = sorted(_ours(self.save_dir), key=_age_key)
     return [str(p) for p in paths if self._is_complete(p)]
+
+def _ours(folder):
+    "What may be a checkpoint there; one that a crash left under another name is named as it is."
+    seen = [p for p in Path(folder).iterdir() if not p.name.startswith('.')]
+    return filter(_may_be_ours, [*seen, *left_behind(folder).values()])
 
 def _may_be_ours(path):
     "Is it a checkpoint of a training, whole or not, to judge by the names of its files?"
-    if path.name.startswith('.'): return False
     if path.suffix == '.pth': return True
     if not any((path/part).is_file() for part in ('meta.json', 'model.safetensors')): return False
     try: return read_meta(path).get('kind') != 'captioner'
@@ -109,6 +113,7 @@ def _tagged(self:XmodalerCheckpointer, tag):
     try: name = check_name(tag.read_text(encoding='utf8').strip())
     except (CheckpointError, UnicodeDecodeError, OSError) as e: return '', f'{tag} does not hold a name ({e})'
     path = Path(self.save_dir)/name
+    path = left_behind(self.save_dir).get(path, path)
     return (str(path), '') if self._is_complete(path) else ('', f'{name} is missing or incomplete')
 
 @patch
@@ -133,7 +138,7 @@ def _remains(self:XmodalerCheckpointer) -> list:  # names, sorted
     "What shows that checkpoints were written here, whole or not."
     folder = Path(self.save_dir)
     if not self.save_dir or not folder.is_dir(): return []
-    return sorted(p.name for p in folder.iterdir() if p.name == 'last_checkpoint' or _may_be_ours(p))
+    return sorted([p.name for p in folder.glob('last_checkpoint')] + [p.name for p in _ours(folder)])
 
 @patch
 def check_whole(self:XmodalerCheckpointer):

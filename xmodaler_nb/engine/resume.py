@@ -76,7 +76,6 @@ def check_run_config(
     cfg:CfgNode,  # of the resumed run
 ):
     "Refuse a resume before anything is written: a damaged checkpoint, a config or words that do not continue it."
-    if any(Path(folder).glob('.old-*')): return            # a crash; the trainer first puts the checkpoint back
     saved = XmodalerCheckpointer(nn.Identity(), folder, save_to_disk=False)
     last = Path(saved.get_checkpoint_file() or folder)
     if last == Path(folder): return saved.check_whole()

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FORMAT', 'PARTS', 'to_plain', 'untie', 'save_weights', 'CheckpointError', 'tensor_sums', 'check_tensors',
            'say_unsummed', 'load_weights', 'computed_buffers', 'needed_weights', 'load_pth', 'read_weights', 'fsync',
-           'write_text', 'set_aside', 'listed_names', 'replace_dir', 'remove_dir', 'recover', 'check_place',
-           'check_name', 'checksum', 'write_checkpoint', 'read_meta', 'check_sum', 'sum_beside', 'check_files',
-           'read_checkpoint']
+           'write_text', 'set_aside', 'listed_names', 'replace_dir', 'remove_dir', 'left_behind', 'recover',
+           'check_place', 'check_name', 'checksum', 'write_checkpoint', 'read_meta', 'check_sum', 'sum_beside',
+           'check_files', 'read_checkpoint']
 
 # %% ../../nbs/02_utils/82_checkpoint_files.ipynb #31942a4d
 import hashlib, json, logging, os, pickle, re, shutil, zlib
@@ -294,14 +294,22 @@ def remove_dir(
 
 _OURS = re.compile(r'\.tmp-(gone-.+|.+-\d+)')   # temporary names that this module gives
 
+def _home(old): return old.with_name(old.name[len('.old-'):])
+
+def left_behind(
+    folder,  # where checkpoints live
+) -> dict:   # where it belongs -> where it is
+    "Checkpoints that `replace_dir` had renamed when a crash came, before another took their place."
+    olds = Path(folder).glob('.old-*')
+    return {_home(old): old for old in olds if not _home(old).exists() and listed_names(old)}
+
 def recover(
     folder,  # where checkpoints live
 ):
     "After a crash: put back a checkpoint that `replace_dir` had renamed, remove unfinished ones."
+    for home, old in left_behind(folder).items(): os.rename(old, home)
     for old in Path(folder).glob('.old-*'):
-        home = old.with_name(old.name[len('.old-'):])
-        if home.exists(): _remove_listed(old)
-        elif listed_names(old): os.rename(old, home)
+        if _home(old).exists(): _remove_listed(old)
     for p in Path(folder).glob('.tmp-*'):
         if not _OURS.fullmatch(p.name): continue
         shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
