@@ -6,6 +6,7 @@
     python benchmarks/decode.py --ending                     # sentences end where COCO's do (10.5 words on average), not all at 20 words; with --alike, too: 36 regions each
     python benchmarks/decode.py --against bart               # the Transformer against `BartForConditionalGeneration.generate`
     python benchmarks/decode.py --against variants           # traced, bf16, compiled, greedy: against our own plain call
+    python benchmarks/decode.py --memory                     # also the peak of memory above the start, of either way in a process of its own
     python benchmarks/decode.py --small                      # tiny sizes: a smoke test
 
 Full size as in the YAMLs, 20 words, nobody ends early (but see `--ending`). The plain recipe decodes as X-modaler does: encoded features copied to every beam, keys and values of
@@ -14,10 +15,15 @@ the maximum), and history tensors gathered into new ones. `nbs/30_howto/70_how_f
 """
 import argparse
 import contextlib
+import ctypes
+import gc
 import json
+import os
 import statistics
+import subprocess
 import sys
 import time
+from pathlib import Path
 import torch
 from torch import nn
 from xmodaler_nb.config import Batch, config_file, kfg
@@ -219,6 +225,37 @@ def row(name, ours_s, peer_s, **more): return dict(name=name, ours_s=ours_s, pee
 def equal_share(a, b): return (a == b).all(-1).float().mean().item()
 
 
+def resident(field):
+    "A number of megabytes from the kernel's record of this process (Linux)."
+    return int(Path('/proc/self/status').read_text().split(field + ':')[1].split()[0])/1024
+
+
+def peak_above_start(f, warm_up):
+    "Megabytes of resident memory that a call needs at most, above what is there before it; what was freed earlier is given back first."
+    warm_up()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path('/proc/self/clear_refs').write_text('5')                  # the peak begins anew
+    start = resident('VmRSS')
+    f()
+    return resident('VmHWM') - start
+
+
+def measure_memory(name, k, way, images, small, alike):
+    "The peak of one search, in this process."
+    cfg, model, batch = make(name, images, small, alike)
+    one = make(name, 1, small, alike)[2]
+    run = lambda batch: ours(cfg, model, batch, k)() if way == 'ours' else plain_beam(name, model, batch, k)
+    with torch.inference_mode(): return peak_above_start(lambda: run(batch), lambda: run(one))
+
+
+def memory_of(name, k, args):
+    "Peaks of both ways, each in a fresh process."
+    call = lambda way: f'import decode; print(decode.measure_memory({name!r}, {k}, {way!r}, {args.images}, {args.small}, {args.alike}))'
+    fresh = lambda way: subprocess.run([sys.executable, '-c', call(way)], cwd=Path(__file__).parent, env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())}, capture_output=True, text=True, check=True)
+    return {f'{side}_peak_mb': float(fresh(way).stdout.split()[-1]) for side, way in (('ours', 'ours'), ('peer', 'plain'))}
+
+
 def against_plain(args):
     "Rows: family, beam."
     for name in args.families:
@@ -229,7 +266,8 @@ def against_plain(args):
             if same < 0.9: raise SystemExit(f'{name}, beam {k}: only {same:.0%} of the sentences agree')         # now and then a tie falls the other way
             s = timed(functions, args.repeats, args.clock)
             upstream = UPSTREAM.get((name, k)) if args.alike and args.images == 32 and not args.ending else None
-            yield row(f'{name} beam {k}' if k > 1 else f'{name} greedy', s['ours'], s['plain'], target=TARGETS.get(name) if k > 1 else None, same_sentences=same, upstream=upstream and (upstream, upstream))
+            memory = memory_of(name, k, args) if args.memory else {}
+            yield row(f'{name} beam {k}' if k > 1 else f'{name} greedy', s['ours'], s['plain'], target=TARGETS.get(name) if k > 1 else None, same_sentences=same, upstream=upstream and (upstream, upstream), **memory)
 
 
 # ---- transformers --------------------------------------------------------------------------------------------------------------------------------------
@@ -303,6 +341,7 @@ def parse(argv=None):
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--alike', action='store_true', help="36 regions each, as when X-modaler's own code was timed; its ratio is printed beside ours")
     parser.add_argument('--ending', action='store_true', help="sentences end where COCO's do")
+    parser.add_argument('--memory', action='store_true', help='against the plain recipe: also the peak of resident memory above the start (Linux)')
     parser.add_argument('--compile', action='store_true', help='with --against variants: torch.compile, too (needs a C++ compiler)')
     parser.add_argument('--wall', action='store_true', help='wall clock instead of processor time')
     parser.add_argument('--small', action='store_true', help='tiny sizes: a smoke test')
@@ -318,8 +357,11 @@ def main(argv=None):
     rows = []
     for r in AGAINST[args.against](args):
         rows.append(r)
-        if not args.json: print(f"{r['name']:58}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}{str(r['target'] or '')[:5]:>8}{beside(r)}", flush=True)
+        if not args.json: print(f"{r['name']:58}{r['ours_s']:9.3f}{r['peer_s']:9.3f}{r['ratio']:8.2f}{str(r['target'] or '')[:5]:>8}{beside(r)}{peaks(r)}", flush=True)
     if args.json: print(json.dumps(rows))
+
+
+def peaks(r): return f"   peak {r['peer_peak_mb']:.0f} → {r['ours_peak_mb']:.0f} MB" if 'ours_peak_mb' in r else ''
 
 
 if __name__ == '__main__': main()

@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT/'benchmarks'))
 import decode, engine, plain
 
 
-SMOKE = dict(plain=['updown', '--small', '--repeats', '1'], decode=['updown', '--small', '--images', '2', '--beams', '2', '--repeats', '1'], engine=['--small'], store=['--small'], ppe=['--small'],
+SMOKE = dict(plain=['updown', '--small', '--repeats', '1'], decode=['updown', '--small', '--images', '2', '--beams', '2', '--repeats', '1', '--memory'], engine=['--small'], store=['--small'], ppe=['--small'],
              metrics=['--smoke', '--images', '12', '--repeats', '1', '--only', 'BLEU', 'reward'], rl=['updown', '--small', '--repeats', '1', '--mode', 'eval'], scst=['--table'], signs=['--smoke', '--repeats', '1'], signers=['--small'], understanding=['--small'], scale=['--small'], photos=['--small'], look=['--small'],
              floor=['updown', 'uniter pre-training', '--small', '--repeats', '1', '--images', '2', '--what', 'training', 'beam 3'],
              precision=['updown', '--small', '--images', '2', '--repeats', '1', '--what', 'training'],
@@ -22,6 +22,7 @@ def test_every_script_prints_its_rows(script, tmp_path):
     done = subprocess.run([sys.executable, ROOT/'benchmarks'/f'{script}.py', *SMOKE[script], '--json'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     out = json.loads(done.stdout)
+    if '--memory' in SMOKE[script]: assert all(r['ours_peak_mb'] >= 0 and r['peer_peak_mb'] >= 0 for r in out)
     assert isinstance(out, list) and (out or script == 'scst') and all({'name', 'ours_s', 'peer_s', 'ratio'} <= {*r} for r in out)
 
 

@@ -5,6 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from xmodaler_nb.config import Batch, kfg
 from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.modeling import build_model
+from xmodaler_nb.modeling.layers.history import can_share
 from xmodaler_nb.modeling.layers.rows import unique_rows
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, DiverseBeamSearcher, EnsembleBeamSearcher, GreedyDecoder, build_beam_searcher, build_greedy_decoder
 
@@ -50,6 +51,7 @@ STRATEGIES = {
 @pytest.mark.parametrize('name', STRATEGIES)
 def test_at_most_one_look_every_four_steps(which, name, monkeypatch):
     monkeypatch.setattr('xmodaler_nb.modeling.decoder.recurrent.unique_rows', lambda names, rows=None: None)      # as on a device (next test)
+    monkeypatch.setattr('xmodaler_nb.modeling.decode_strategy.state.can_share', lambda rows: False)
     cfg, model = make(which)
     kind, kw = STRATEGIES[name]
     s = kind(cfg, sync_every=4, **kw)
@@ -68,6 +70,31 @@ def test_at_most_one_look_every_four_steps(which, name, monkeypatch):
 def test_only_the_processor_looks_for_equal_rows():
     names = torch.tensor([3, 3, 3, 3])
     assert unique_rows(names) is not None and unique_rows(names.to('meta')) is None
+    with torch.no_grad(): assert can_share(names) and not can_share(names.to('meta'))
+
+
+@pytest.mark.parametrize('name', ['beam', 'beam, penalty', 'diverse', 'rules', 'required', 'ensemble', 'sampling'])
+def test_a_shared_history_changes_nothing(name, monkeypatch):
+    "The same captions and log-probabilities as with a history for every sentence, and a smaller history."
+    cfg, model = make(TRANSFORMER)
+    kind, kw = STRATEGIES[name]
+    b, sizes = batch().merge({kfg.DECODE_BY_SAMPLE: True, kfg.OUT_SIZE: 3} if name == 'sampling' else {}), []
+    forward = model.decoder.forward
+    def watched(batch):
+        out = forward(batch)
+        sizes[-1] = max(sizes[-1], *(h.size(0)*h.size(1) for h in out[kfg.HISTORY_STATES]))
+        return out
+    model.decoder.forward = watched
+    def decode():
+        sizes.append(0)
+        torch.manual_seed(1)
+        with torch.no_grad(): return kind(cfg, **kw)(b, False, model)
+    shared = decode()
+    monkeypatch.setattr('xmodaler_nb.modeling.decode_strategy.state.can_share', lambda rows: False)
+    own = decode()
+    assert torch.equal(shared[kfg.G_SENTS_IDS], own[kfg.G_SENTS_IDS])
+    assert torch.allclose(shared[kfg.G_LOGP], own[kfg.G_LOGP], atol=1e-5)
+    assert sizes[0] < sizes[1]
 
 
 @pytest.mark.parametrize('which', [UPDOWN, TRANSFORMER], ids=['updown', 'transformer'])

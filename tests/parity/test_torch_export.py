@@ -25,7 +25,8 @@ def agree(golden, exported, counts=(1, 2)):
         for strategy in (GreedyDecoder(cfg, beam_size=1), BeamSearcher(cfg, beam_size=3)):
             (ids, lps), (want, want_lps) = decode(strategy, items[:n], exported), decode(strategy, items[:n], model)
             assert torch.equal(ids, want)
-            assert (lps - want_lps).abs().max() <= 1e-5*max(1., float(want_lps.abs().max()))
+            # beams of the graph have histories of their own, those of the model share one: sums in another order (TDEN: both are 2.5e-5 from float64)
+            assert (lps - want_lps).abs().max() <= 3e-5*max(1., float(want_lps.abs().max()))
 
 
 @pytest.mark.parametrize('name', families)

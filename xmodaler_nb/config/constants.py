@@ -76,6 +76,7 @@ class TextFields:
     G_CELL_STATES = Key('list of L × (b, d)', 'float32', 'memory of LSTM cells')
     HISTORY_STATES = Key('list of L', 'float32', 'what a decoder keeps of earlier words')
     ENC_HISTORY_STATES = Key('list of L', 'float32', 'the same for a text encoder that runs while decoding')
+    HISTORY_PATHS = Key('(b, t)', 'int64', 'places of the earlier words of each row in a history that beams share')
     U_LOGITS = Key('(b, t, v) or (b, c)', 'float32', 'before softmax')
     G_LOGITS = Key('(b, t, v), or (b, v) during one step', 'float32', 'before softmax')
     ITM_LOGITS = Key('(b, 2)', 'float32', 'class 0 = image and text match')

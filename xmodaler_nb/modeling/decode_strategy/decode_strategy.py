@@ -304,6 +304,7 @@ def loop(self:DecodeStrategy, run, state, model):
     for t in range(self.max_seq_len):
         log_probs, state = self.next_log_probs(words, state, model)
         words, idx, whole = self.choose(run, t, log_probs, state)
+        del log_probs                                                  # not to be kept while the next are computed
         if run.done: break
         if idx is not None: state = self.reorder_state(run, state, idx, whole)
     return state

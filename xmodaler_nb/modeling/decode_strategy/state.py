@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from fastcore.basics import patch
 from ...config import Batch, kfg
+from ..layers.history import can_share, extend, live_places, longer_paths, own_history, take_places
+
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #0dbff09c
 def select_rows(
@@ -45,27 +47,30 @@ class DictState:
         memory_keys=IMAGE_MEMORY_KEYS, # keys with one row per image
         shares_images:bool=False,      # True: the decoder accepts one memory row per image; False: one per sentence
         undeclared:bool=False,         # True: the decoder declared nothing
+        shares_history:bool=False,     # True: the decoder accepts one history per image, and paths in it
     ):
         self.batch, self.rows, self.images, self.groups, self.t = Batch(batch), rows, images, rows, 0
         self.state_keys = state_keys
         self.memory_keys = tuple(memory_keys)
         self.shares_images = shares_images
-        self.undeclared = undeclared
+        self.undeclared, self.shares_history = undeclared, shares_history
 
     @classmethod
     def from_batch(cls,
         batch:dict,   # encoded and prepared, before the first word
-        decoder=None, # declares `state_keys`, `memory_keys`, `shares_images`; None or silent: X-modaler's lists
+        decoder=None, # declares `state_keys`, `memory_keys`, `shares_…`; None or silent: X-modaler's lists
         rows=None,    # sentences; None: as many as the state keys have rows, else the memory
-    ):                # DictState at t = 0
+    ):                # DictState at t = 0; of several layers of memory only the last, decoders read no other
         "The state before the first word."
         state_keys = getattr(decoder, 'state_keys', None)
         memory_keys = getattr(decoder, 'memory_keys', IMAGE_MEMORY_KEYS)
         image_rows = [r for k in memory_keys if (r := _num_rows(batch.get(k)))]
         state_rows = [r for k in state_keys or () if (r := _num_rows(batch.get(k)))]
         images = image_rows[0] if image_rows else (state_rows or [len(Batch(batch))])[0]
-        return cls(batch, rows or (state_rows or [images])[0], images, state_keys, memory_keys,
-                   getattr(decoder, 'shares_images', False), state_keys is None)
+        layered = {k: [batch[k][-1]] for k in memory_keys if isinstance(batch.get(k), list) and batch[k]}
+        return cls({**batch, **layered}, rows or (state_rows or [images])[0], images, state_keys, memory_keys,
+                   getattr(decoder, 'shares_images', False), state_keys is None,
+                   getattr(decoder, 'shares_history', False))
 
     def __repr__(self):
         return (f'DictState(t={self.t}, {self.rows} rows over {self.images} images, moves '
@@ -86,6 +91,9 @@ def advance(self:DictState,
     "The state after a step."
     new = copy.copy(self)
     new.batch, new.t = Batch({k: v for k, v in batch.items() if k != kfg.PARENTS}), self.t + 1
+    if batch.get(kfg.HISTORY_PATHS) is not None:                                # each row has a place more
+        images, n, _ = batch[kfg.HISTORY_STATES][0].shape
+        new.batch[kfg.HISTORY_PATHS] = longer_paths(batch[kfg.HISTORY_PATHS], images, n - self.rows//images)
     return new
 
 @patch
@@ -108,9 +116,11 @@ def reorder(self:DictState,
     take=None,       # for strategies that move states themselves
 ):                   # DictState with the new rows
     "New row j is old row `idx[j]`, for everything the model remembers."
+    histories = self._share_histories(idx) if self.shares_history and not take else {}
+    if not histories and self.batch.get(kfg.HISTORY_PATHS) is not None: return self.alone().reorder(idx, whole, take)
     flat, whole, b = idx.reshape(-1), whole and idx.dim() == 2, self.batch
-    new = copy.copy(self)
-    updates = {k: take(b[k]) if take else select_rows(b[k], flat) for k in self.sentence_keys()}
+    new, keys = copy.copy(self), [k for k in self.sentence_keys() if k not in histories]
+    updates = histories | {k: take(b[k]) if take else select_rows(b[k], flat) for k in keys}
     updates |= {k: select_rows(b[k], flat) for k in ATTENTION_KEYS if k in b and k not in updates}
     updates[kfg.PARENTS] = None if take else self._parents_of(flat)
     new.rows, new.groups = len(flat), len(idx)
@@ -130,7 +140,7 @@ def _parents_of(self:DictState, flat):
 @patch
 def _reorder_memory(self:DictState, x, idx, whole):
     """One field of the memory for new rows: one entry per line, repeated only for decoders that want a row
-    per sentence. Of several layers only the last is kept: decoders read no other."""
+    per sentence."""
     if isinstance(x, (list, tuple)): return [self._reorder_memory(x[-1], idx, whole)]
     n = x.size(0)
     if n not in (self.rows, self.groups, self.images): return x  # a table for all rows, e.g. (1, 1, t, t)
@@ -138,6 +148,32 @@ def _reorder_memory(self:DictState, x, idx, whole):
     if self.shares_images: k = 1
     if not (whole and n == self.groups): x = x.index_select(0, lines // (self.rows//n))  # entry of the line's picture
     return x.repeat_interleave(k, 0) if k > 1 else x
+
+# %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #2325f0ae
+@patch
+def _share_histories(self:DictState, idx):
+    "Histories and paths for new rows, one history per line; {} where rows have their own."
+    b, paths = self.batch, self.batch.get(kfg.HISTORY_PATHS)
+    keys = [k for k in self.sentence_keys() if k in HISTORY_KEYS]
+    if not keys or idx.dim() != 2 or not can_share(idx): return {}
+    images, n, _ = b[keys[0]][0].shape
+    lines = idx//(self.rows//images)                                       # the history that each row reads
+    if not torch.equal(lines, lines[:,:1].expand_as(lines)): return {}
+    lines, t = lines[:,0], n if paths is None else paths.size(1)
+    paths = torch.arange(n).expand(self.rows, n) if paths is None else paths
+    places, paths = live_places(paths.index_select(0, idx.flatten()).view(len(idx), -1), n)
+    stays = places is None and torch.equal(lines, torch.arange(images))
+    moved = {} if stays else {k: [take_places(h, lines, places) for h in b[k]] for k in keys}
+    return {**{k: b[k] for k in keys}, **moved, kfg.HISTORY_PATHS: paths.view(idx.numel(), t)}
+
+@patch
+def alone(self:DictState):
+    "The state with a history for every row."
+    new, paths = copy.copy(self), self.batch.get(kfg.HISTORY_PATHS)
+    if paths is None: return new
+    own = {k: [own_history(h, paths) for h in self.batch[k]] for k in self.sentence_keys() if k in HISTORY_KEYS}
+    new.batch = self.batch.merge({**own, kfg.HISTORY_PATHS: None})
+    return new
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/00_state.ipynb #14ba3e01
 @patch

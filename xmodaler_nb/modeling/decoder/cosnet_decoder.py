@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from ...config import configurable, kfg
 from ..layers.low_precision import map_all
 from ..layers.cosnet_layer import COSNetDecBlock
+from ..layers.history import extend
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
 from .transformer_decoder import attention_fields
@@ -22,7 +23,7 @@ from ..layers.rows import words_mask
 @DECODER_REGISTRY.register()
 class COSNetDecoder(Decoder):
     "A stack of blocks over words, grid cells and semantic words."
-    shares_images = True
+    shares_images = shares_history = True
     state_keys = (kfg.HISTORY_STATES,)
     memory_keys = (*Decoder.memory_keys, kfg.SEMANTICS_FEATS, kfg.EXT_SEMANTICS_MASKS, kfg.P_SEMANTICS_FEATS)
     @configurable
@@ -66,11 +67,11 @@ def forward(self:COSNetDecoder,
     history, weights = [], (None, None)
     for i, layer in enumerate(self.g_layers):
         kv = layer.attn.keys_values(x)
-        if stepping: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
+        if stepping: kv = extend(b[kfg.HISTORY_STATES][i], kv)
         history.append(kv)
         skip = random.uniform(0, 1) < self.layer_drop*(i + 1)/n and self.training
         if not skip:
             x, *weights = layer.forward_cached(x, kv, regions[i], words[i], masks,
                                                probs=i == n - 1 and stepping and b.get(kfg.RECORD, False))
     if not stepping: return {kfg.G_HIDDEN_STATES: x}
-    return {kfg.G_HIDDEN_STATES: x, kfg.HISTORY_STATES: history, **attention_fields(*weights)}
+    return {kfg.G_HIDDEN_STATES: x, kfg.HISTORY_STATES: history, **attention_fields(b, *weights)}

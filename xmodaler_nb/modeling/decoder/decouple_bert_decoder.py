@@ -13,6 +13,7 @@ from ...config import configurable, kfg
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
 from .transformer_decoder import attention_fields, project_regions
+from ..layers.history import extend
 from ..layers.rows import words_mask
 from ..encoder.two_stream_bert_encoder import drop_layer
 from xmodaler_nb.modeling.layers.bert import (BertGenerationLayer, BertUnderstandingLayer, Packed, REAL_ONLY,
@@ -23,7 +24,7 @@ from ..layers.rows import repeat_rows, rows_per_image
 @DECODER_REGISTRY.register()
 class DecoupleBertDecoder(Decoder):
     "Understanding layers and generation layers, either or both."
-    shares_images = True
+    shares_images = shares_history = True
     state_keys = (kfg.HISTORY_STATES, kfg.ENC_HISTORY_STATES)
     @configurable
     def __init__(self, *,
@@ -142,13 +143,13 @@ def _generate(self:DecoupleBertDecoder, b, g, regions):
     states, new_history, weights = [], [], (None, None)
     for i, (layer, v_kv) in enumerate(zip(self.g_layers, regions.chunk(len(self.g_layers), -1))):
         kv = layer.self_attn.self.keys_values(g)
-        if stepping and kfg.HISTORY_STATES in b: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
+        if stepping and kfg.HISTORY_STATES in b: kv = extend(b[kfg.HISTORY_STATES][i], kv)
         record = i == len(self.g_layers) - 1 and stepping and b.get(kfg.RECORD, False)
         g, *weights = layer.forward_cached(g, kv, text_mask, v_kv, v_mask, probs=record)
         states.append(g)
         new_history.append(kv)
     if not stepping: return {kfg.G_HIDDEN_STATES: states}
-    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: new_history, **attention_fields(*weights)}
+    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: new_history, **attention_fields(b, *weights)}
 
 # %% ../../../nbs/07_modeling/30_decoder/95_decouple_bert_decoder.ipynb #a872ab56
 @patch

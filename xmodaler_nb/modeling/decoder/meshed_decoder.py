@@ -12,6 +12,7 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 from ...config import configurable, kfg, CfgNode as CN
 from ..layers.few_rows import Linear
+from ..layers.history import extend
 from ..layers.low_precision import map_all
 from ..layers.multihead_attention import MultiHeadAttention
 from ..layers.positionwise_feedforward import PositionWiseFeedForward
@@ -70,7 +71,7 @@ class MeshedDecoderLayer(nn.Module):
 @DECODER_REGISTRY.register()
 class MeshedDecoder(Decoder):
     "A stack of layers that attend to every encoder level through gates."
-    shares_images = True
+    shares_images = shares_history = True
     state_keys = (kfg.HISTORY_STATES,)
     @configurable
     def __init__(self, *,
@@ -128,10 +129,10 @@ def forward(self:MeshedDecoder,
     states, history, weights = [], [], (None, None)
     for i, layer in enumerate(self.layers):
         kv = torch.cat(layer.self_att.attention.keys_values(x, x), -1)
-        if stepping: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
+        if stepping: kv = extend(b[kfg.HISTORY_STATES][i], kv)
         record = i == len(self.layers) - 1 and stepping and b.get(kfg.RECORD, False)
         x, *weights = layer(x, kv.chunk(2, -1), text_mask, regions[2*i:2*i+2], b.get(kfg.ATT_MASKS), record)
         states.append(x)
         history.append(kv)
     if not stepping: return {kfg.G_HIDDEN_STATES: states}
-    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: history, **attention_fields(*weights)}
+    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: history, **attention_fields(b, *weights)}

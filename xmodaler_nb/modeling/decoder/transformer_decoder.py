@@ -11,6 +11,7 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 from ...config import configurable, kfg
 from ..layers.bert import BertGenerationLayer
+from ..layers.history import current_paths, extend
 from ..layers.low_precision import map_all
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
@@ -20,7 +21,7 @@ from ..layers.rows import words_mask
 @DECODER_REGISTRY.register()
 class TransformerDecoder(Decoder):
     "A stack of layers that attend to earlier words and to regions."
-    shares_images = True
+    shares_images = shares_history = True
     state_keys = (kfg.HISTORY_STATES,)
     @configurable
     def __init__(self, *,
@@ -58,12 +59,15 @@ def preprocess(self:TransformerDecoder,
 
 # %% ../../../nbs/07_modeling/30_decoder/60_transformer_decoder.ipynb #7754d62f
 def attention_fields(
-    regions, # (b, h, t, n) last attention over regions, or None
-    words,   # (b, h, t, t') over words
-) -> dict:   # ATT_WEIGHTS (b, n), WORD_ATT_WEIGHTS (b, t'): means over the heads
+    batch:dict, # of this step, with the histories before it
+    regions,    # (b, h, t, n) last attention over regions, or None
+    words,      # (b, h, t, t') over words, or places of a history that beams share
+) -> dict:      # ATT_WEIGHTS (b, n), WORD_ATT_WEIGHTS (b, t'): means over the heads
     "Attention of the last word, for a trace."
-    return {} if regions is None else {kfg.ATT_WEIGHTS: regions.mean(1)[:,-1],
-                                       kfg.WORD_ATT_WEIGHTS: words.mean(1)[:,-1]}
+    if regions is None: return {}
+    paths, words = current_paths(batch), words.mean(1)[:,-1]
+    if paths is not None: words = words.gather(1, paths)
+    return {kfg.ATT_WEIGHTS: regions.mean(1)[:,-1], kfg.WORD_ATT_WEIGHTS: words}
 
 @patch
 def forward(self:TransformerDecoder,
@@ -79,10 +83,10 @@ def forward(self:TransformerDecoder,
     states, history, weights = [], [], (None, None)
     for i, layer in enumerate(self.g_layers):
         kv = layer.self_attn.self.keys_values(x)
-        if stepping: kv = torch.cat([b[kfg.HISTORY_STATES][i], kv], 1)
+        if stepping: kv = extend(b[kfg.HISTORY_STATES][i], kv)
         record = i == len(self.g_layers) - 1 and stepping and b.get(kfg.RECORD, False)
         x, *weights = layer.forward_cached(x, kv, text_mask, regions[i], v_mask, probs=record)
         states.append(x)
         history.append(kv)
     if not stepping: return {kfg.G_HIDDEN_STATES: states}
-    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: history, **attention_fields(*weights)}
+    return {kfg.G_HIDDEN_STATES: states, kfg.HISTORY_STATES: history, **attention_fields(b, *weights)}

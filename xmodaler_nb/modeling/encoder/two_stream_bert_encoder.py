@@ -15,6 +15,7 @@ from .build import ENCODER_REGISTRY
 from .encoder import Encoder
 from xmodaler_nb.modeling.layers.bert import (BertLayer, Packed, REAL_ONLY, pack, real_positions,
     unpack)
+from ..layers.history import extend
 from ..layers.rows import words_mask
 
 # %% ../../../nbs/07_modeling/20_encoder/90_two_stream_bert_encoder.ipynb #3e0e6562
@@ -98,7 +99,7 @@ def _step(self:TwoStreamBertEncoder, batch):
     outs, new_history, mask = [], [], words_mask(batch, x.size(0))
     for i, layer in enumerate(self.layers):
         kv = layer.attention.self.keys_values(x)
-        if history is not None: kv = torch.cat([history[i], kv], 1)
+        if history is not None: kv = extend(history[i], kv)
         new_history.append(kv)
         if not drop_layer(self.layer_drop, self.training):
             a, _ = layer.attention.forward_cached(x, kv, mask)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from ...config import kfg
+from .history import current_paths, paths_mask
 
 # %% ../../../nbs/07_modeling/00_layers/05_rows.ipynb #44ff0365
 def rows_per_image(
@@ -66,9 +67,15 @@ MASKED = -10000.   # added to a score that must not count, X-modaler's constant;
 def words_mask(
     batch:dict, # EXT_G_TOKENS_MASKS (j, 1, t, t) additive; TIME_STEP while decoding
     rows:int,   # b, a multiple of j
-):              # (b or 1, 1, t, t); (b or 1, 1, 1, t+1) while decoding; None without a mask
+):              # (b or 1, 1, t, t); (b or 1, 1, 1, t+1) while decoding; None without a mask; see also `_shared_mask`
     "Which earlier words a word attends to."
-    mask, t = batch.get(kfg.EXT_G_TOKENS_MASKS), batch.get(kfg.TIME_STEP)
-    if mask is None: return None
-    if t is not None: mask = mask[:,:,t:t+1,:t+1]
-    return mask if mask.size(0) in (1, rows) else mask.repeat_interleave(rows//mask.size(0), 0)
+    mask, t, paths = batch.get(kfg.EXT_G_TOKENS_MASKS), batch.get(kfg.TIME_STEP), current_paths(batch)
+    if mask is not None and t is not None: mask = mask[:,:,t:t+1,:t+1]
+    if mask is not None and mask.size(0) not in (1, rows): mask = mask.repeat_interleave(rows//mask.size(0), 0)
+    return mask if paths is None else _shared_mask(batch, paths, mask)
+
+def _shared_mask(batch, paths, mask):
+    "The same over the places of a history that beams share, (i, 1, b/i, n)."
+    first, b = batch[kfg.HISTORY_STATES][0], paths.size(0)
+    images, n = first.shape[:2]
+    return paths_mask(paths, images, n + b//images, first.new_zeros(1, 1) if mask is None else mask, MASKED)
