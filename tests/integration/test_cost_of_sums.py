@@ -1,5 +1,6 @@
 "What the check sums add to opening a model and to continuing a training, at full size; and what is not read at all."
 import gc
+import os
 import time
 from contextlib import nullcontext
 from unittest import mock
@@ -26,8 +27,9 @@ def no_sums():
 REAL = checkpoint_files.load_pth
 
 def timed(f):
-    "Processor time of all threads: on a machine with other work, steadier than the clock. What the call before left behind is freed first."
+    "Processor time of all threads: on a machine with other work, steadier than the clock. What the call before left behind is freed first, and forgotten."
     gc.collect()
+    checkpoint_files._SUMMED.clear()
     start = time.process_time()
     f()
     return time.process_time() - start
@@ -80,3 +82,31 @@ def test_a_model_is_opened_without_the_training_state(tmp_path, monkeypatch):
     other = nn.Linear(40, 3)
     rest = XmodalerCheckpointer(other).load(str(tmp_path/'a'), checkpointables=[], strict=True)
     assert torch.equal(net.weight, other.weight) and rest['meta']['iteration'] == 3
+
+
+def test_a_resume_sums_each_large_file_once(tmp_path, monkeypatch):
+    "Before anything is changed; where the numbers are read, files that have not changed are known. Those that have are summed again."
+    net = nn.Linear(600, 600)
+    opt = torch.optim.Adam(net.parameters())
+    net(torch.ones(2, 600)).sum().backward()
+    opt.step()
+    files = XmodalerCheckpointer(net, tmp_path, optimizer=opt)
+    files.save('a', iteration=3)
+    for p in (tmp_path/'a').iterdir(): os.utime(p, (1e9, 1e9))
+    later = time.time_ns() + 2*10**9                         # `ctime` cannot be set: time passes instead
+    monkeypatch.setattr(checkpoint_files.time, 'time_ns', lambda: later)
+    bytes_summed, real = [], torch_files.page_sums
+    monkeypatch.setattr(torch_files, 'page_sums', lambda block: bytes_summed.append(len(block)) or real(block))
+    large = sum(p.stat().st_size for p in (tmp_path/'a').iterdir() if p.stat().st_size > 2**20)
+    small = sum(p.stat().st_size for p in (tmp_path/'a').iterdir()) - large
+    checkpoint_files.check_files(tmp_path/'a', weights=True)
+    assert large > 4e6 and large <= sum(bytes_summed) <= large + small
+    bytes_summed.clear()
+    files.resume_or_load('')
+    assert sum(bytes_summed) <= 2*small
+    state = (tmp_path/'a'/'training_state.pt')
+    content = bytearray(state.read_bytes())
+    content[len(content)//2] ^= 1
+    state.write_bytes(content)
+    os.utime(state, (1e9, 1e9))
+    with pytest.raises(ValueError, match='is damaged'): checkpoint_files.read_checkpoint(tmp_path/'a')
