@@ -143,8 +143,8 @@ def plain_start(name, model, batch):
 
 class as_written(contextlib.ContextDecorator):
     "Within this context matrix products are asked for as written, and additive attention takes all rows at once."
-    def __enter__(self): self.were, few_rows.MAX_ROWS, base_attention.CHUNK_ELEMENTS = (few_rows.MAX_ROWS, base_attention.CHUNK_ELEMENTS), 0, 2**62
-    def __exit__(self, *_): few_rows.MAX_ROWS, base_attention.CHUNK_ELEMENTS = self.were
+    def __enter__(self): self.were, few_rows.MAX_ROWS, base_attention.BLOCKS = (few_rows.MAX_ROWS, base_attention.BLOCKS), 0, False
+    def __exit__(self, *_): few_rows.MAX_ROWS, base_attention.BLOCKS = self.were
 
 
 def plain_step(name, model, b, words, t):

@@ -83,7 +83,8 @@ class plain_recipe:
     def __enter__(self):
         self.nested = not hasattr(RecurrentDecoder, 'unroll')      # already within such a context
         if self.nested: return
-        from xmodaler_nb.modeling.layers import bert, cosnet_layer
+        from xmodaler_nb.modeling.layers import base_attention, bert, cosnet_layer, dropout
+        self.switches, dropout.FEW_BITS, base_attention.BLOCKS = (dropout, base_attention, dropout.FEW_BITS, base_attention.BLOCKS), False, False
         self.attention_modules, self.attend = (bert, cosnet_layer), bert.attend
         self.model.expand = 'early'
         for m in self.attention_modules: m.attend = explicit_attention
@@ -91,6 +92,7 @@ class plain_recipe:
         del RecurrentDecoder.unroll
     def __exit__(self, *_):
         if self.nested: return
+        dropout, base_attention, dropout.FEW_BITS, base_attention.BLOCKS = self.switches
         self.model.expand = 'late'
         for m in self.attention_modules: m.attend = self.attend
         RecurrentDecoder.unroll = self.unroll

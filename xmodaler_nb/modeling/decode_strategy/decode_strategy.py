@@ -19,6 +19,7 @@ from ...functional import UNKNOWN, decode_sequence, decode_sequence_bert, decode
 from .constraints import Rules, word_ids
 from .state import as_stepper
 from .trace import DecodeTrace, TraceStep
+from ..layers.weight_norm import kept_weights
 from ...utils.numbers import check_number, check_whole
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #a88b3318
@@ -161,7 +162,8 @@ def forward(self:DecodeStrategy,
     "Decode a batch."
     if trace is not None: batched_inputs = {**batched_inputs, kfg.TRACE: trace}
     out = self.recorded_forward(batched_inputs, model) if self.cuda_graphs else None
-    if out is None: out = self._forward(batched_inputs, model)
+    if out is None:
+        with kept_weights(): out = self._forward(batched_inputs, model)
     if output_sents: out[kfg.OUTPUT] = self.output_sents(out[kfg.G_SENTS_IDS])
     return out
 

@@ -8,6 +8,7 @@ __all__ = ['AttributeDecoder']
 # %% ../../../nbs/07_modeling/30_decoder/50_attribute_decoder.ipynb #174d76f3
 from torch import nn
 from fastcore.basics import patch
+from ..layers.dropout import Dropout
 from ...config import configurable, kfg, CfgNode as CN
 from .build import DECODER_REGISTRY
 from .recurrent import RecurrentDecoder
@@ -33,7 +34,7 @@ class AttributeDecoder(RecurrentDecoder):
         self.attribute_fc = nn.Linear(attribute_dim, hidden_size)
         self.vfeat_fc = nn.Linear(visual_feat_dim, hidden_size)
         self.lstm = nn.LSTMCell(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @classmethod
     def from_config(cls, cfg):

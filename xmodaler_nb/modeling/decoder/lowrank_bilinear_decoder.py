@@ -9,6 +9,7 @@ __all__ = ['XLANDecoder']
 import torch
 from torch import nn
 from fastcore.basics import patch
+from ..layers.dropout import Dropout
 from ...config import configurable, kfg, CfgNode as CN
 from .build import DECODER_REGISTRY
 from .recurrent import RecurrentDecoder
@@ -38,7 +39,7 @@ class XLANDecoder(RecurrentDecoder):
         super().__init__()
         self.num_layers, self.hidden_size = 2, hidden_size
         self.att_lstm = nn.LSTMCell(hidden_size + bilinear_dim, hidden_size)
-        self.ctx_drop = nn.Dropout(ctx_drop)
+        self.ctx_drop = Dropout(ctx_drop)
         self.attention = LowRankBilinearAttention(
             embed_dim=bilinear_dim, att_heads=att_heads, att_mid_dim=att_mid_dim, att_mid_drop=att_mid_drop,
             dropout=att_embed_dropout, layer_num=layer_num, act_type=act_type, elu_alpha=elu_alpha)

@@ -11,6 +11,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from fastcore.basics import patch
+from ..layers.dropout import Dropout
 from ...config import configurable, kfg, CfgNode as CN
 from .build import DECODER_REGISTRY
 from .decoder import Decoder
@@ -42,7 +43,7 @@ class TDConvEDDecoder(Decoder):
         self.gv_feat_embed = linear(hidden_size, hidden_size)
         self.wt_gv_embed = linear(2*hidden_size, hidden_size)
         self.p_att_feats = linear(hidden_size, att_embed_size)
-        self.dropout = nn.Dropout(conv_dropout)
+        self.dropout = Dropout(conv_dropout)
         layer = lambda k: ShiftedConvLayer(hidden_size, hidden_size, k, 1, 'zeros', conv_dropout, use_norm)
         self.layers = nn.ModuleList([layer(k) for k in kernel_sizes])
         self.att = SoftAttention(hidden_size=hidden_size, att_embed_size=att_embed_size,

@@ -9,6 +9,7 @@ __all__ = ['UpDownDecoder']
 import torch
 from torch import nn
 from fastcore.basics import patch
+from ..layers.dropout import Dropout
 from ...config import configurable, kfg, CfgNode as CN
 from ..layers.base_attention import BaseAttention, weighted_mean
 from .build import DECODER_REGISTRY
@@ -36,7 +37,7 @@ class UpDownDecoder(RecurrentDecoder):
         self.att = BaseAttention(hidden_size=hidden_size, att_embed_size=att_embed_size,
                                  att_embed_dropout=att_embed_dropout)
         self.p_att_feats = nn.Linear(visual_embed_dim, att_embed_size)
-        self.dropout1, self.dropout2 = nn.Dropout(dropout1), nn.Dropout(dropout2)
+        self.dropout1, self.dropout2 = Dropout(dropout1), Dropout(dropout2)
 
     @classmethod
     def from_config(cls, cfg):

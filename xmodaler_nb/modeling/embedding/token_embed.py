@@ -9,6 +9,7 @@ __all__ = ['MODULES', 'embed_options', 'apply_modules', 'TokenBaseEmbedding', 'a
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
+from ..layers.dropout import Dropout
 from ...config import configurable, kfg
 from ..layers.create_act import act_module
 from ..layers.rows import repeat_rows
@@ -26,7 +27,7 @@ def embed_options(
     return dict(
         embeddings_act = act_module(node.ACTIVATION, node.ELU_ALPHA, f'MODEL.{section}.ACTIVATION'),
         embeddings_norm = nn.LayerNorm(dim) if norm and node.USE_NORM else None,
-        embeddings_dropout = nn.Dropout(node.DROPOUT) if node.DROPOUT > 0. else None)
+        embeddings_dropout = Dropout(node.DROPOUT) if node.DROPOUT > 0. else None)
 
 def apply_modules(
     x:Tensor,    # any shape

@@ -9,6 +9,7 @@ __all__ = ['DROPOUT_RATE', 'COSNetEncoder']
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
+from ..layers.dropout import Dropout
 from ...config import configurable, kfg, CfgNode as CN
 from ..layers.bert import BertGenerationLayer, BertLayer
 from ..layers.rows import MASKED
@@ -40,10 +41,10 @@ class COSNetEncoder(Encoder):
         self.slot = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, slot_size, d)))
         self.position = nn.Parameter(nn.init.xavier_uniform_(torch.empty(max_pos, d)))
         self.layers, self.decoder_enc_layers = bert_layers, semcomphder_layers
-        self.semantics_pred = nn.Sequential(nn.Dropout(DROPOUT_RATE), nn.Linear(d, num_classes + 1))
+        self.semantics_pred = nn.Sequential(Dropout(DROPOUT_RATE), nn.Linear(d, num_classes + 1))
         self.gvfeat_embed = nn.Sequential(nn.Linear((num_hidden_layers + 1)*d, d), nn.LayerNorm(d))
-        self.embeddings = nn.Sequential(nn.Embedding(num_classes, d), nn.LayerNorm(d), nn.Dropout(DROPOUT_RATE))
-        self.slot_embeddings = nn.Sequential(nn.Linear(d, d), nn.LayerNorm(d), nn.Dropout(DROPOUT_RATE))
+        self.embeddings = nn.Sequential(nn.Embedding(num_classes, d), nn.LayerNorm(d), Dropout(DROPOUT_RATE))
+        self.slot_embeddings = nn.Sequential(nn.Linear(d, d), nn.LayerNorm(d), Dropout(DROPOUT_RATE))
 
     @classmethod
     def from_config(cls, cfg):

@@ -9,6 +9,7 @@ __all__ = ['GCNEncoder']
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
+from ..layers.dropout import Dropout
 from ...config import configurable, kfg, CfgNode as CN
 from .build import ENCODER_REGISTRY
 from .encoder import Encoder
@@ -33,7 +34,7 @@ class GCNEncoder(Encoder):
         self.gcn_loop, self.gcn_sub, self.gcn_obj = (nn.Linear(in_dim, out_dim, bias=b) for b in (True, False, False))
         self.gcn_loop_gate = nn.Linear(in_dim, 1)
         self.gcn_sub_gate, self.gcn_obj_gate = (nn.Linear(in_dim, 1, bias=False) for _ in range(2))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @classmethod
     def from_config(cls, cfg):

@@ -10,6 +10,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from fastcore.basics import patch
+from ..layers.dropout import Dropout
 from ...config import configurable, kfg, CfgNode as CN
 from .build import ENCODER_REGISTRY
 from .encoder import Encoder
@@ -47,7 +48,7 @@ class LowRankBilinearEncoder(Encoder):
                                              dropout=dropout, act_type=act_type, elu_alpha=elu_alpha)
         region_map = lambda: nn.Sequential(nn.Linear(2*embed_dim, embed_dim),
                                            act_module(emb_act_type, elu_alpha, 'MODEL.BILINEAR.BIFEAT_EMB_ACT'),
-                                           nn.Dropout(bifeat_emb_dropout))
+                                           Dropout(bifeat_emb_dropout))
         self.layers = nn.ModuleList([layer() for _ in range(layer_num)])
         self.bifeat_emb = nn.ModuleList([region_map() for _ in range(layer_num)])
         self.layer_norms = nn.ModuleList([nn.LayerNorm(embed_dim) for _ in range(layer_num)])

@@ -8,6 +8,7 @@ __all__ = ['AttentionPooler']
 # %% ../../../nbs/07_modeling/00_layers/60_attention_pooler.ipynb #ea5833ad
 import torch
 from torch import nn, Tensor
+from .dropout import Dropout
 from .rows import repeat_rows
 
 # %% ../../../nbs/07_modeling/00_layers/60_attention_pooler.ipynb #d1ba900f
@@ -20,7 +21,7 @@ class AttentionPooler(nn.Module):
         use_bn:bool,     # a batch norm at the end?
     ):
         super().__init__()
-        self.att = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Dropout(dropout),
+        self.att = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.ReLU(), Dropout(dropout),
                                  nn.Linear(hidden_size, 1))
         self.embed = nn.Linear(hidden_size, output_size)
         self.bn = nn.BatchNorm1d(output_size) if use_bn else None

@@ -14,6 +14,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from fastcore.basics import patch
+from .dropout import Dropout
 from ...config import configurable
 from .create_act import act_module, get_activation
 from .few_rows import Linear
@@ -158,7 +159,7 @@ class BertSelfAttention(nn.Module):
                              f"MODEL.BERT.NUM_ATTENTION_HEADS {num_attention_heads}")
         self.num_attention_heads = num_attention_heads
         self.query, self.key, self.value = (Linear(hidden_size, hidden_size) for _ in range(3))
-        self.dropout = nn.Dropout(attention_probs_dropout_prob)
+        self.dropout = Dropout(attention_probs_dropout_prob)
 
     @classmethod
     def from_config(cls, cfg):
@@ -232,7 +233,7 @@ class BertSelfOutput(nn.Module):
         super().__init__()
         self.dense = Linear(hidden_size, hidden_size)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(hidden_dropout_prob)
+        self.dropout = Dropout(hidden_dropout_prob)
 
     @classmethod
     def from_config(cls, cfg):
@@ -260,7 +261,7 @@ class BertIntermediate(nn.Module):
         super().__init__()
         self.dense = Linear(hidden_size, intermediate_size)
         self.intermediate_act_fn = get_activation(hidden_act)
-        self.dropout = nn.Dropout(intermediate_drop)
+        self.dropout = Dropout(intermediate_drop)
 
     @classmethod
     def from_config(cls, cfg):
@@ -288,7 +289,7 @@ class BertOutput(nn.Module):
         super().__init__()
         self.dense = Linear(intermediate_size, hidden_size)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(ffn_dropout_prob)
+        self.dropout = Dropout(ffn_dropout_prob)
 
     @classmethod
     def from_config(cls, cfg):

@@ -9,6 +9,7 @@ __all__ = ['COSJointAttention', 'COSNetDecBlock']
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
+from .dropout import Dropout
 from ...config import configurable
 from .bert import BertIntermediate, BertOutput, EPS, attend
 from .low_precision import side_by_side
@@ -28,8 +29,8 @@ class COSJointAttention(nn.Module):
         d = hidden_size
         self.num_attention_heads = num_attention_heads
         self.query, self.key, self.value, self.c_proj = (nn.Linear(d, d) for _ in range(4))
-        self.LayerNorm, self.dropout = nn.LayerNorm(d, eps=layer_norm_eps), nn.Dropout(hidden_dropout_prob)
-        self.att_dropout = nn.Dropout(attention_probs_dropout_prob)
+        self.LayerNorm, self.dropout = nn.LayerNorm(d, eps=layer_norm_eps), Dropout(hidden_dropout_prob)
+        self.att_dropout = Dropout(attention_probs_dropout_prob)
         self.v_attn, self.o_attn = nn.Linear(d, 2*d), nn.Linear(d, 2*d)
         self.vo_proj, self.gate_attn = nn.Linear(2*d, d), nn.Linear(2*d, d)
 

@@ -9,6 +9,7 @@ __all__ = ['LowRank', 'LowRankBilinearLayer', 'LowRankBilinearAttention']
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
+from .dropout import Dropout
 from .create_act import act_module
 from .few_rows import Linear
 from .rows import by_image
@@ -95,7 +96,7 @@ class LowRankBilinearLayer(nn.Module):
         super().__init__()
         self.encoder_attn = LowRank(embed_dim=embed_dim, att_heads=att_heads, att_mid_dim=att_mid_dim,
                                     att_mid_drop=att_mid_drop, act_type=act_type, elu_alpha=elu_alpha)
-        self.dropout = nn.Dropout(dropout) if dropout > 0 else None
+        self.dropout = Dropout(dropout) if dropout > 0 else None
 
     def attend(self, x, key, mask, value1, value2, precompute=False):
         "As `forward`, and the spatial weights."

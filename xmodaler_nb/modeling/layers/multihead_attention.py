@@ -12,6 +12,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from fastcore.basics import patch
+from .dropout import Dropout
 from .bert import split_heads, merge_heads
 from .few_rows import Linear
 from .rows import by_image
@@ -114,7 +115,7 @@ class MultiHeadAttention(nn.Module):
     ):
         super().__init__()
         self.attention = ScaledDotProductAttention(d_model=d_model, d_k=d_k, d_v=d_v, num_head=num_head)
-        self.dropout, self.layer_norm = nn.Dropout(dropout), nn.LayerNorm(d_model)
+        self.dropout, self.layer_norm = Dropout(dropout), nn.LayerNorm(d_model)
 
     def forward(self,
         queries:Tensor,         # (b, t, d_model)

@@ -8,6 +8,7 @@ __all__ = ['PositionWiseFeedForward']
 # %% ../../../nbs/07_modeling/00_layers/35_positionwise_feedforward.ipynb #5c99fffc
 from torch import nn, Tensor
 from torch.nn import functional as F
+from .dropout import Dropout
 from .few_rows import Linear
 
 # %% ../../../nbs/07_modeling/00_layers/35_positionwise_feedforward.ipynb #28be43fd
@@ -20,7 +21,7 @@ class PositionWiseFeedForward(nn.Module):
     ):
         super().__init__()
         self.fc1, self.fc2 = Linear(d_model, d_ff), Linear(d_ff, d_model)
-        self.dropout, self.layer_norm = nn.Dropout(dropout), nn.LayerNorm(d_model)
+        self.dropout, self.layer_norm = Dropout(dropout), nn.LayerNorm(d_model)
 
     def forward(self,
         inputs:Tensor, # (b, t, d_model)

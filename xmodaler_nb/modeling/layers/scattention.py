@@ -8,6 +8,7 @@ __all__ = ['MASKED_SCORE', 'weighted_mean_by_head', 'repeat_masks', 'BasicAtt', 
 # %% ../../../nbs/07_modeling/00_layers/40_scattention.ipynb #484fe593
 import torch
 from torch import nn, Tensor
+from .dropout import Dropout
 from .rows import rows_per_image
 
 # %% ../../../nbs/07_modeling/00_layers/40_scattention.ipynb #b476a062
@@ -39,7 +40,7 @@ class BasicAtt(nn.Module):
         super().__init__()
         layers = []
         for d_in, d_out in zip(mid_dims[:-1], mid_dims[1:]):
-            layers += [nn.Linear(d_in, d_out), nn.ReLU()] + ([nn.Dropout(mid_dropout)] if mid_dropout > 0 else [])
+            layers += [nn.Linear(d_in, d_out), nn.ReLU()] + ([Dropout(mid_dropout)] if mid_dropout > 0 else [])
         self.attention_basic = nn.Sequential(*layers)
         self.attention_last = nn.Linear(mid_dims[-1], 1)
 

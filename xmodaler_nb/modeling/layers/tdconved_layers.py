@@ -11,6 +11,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from fastcore.basics import patch
+from .dropout import Dropout
 from .base_attention import BaseAttention
 from .create_act import act_module
 from .weight_norm import NormedConv1d, NormedLinear
@@ -128,7 +129,7 @@ class TemporalDeformableLayer(nn.Module):
         super().__init__()
         self.conv = TemporalDeformableBlock(in_channels, out_channels, kernel_size, stride, padding_mode, offset_act,
                                             min_idx, max_idx, clamp_idx, use_norm)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self,
         inputs:Tensor, # (b, n, d)
@@ -152,7 +153,7 @@ class ShiftedConvLayer(nn.Module):
         if stride != 1 or padding_mode != 'zeros':
             raise ValueError(f"a shifted convolution needs stride 1 and zero padding, got stride={stride}, "
                              f"padding_mode='{padding_mode}'")
-        self.kernel_size, self.dropout = kernel_size, nn.Dropout(dropout)
+        self.kernel_size, self.dropout = kernel_size, Dropout(dropout)
         conv = NormedConv1d if use_norm else nn.Conv1d
         self.conv = conv(in_channels, 2*out_channels, kernel_size, padding=kernel_size - 1)
 

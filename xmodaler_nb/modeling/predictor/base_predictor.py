@@ -8,6 +8,7 @@ __all__ = ['last_state', 'BasePredictor']
 # %% ../../../nbs/07_modeling/40_predictor/10_base_predictor.ipynb #6e420385
 import torch
 from torch import nn, Tensor
+from ..layers.dropout import Dropout
 from ...config import configurable, kfg
 from ..layers.few_rows import Linear
 from .build import PREDICTOR_REGISTRY
@@ -30,7 +31,7 @@ class BasePredictor(nn.Module):
     ):
         super().__init__()
         self.logits = Linear(hidden_size, vocab_size)
-        self.dropout = nn.Dropout(dropout) if dropout > 0. else None
+        self.dropout = Dropout(dropout) if dropout > 0. else None
 
     @classmethod
     def from_config(cls, cfg):
