@@ -61,3 +61,18 @@ def test_values_of_the_command_line(value):
     c = CfgNode({'A': 'text'})
     c.merge_from_list(['A', value])
     assert c.A is not None
+
+@pytest.mark.parametrize('text', ['!<' + 'a'*250_000 + '> x', '!' + 'a'*250_000 + ' x', 'a: *' + 'b'*250_000])
+def test_messages_stay_short(text):
+    with pytest.raises(ValueError) as e: parse_yaml(text, 'small.yaml')
+    assert 'small.yaml' in str(e.value) and len(str(e.value)) < 600
+
+def test_the_file_of_sign_models_is_read_within_limits(tmp_path):
+    from xmodaler_nb.asl.models.pytorch.models import get_model_params
+    for kind in ('aliased lists', 'aliased mappings', 'merged mappings', 'brackets'):
+        (tmp_path/'models.yaml').write_text(BAD[kind])
+        start = time.process_time()
+        with pytest.raises(ValueError, match='models.yaml'): get_model_params('LSTMPredictor', str(tmp_path/'models.yaml'))
+        assert time.process_time() - start < 4
+    (tmp_path/'models.yaml').write_text('models: 3\n')
+    with pytest.raises(ValueError, match='no group `models`'): get_model_params('LSTMPredictor', str(tmp_path/'models.yaml'))

@@ -66,8 +66,8 @@ def parse_yaml(
         return node, None if node is None else loader.construct_document(node)
     except yaml.constructor.ConstructorError as e:
         raise ValueError(f"{name}, line {e.problem_mark.line+1}: only plain YAML is read, nothing may run "
-                         f"on load ({e.problem})") from None
-    except yaml.YAMLError as e: raise ValueError(f"{name}: not valid YAML: {e}") from None
+                         f"on load ({str(e.problem)[:200]})") from None
+    except yaml.YAMLError as e: raise ValueError(f"{name}: not valid YAML: {str(e)[:400]}") from None
     except _ODD as e:                    # of values that are not what their tag says, and of our limits
         raise ValueError(f"{name}: not a config file: {str(e)[:200]}") from None
     finally:

@@ -114,6 +114,12 @@ def _match_block(self:ParaphraseIndex, start, size, right, bits):
     matches, k = _find_sorted(right, rhs[candidates])
     return row[candidates[matches]], k
 
+def _check_mapped(a):
+    "Raise if the file behind an array was cut off: reading behind its end would end the process."
+    if isinstance(a, np.memmap) and a._mmap.size() < a.offset + a.nbytes:
+        raise OSError(f"{a.filename}: was cut off while it was in use; remove {Path(a.filename).parent} to have it "
+                      "written anew")
+
 @patch
 def find_pairs(self:ParaphraseIndex,
     left:np.ndarray,   # (k,) different phrase hashes, sorted
@@ -122,6 +128,7 @@ def find_pairs(self:ParaphraseIndex,
 ) -> tuple:            # (index into `left`, index into `right`) of each entry; file order for each phrase of `left`
     "Table entries with their left side in `left` and their right side in `right`."
     if not len(left) or not len(right) or not len(self.lhs): return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for table in (self.lhs, self.start, self.rhs): _check_mapped(table)
     found, at = _find_sorted(self.lhs, left)
     start, size = self.start[at].astype(np.int64), np.diff(self.start)[at].astype(np.int64)
     bits = np.zeros(1 << 24, bool)

@@ -12,6 +12,7 @@ import binascii
 import csv
 import importlib
 import io
+import math
 import sys
 import zipfile
 import zlib
@@ -150,15 +151,50 @@ def _hdf5_own(group, key, where):
         raise ValueError(f"{where}: the numbers of {key} lie in another file; only what is in the file is read")
     return node
 
+# %% ../../nbs/15_own/20_store_import.ipynb #835fa78a
+_PACKERS = {1: 'gzip', 2: 'shuffle', 3: 'fletcher32', 32000: 'lzf'}   # HDF5's numbers of the methods that are read
+
+def _check_chunks(d, where):
+    "Refuse a data set that is packed in a strange way, or that unpacks to more than it declares."
+    plan = d.id.get_create_plist()
+    methods = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+    packers = [m for m in methods if m in (1, 32000)]
+    if len(packers) > 1 or any(m not in _PACKERS for m in methods) or 1 in methods and methods[-1] == 2:
+        names = [_PACKERS.get(m, m) for m in methods]
+        raise ValueError(f"{where} is packed by the methods {names}; only gzip or lzf alone is read")
+    if packers != [1]: return
+    unpacked = 1 << methods.index(1)                                  # the mark of chunks that could not be packed
+    d.id.chunk_iter(lambda chunk: None if chunk.filter_mask & unpacked else _check_chunk(d, chunk, where))
+
+def _check_chunk(d, chunk, where):
+    "Refuse a gzip chunk that unpacks to more than a chunk."
+    size = math.prod(d.chunks)*d.dtype.itemsize + 4                   # a check sum may follow
+    if chunk.size*1032 <= UNPACKED[0]: return                         # the most that gzip can do
+    data = zlib.decompressobj().decompress(d.id.read_direct_chunk(chunk.chunk_offset)[1], size + 1)
+    if len(data) > size: raise ValueError(f"{where}: a chunk unpacks to more than {size} bytes, its size")
+
+# %% ../../nbs/15_own/20_store_import.ipynb #8ca348c8
 def _hdf5_array(f, key, where):
-    "A data set whose size is in proportion to the file's."
+    "A data set whose size, and that of its chunks, is in proportion to the file's."
     d, limit = f[key], UNPACKED[0] + UNPACKED[1]*Path(where).stat().st_size
-    if not hasattr(d, 'dtype') or d.dtype.kind not in 'fiub':
+    kind = getattr(getattr(d, 'dtype', None), 'kind', '')
+    if kind not in tuple('fiub') or getattr(d, 'size', None) is None:
         raise ValueError(f"{where}: {key} holds no numbers")
-    if d.size*d.dtype.itemsize > limit:
-        raise ValueError(f"{where}: {key} declares the shape {d.shape}, far more than the file holds")
+    for shape in filter(None, (d.shape, d.chunks)):
+        if math.prod(shape)*d.dtype.itemsize > limit:
+            raise ValueError(f"{where}: {key} declares the shape {shape}, far more than the file holds")
     check_shape(d.shape, d.size)
+    _check_chunks(d, f'{where}: {key}')
     return d[()]
+
+_UNREADABLE = OSError, RuntimeError, KeyError, TypeError, OverflowError, MemoryError, AttributeError, zlib.error
+
+def _hdf5_read(work, where):
+    "What a function reads from a file; what the reader says of a damaged one, as a sentence."
+    try: return work()
+    except ValueError as e: raise ValueError(str(e) if str(where) in str(e) else f"{where}: {e}") from None
+    except _UNREADABLE as e:
+        raise ValueError(f"{where}: not a readable HDF5 file ({str(e)[:200] or type(e).__name__})") from None
 
 def import_hdf5(
     path,    # of the file
@@ -167,11 +203,10 @@ def import_hdf5(
 ) -> int:    # items added
     "An HDF5 file."
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: {why_missing(path)}")
-    try: f = import_optional('h5py', 'store').File(path, 'r')
-    except OSError as e: raise ValueError(f"{path}: not a readable HDF5 file ({e})") from None
-    with f:
-        arrays = lambda keys: {n: _hdf5_array(f, k, path) for n, k in keys.items()}
-        index = _hdf5_index(f, path)
+    h5py = import_optional('h5py', 'store')
+    with _hdf5_read(lambda: h5py.File(path, 'r'), path) as f:
+        arrays = lambda keys: {n: _hdf5_read(lambda: _hdf5_array(f, k, path), path) for n, k in keys.items()}
+        index = _hdf5_read(lambda: _hdf5_index(f, path), path)
         return fill_store(((id, lambda keys=keys: arrays(keys)) for id, keys in index.items()), out, **kwargs)
 
 # %% ../../nbs/15_own/20_store_import.ipynb #9a9bd9ae
@@ -197,6 +232,12 @@ def _load_numpy(data, where):
         raise ValueError(f"{where}: not a readable numpy value ({e})") from None
     return {k or 'features': a for k, a in content.items()}
 
+def _check_length(env, path):
+    "Refuse a database that is cut off: it is mapped, and reading behind the end would end the process."
+    file = Path(path)/'data.mdb' if Path(path).is_dir() else Path(path)
+    there, size = file.stat().st_size, (env.info()['last_pgno'] + 1)*env.stat()['psize']
+    if there < size: raise ValueError(f"{file}: has {there} bytes, its pages need {size}; the file is cut off")
+
 def import_lmdb(
     path,    # folder or file of the database
     out,     # folder of the store
@@ -208,6 +249,7 @@ def import_lmdb(
     try: env = lmdb.open(str(path), readonly=True, lock=False, readahead=False, subdir=Path(path).is_dir())
     except lmdb.Error as e: raise ValueError(f"{path}: not a readable LMDB database ({e})") from None
     with env, env.begin(buffers=True) as t:
+        _check_length(env, path)
         items = ((bytes(k).decode(), lambda v=v, k=bytes(k): decode_value(v, f'{path}, key {k.decode()}')) for k,
                  v in t.cursor() if bytes(k) not in (b'keys', b'__keys__', b'__len__'))
         return fill_store(items, out, **kwargs)

@@ -13,7 +13,6 @@ __all__ = ['get_model_params', 'BaseModel', 'build_optimizer', 'build_scheduler'
 from pathlib import Path
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import nn, Tensor
 from fastcore.basics import patch
 from ... import metrics
@@ -21,6 +20,7 @@ from ...config import settings
 from .classifiers import LSTMClassifier, MultiHeadSelfAttention, TransformerBlock
 from .classifiers import TransformerSequenceClassifier, YetAnotherTransformerClassifier
 from ....config.files import config_file
+from ....config.safe_yaml import read_yaml
 from ....utils.checkpoint_files import CheckpointError, load_pth
 from ....utils.env import import_optional
 _all_ = ['LSTMClassifier', 'MultiHeadSelfAttention', 'TransformerBlock', 'TransformerSequenceClassifier',
@@ -32,7 +32,9 @@ def get_model_params(
     file='asl/models.yaml',      # below configs/, or any file of that form
 ) -> dict:                       # params or parts, data, optimizer, scheduler
     "Settings of one model."
-    sections = yaml.safe_load(config_file(file).read_text(encoding='utf8'))['models']
+    content = read_yaml(config_file(file))[1]
+    sections = content.get('models') if isinstance(content, dict) else None
+    if not isinstance(sections, dict): raise ValueError(f"{file} has no group `models`")
     if model_name in sections: return sections[model_name]
     raise KeyError(f"{file} has no model {model_name!r}; it has {', '.join(sections)}")
 
