@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REAL_ONLY', 'PACK', 'FEW_QUERIES', 'EPS', 'Packed', 'real_positions', 'pack', 'unpack', 'split_heads', 'merge_heads',
-           'is_fused', 'attend', 'BertSelfAttention', 'BertXAttention', 'BertSelfOutput', 'BertIntermediate',
-           'BertOutput', 'BertAttention', 'BertCrossAttention', 'BertLayer', 'BertGenerationLayer',
+           'is_fused', 'attend', 'CaptionWords', 'Placed', 'BertSelfAttention', 'BertXAttention', 'BertSelfOutput',
+           'BertIntermediate', 'BertOutput', 'BertAttention', 'BertCrossAttention', 'BertLayer', 'BertGenerationLayer',
            'BertUnderstandingLayer', 'BertPooler', 'BertPredictionHeadTransform']
 
 # %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #86e8977c
@@ -109,13 +109,13 @@ def attend(
     q:Tensor,         # (b, t, d) queries
     k:Tensor,         # (i, n, d) keys; b is a multiple of i: rows of one image share its keys
     v:Tensor,         # (i, n, d) values
-    mask,             # additive, 0 = visible; (b, h, t, n) or, with shared keys, (i, h, 1, n); None = all; or `Packed`
+    mask,             # additive, 0 = visible; (b, h, t, n) or, with shared keys, (i, h, 1, n); None = all; or `Packed`, `Placed`
     heads:int,        # h
     dropout:float=0., # on the weights
     probs:bool=False, # also return the weights
 ) -> tuple:           # (b, t, d), and the weights (b, h, t, n) or None
     "Multi-head attention."
-    if isinstance(mask, Packed): return mask.attend(q, k, v, heads, dropout), None
+    if hasattr(mask, 'attend'): return mask.attend(q, k, v, heads, dropout), None
     images, (b, t) = k.size(0), q.shape[:2]
     if b != images: q = by_image(q, images).flatten(1, 2)              # (i, s·t, d): all queries of an image at once
     q, k, v = (split_heads(x, heads) for x in (q, k, v))
@@ -143,6 +143,49 @@ def attend(self:Packed,
         qkv = (split_heads(x[None], heads) for x in qkv)
         outs.append(merge_heads(F.scaled_dot_product_attention(*qkv, None, dropout, causal))[0])
     return self.join(outs)
+
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #5c933144
+class CaptionWords:
+    "The words of captions that end, in their places and packed."
+    def __init__(self,
+        lengths:list, # words of each caption, at least 1
+        steps:int,    # t, places of each caption
+        device=None,  # where the words are
+    ):
+        real = torch.arange(steps) < torch.tensor(lengths)[:,None]
+        self.shape, self.places = real.shape, real.flatten().nonzero()[:,0].to(device)
+
+    def pack(self,
+        x:Tensor, # (b, t, d)
+    ) -> Tensor:  # (m, d), caption after caption
+        "The real words."
+        return x.flatten(0, 1).index_select(0, self.places)
+
+    def unpack(self,
+        x:Tensor, # (m, d)
+    ) -> Tensor:  # (b, t, d), zero behind the end
+        "Every word in its place."
+        return x.new_zeros(self.shape.numel(), x.size(-1)).index_copy_(0, self.places, x).unflatten(0, self.shape)
+
+class Placed:
+    "The mask of packed words, which takes them to their places for attention."
+    def __init__(self,
+        words:CaptionWords, # the queries'
+        mask,               # additive, for words in their places; or None
+        keys=True,          # keys and values are packed words, too; False: those of regions, not packed
+    ): self.words, self.mask, self.keys = words, mask, keys
+
+    def attend(self,
+        q:Tensor,         # (m, d)
+        k:Tensor,         # (m, d), or (i, n, d)
+        v:Tensor,         # as `k`
+        heads:int,        # h
+        dropout:float=0., # on the weights
+    ) -> Tensor:          # (m, d)
+        "Multi-head attention."
+        if self.keys: k, v = self.words.unpack(k), self.words.unpack(v)
+        return self.words.pack(attend(self.words.unpack(q), k, v, self.mask, heads, dropout)[0])
+
 
 # %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #2ed68f96
 class BertSelfAttention(nn.Module):
