@@ -80,6 +80,8 @@ def real_words(
     if lengths is None or torch.compiler.is_compiling() or min(lengths) < 1: return None
     return CaptionWords(lengths, x.size(1), x.device) if sum(lengths) < PACK*x[...,0].numel() else None
 
+
+# %% ../../../nbs/07_modeling/30_decoder/60_transformer_decoder.ipynb #4bc18133
 @patch
 def _known_words(self:TransformerDecoder, words, x, text_mask, regions, v_mask):
     "The states of every layer, (b, t, d), zero behind the end of a caption."
