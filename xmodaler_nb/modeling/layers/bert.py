@@ -109,7 +109,7 @@ def attend(
     q:Tensor,         # (b, t, d) queries
     k:Tensor,         # (i, n, d) keys; b is a multiple of i: rows of one image share its keys
     v:Tensor,         # (i, n, d) values
-    mask,             # additive, 0 = visible; (b, h, t, n) or, with shared keys, (i, h, 1, n); None = all; `Packed`; `Placed`
+    mask,             # additive; (b, h, t, n) or, with shared keys, (i, h, 1, n); None = all; `Packed`; `Placed`
     heads:int,        # h
     dropout:float=0., # on the weights
     probs:bool=False, # also return the weights
