@@ -1,6 +1,8 @@
 "Small YAML files that would need hours or gigabytes: each ends with a sentence, in time."
+import shutil
 import time
 import pytest
+import yaml
 from xmodaler_nb.config import CfgNode
 from xmodaler_nb.config.lazy import LazyConfig
 from xmodaler_nb.config.safe_yaml import parse_yaml
@@ -76,3 +78,48 @@ def test_the_file_of_sign_models_is_read_within_limits(tmp_path):
         assert time.process_time() - start < 4
     (tmp_path/'models.yaml').write_text('models: 3\n')
     with pytest.raises(ValueError, match='no group `models`'): get_model_params('LSTMPredictor', str(tmp_path/'models.yaml'))
+
+
+# configs of a saved model
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    from small import small_captioner
+    return small_captioner().save_pretrained(tmp_path_factory.mktemp('saved')/'model')
+
+def with_key(text, key, value):
+    content = yaml.safe_load(text)
+    node, *path = content, *key.split('.')
+    for k in path[:-1]: node = node[k]
+    node[path[-1]] = value
+    return yaml.safe_dump(content)
+
+HOSTILE = {'a large vocabulary': ('MODEL.VOCAB_SIZE', 10**7, 'more numbers than the weights'), 'a wide decoder': ('MODEL.DECODER_DIM', 20_000, 'more numbers than the weights'),
+           'wide words': ('MODEL.TOKEN_EMBED.DIM', 10**9, 'more numbers than the weights'), 'long captions': ('MODEL.MAX_SEQ_LEN', 10**9, 'MODEL.MAX_SEQ_LEN is 1000000000'),
+           'no words': ('MODEL.VOCAB_SIZE', -5, 'cannot be built'), 'no model': ('MODEL', None, 'nothing cannot replace a group'), 'a list': ('MODEL', [1], 'config key MODEL .*expected CfgNode'),
+           'no solver': ('SOLVER', None, 'nothing cannot replace a group'), 'a name that is a list': ('MODEL.META_ARCHITECTURE', [1], 'MODEL.META_ARCHITECTURE'), 'no name': ('MODEL.META_ARCHITECTURE', None, 'no MODEL.META_ARCHITECTURE')}
+
+@pytest.mark.parametrize('why', HOSTILE)
+def test_a_config_that_does_not_fit_its_weights(model, tmp_path, why):
+    "One sentence, at once: no memory is taken for a model that its weights cannot fill."
+    from xmodaler_nb.captioner import Captioner
+    key, value, text = HOSTILE[why]
+    copy = shutil.copytree(model, tmp_path/'model')
+    (copy/'config.yaml').write_text(with_key((copy/'config.yaml').read_text(), key, value))
+    start = time.process_time()
+    with pytest.raises(ValueError, match=text) as e: Captioner.from_pretrained(copy)
+    assert time.process_time() - start < 2 and ('config.yaml' in str(e.value) or why == 'long captions')
+
+@pytest.mark.parametrize('kind', ['aliased lists', 'aliased mappings', 'merged mappings', 'brackets'])
+def test_small_files_through_the_commands(model, tmp_path, kind, capsys):
+    "xm-train --config-file, xm-caption --model."
+    from xmodaler_nb.commands.caption import caption_main
+    from xmodaler_nb.commands.train import train_main
+    copy, f = shutil.copytree(model, tmp_path/'model'), tmp_path/'bomb.yaml'
+    (copy/'config.yaml').write_text(BAD[kind])
+    f.write_text(BAD[kind])
+    start = time.process_time()
+    assert caption_main(['x.png', '--model', str(copy)]) == 1
+    assert 'config.yaml: not a config file' in capsys.readouterr().err and time.process_time() - start < 4
+    assert train_main(['--config-file', str(f), 'OUTPUT_DIR', str(tmp_path/'out')]) == 1
+    assert 'bomb.yaml: not a config file' in capsys.readouterr().err and not (tmp_path/'out').exists()

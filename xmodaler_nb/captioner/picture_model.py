@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['is_path', 'is_features', 'is_clip', 'is_feature_file', 'picture_names', 'told_apart', 'check_errors', 'PictureModel',
-           'note_unlike', 'check_replaceable', 'find_checkpoint', 'load_extractor']
+           'note_unlike', 'check_replaceable', 'find_checkpoint', 'load_extractor', 'NumbersLimit', 'build_beside']
 
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #74053240
+import math
 import hashlib
 import logging
 import os
@@ -15,6 +16,7 @@ from itertools import count
 from pathlib import Path
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 from PIL import Image
 from fastcore.basics import patch
 from .card import read_run_scores
@@ -332,6 +334,37 @@ def _json_of(path, name):
     found = _resolve_file(path, name, None)
     return read_json(found) if found else None
 
+# %% ../../nbs/17_captioner/07_picture_model.ipynb #e2129a5d
+_MAKERS = torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full
+
+class NumbersLimit(TorchFunctionMode):
+    "Within it, only so many numbers are made."
+    def __init__(self,
+        numbers:int, # in all
+    ):
+        super().__init__()
+        self.left = numbers
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _MAKERS:
+            size = kwargs.get('size', args[0] if args and isinstance(args[0], (tuple, list)) else args)
+            self.left -= math.prod(n for n in size if isinstance(n, int))
+            if self.left < 0: raise ValueError("it has far more numbers than the weights")
+        return func(*args, **kwargs)
+
+def build_beside(
+    cfg,    # of the model
+    config, # its file, for messages
+    path,   # of the weights, or of their folder
+):          # the model
+    "Build a model that is not much larger than its weights."
+    files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
+    try:
+        with NumbersLimit(4*sum(p.stat().st_size for p in files) + 2**24): return build_model(cfg)
+    except (ValueError, RuntimeError, OverflowError, MemoryError) as e:
+        raise ValueError(f"{config}: the model that it describes cannot be built: {str(e)[:300]}") from e
+
 # %% ../../nbs/17_captioner/07_picture_model.ipynb #b0478d24
 @patch(cls_method=True)
 def from_pretrained(cls:PictureModel,
@@ -349,7 +382,7 @@ def from_pretrained(cls:PictureModel,
     config, texts = _needed_file(path, 'config.yaml', 'YAML', 'config', config), cls._own_files(path, files)
     cfg = load_cfg_file(config, ['MODEL.DEVICE', device, 'INFERENCE.VOCAB', ''])
     if not cfg.MODEL.META_ARCHITECTURE: raise ValueError(f"{config}: names no MODEL.META_ARCHITECTURE to build")
-    model = build_model(cfg)
+    model = build_beside(cfg, config, path)
     XmodalerCheckpointer(model).load(str(path), checkpointables=[], strict=True)
     _check_finite(model, path)
     lower_precision(model, precision)

@@ -152,6 +152,8 @@ def _decode_cfg_value(cls:CfgNode, value):
 
 def _coerce(new, old, key, where=''):
     "`new` in the type of `old`, or ValueError naming both."
+    if new is None and isinstance(old, CfgNode):
+        raise ValueError(f"config key {key}{where}: nothing cannot replace a group of keys; leave the key out")
     if type(new) is type(old) or old is None or new is None: return new
     if isinstance(new, CfgNode) and isinstance(old, CfgNode): return new
     if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)): return type(old)(new)

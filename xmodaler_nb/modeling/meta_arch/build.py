@@ -71,11 +71,13 @@ def add_component_keys(
     tmp:CfgNode, # the file alone, which names the components
 ):
     "Let every component that the file names add the keys it owns."
-    model = tmp.get('MODEL', {})
-    frame = model.get('META_ARCHITECTURE', '')
+    model = tmp.get('MODEL')
+    if not isinstance(model, dict): return                                  # the merge says what is wrong with it
+    names = {k: v for k, v in model.items() if isinstance(v, str)}
+    frame = names.get('META_ARCHITECTURE', '')
     if frame in META_ARCH_REGISTRY or '/' in frame: return add_config(cfg, tmp)
     for slot, registry in _REGISTRIES.items():
-        name = model.get(slot, '')
+        name = names.get(slot, '')
         if name in registry: registry.get(name).add_config(cfg)
 
 # %% ../../../nbs/07_modeling/60_meta_arch/00_build.ipynb #17d403e2
