@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .config import settings
+from ..utils.arrays import read_arrays
 
 # %% ../../nbs/42_asl/06_clips.ipynb #33ecf274
 STEP, MISSING = 1/8192, -32768   # unit of the stored integers, and what stands for a missing number
@@ -104,8 +105,7 @@ def sign_names(
 def _arrays(path):
     "Those of the arrays that a file has."
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
-    try:
-        with np.load(path) as z: return {k: z[k] for k in FIELDS if k in z}
+    try: return read_arrays(path, lambda names: [k for k in FIELDS if k in names])
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f'{path} cannot be read as .npz: {e}') from None
 

@@ -7,6 +7,8 @@ __all__ = ['as_used', 'landmarks_of', 'read_landmarks', 'Reading', 'to_unit', 'S
            'landmark_evidence']
 
 # %% ../../nbs/42_asl/70_reader.ipynb #b547c28a
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -22,6 +24,7 @@ from .parquet import load_relevant_data_subset
 from .signer.machine import SignerModel, load_signer
 from .signer.numbers import shipped_signer
 from .video_utils import capture_frames, convert_frames_to_landmarks
+from ..utils.arrays import read_arrays
 
 # %% ../../nbs/42_asl/70_reader.ipynb #644cc935
 def as_used(
@@ -36,8 +39,9 @@ def as_used(
 
 def _from_npy(path):
     "Landmarks of a numpy file."
-    try: return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as e: raise ValueError(f"{path} cannot be read as .npy: {e}") from None
+    try: return read_arrays(path)['']
+    except (ValueError, KeyError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as e:
+        raise ValueError(f"{path} cannot be read as .npy: {e}") from None
 
 def _from_file(path, detect):
     "Landmarks of a file; a film goes through the detector."

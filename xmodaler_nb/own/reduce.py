@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from safetensors.torch import save as tensor_bytes
 from .extract import BackboneExtractor
 from .real import join_global
+from ..utils.arrays import read_arrays
 from ..utils.checkpoint_files import load_weights, sum_beside, tensor_sums
 
 # %% ../../nbs/15_own/55_reduce.ipynb #b45147e3
@@ -116,6 +117,6 @@ def published_extractor(
     cells:int=4,                     # per side
 ) -> ReducedExtractor:
     "The extractor whose features a published data set holds."
-    with np.load(pca, allow_pickle=False) as p:
-        reductions = [Reduction(p[f'{k}_mean'], p[f'{k}_basis']) for k in ('grid', 'global')]
+    p = read_arrays(pca)
+    reductions = [Reduction(p[f'{k}_mean'], p[f'{k}_basis']) for k in ('grid', 'global')]
     return ReducedExtractor(BackboneExtractor(backbone, 'grid+global', cells=cells), *reductions)

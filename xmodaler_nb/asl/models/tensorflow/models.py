@@ -9,6 +9,7 @@ __all__ = ['Network', 'LSTMClassifier', 'TransformerEncoderLayer', 'TransformerS
 # %% ../../../../nbs/42_asl/30_models/30_keras.ipynb #36cf7ab7
 import numpy as np
 from ...config import settings
+from ....utils.arrays import read_arrays
 from ....utils.env import import_optional
 
 # %% ../../../../nbs/42_asl/30_models/30_keras.ipynb #e6ebc8b2
@@ -143,9 +144,9 @@ class BaseModel(Network):
 def _save(self, filepath): np.savez(filepath, lr=self.get_lr(), *self.get_weights())
 def _load(self, filepath):
     "Weights and rate; the model must have seen a batch."
-    with np.load(filepath, allow_pickle=False) as z:
-        self.set_weights([z[f'arr_{i}'] for i in range(len(self.trainable_weights))])
-        self.optimizer.learning_rate = float(z['lr'])
+    z = read_arrays(filepath)
+    self.set_weights([z[f'arr_{i}'] for i in range(len(self.trainable_weights))])
+    self.optimizer.learning_rate = float(z['lr'])
 BaseModel.save_checkpoint, BaseModel.load_checkpoint = _save, _load
 
 # %% ../../../../nbs/42_asl/30_models/30_keras.ipynb #e549f8d9
