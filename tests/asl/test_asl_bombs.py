@@ -79,3 +79,16 @@ def test_the_base_of_an_extractor(tmp_path, limits):
     from xmodaler_nb.own.reduce import published_extractor
     zeros_npz(tmp_path/'pca.npz', grid_mean=(300, 2**18))
     with pytest.raises(ValueError, match='unpack to more'): published_extractor(tmp_path/'pca.npz', 'patches')
+
+
+def test_clips_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    "A disk that is full in the middle leaves the clips of before."
+    clips = make_signs(signs=2, signers=1, takes=1)
+    save_clips(clips, tmp_path/'clips.npz')
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    def full(f, **arrays):
+        f.write(b'PK half of it')
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(np, 'savez_compressed', full)
+    with pytest.raises(OSError, match='No space'): save_clips(make_signs(signs=3, signers=1, takes=1), tmp_path/'clips.npz')
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

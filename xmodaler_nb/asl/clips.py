@@ -7,12 +7,13 @@ __all__ = ['STEP', 'MISSING', 'FIELDS', 'Clips', 'used_landmarks', 'all_rows', '
            'load_clips']
 
 # %% ../../nbs/42_asl/06_clips.ipynb #5e55d56d
-import json, zipfile, zlib
+import json, os, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .config import settings
 from ..utils.arrays import read_arrays
+from ..utils.checkpoint_files import write_text
 
 # %% ../../nbs/42_asl/06_clips.ipynb #33ecf274
 STEP, MISSING = 1/8192, -32768   # unit of the stored integers, and what stands for a missing number
@@ -87,8 +88,12 @@ def save_clips(
     path, xyz_q = Path(path), _to_steps(clips.xyz, path)
     small = {k: getattr(clips, k).astype(np.int16 if k != 'sequence' else np.int32) for k in FIELDS[1:]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    (path.parent/settings.MAP_JSON_FILE).write_text(json.dumps({n: i for i, n in enumerate(clips.names)}, indent=1))
-    np.savez_compressed(path, xyz_q=xyz_q, **small)
+    part = path.with_name(f'.tmp-{path.name}')          # readers find the old file or the new one, never half of one
+    try:
+        with open(part, 'wb') as f: np.savez_compressed(f, xyz_q=xyz_q, **small)
+        write_text(path.parent/settings.MAP_JSON_FILE, json.dumps({n: i for i, n in enumerate(clips.names)}, indent=1))
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
     return path
 
 def sign_names(
