@@ -14,10 +14,10 @@ from xmodaler_nb.captioner import Answerer, Captioner, Retriever
 from xmodaler_nb.commands.caption import caption_main, made_by
 from xmodaler_nb.config import kfg
 from xmodaler_nb.modeling.layers import low_precision
-from xmodaler_nb.modeling.layers.low_precision import PRECISIONS, PackedLSTMCell, lower_precision, weight_bytes, why_not
+from xmodaler_nb.modeling.layers.low_precision import input_levels, PRECISIONS, PackedLSTMCell, lower_precision, weight_bytes, why_not
 
 HERE = [p for p in PRECISIONS if p != 'float32' and not why_not(p)]
-NEAR = dict(int8=.1, bf16=.05, fp16=.01)   # of the logits' norm
+NEAR = dict(int8=.1 if input_levels() == 127 else .2, bf16=.05, fp16=.01)   # of the logits' norm; some processors take inputs of seven bits only
 pytestmark = pytest.mark.skipif(not HERE, reason='no lower precision on this processor')
 
 
