@@ -124,18 +124,12 @@ def changes(args): return photographs(args) if args.photos else scenes(args)
 
 # ---- training --------------------------------------------------------------------------------------------------------------------------------------
 
-class HalfStep(plain.Step):
-    "A training step whose products are computed in bf16; weights, sums and the optimizer are float32."
-    def loss(self):
-        with torch.autocast('cpu', torch.bfloat16): return super().loss()
-
-
 def training(args):
     "Rows: family."
     for name in args.families:
         sizes = plain.SMALL + plain.SMALL_MORE.get(name, []) if args.small else []
         cfg = load_cfg_file(config_file(plain.FAMILIES[name]), ['MODEL.DEVICE', 'cpu', 'INFERENCE.VOCAB', '', *sizes])
-        full, half = plain.Step(cfg, False), HalfStep(cfg, False)
+        full, half = plain.Step(cfg, False), plain.Step(cfg, False, half=True)
         full(), half()
         alone = floor.Floor(floor.record(half, half.model))
         alone()
