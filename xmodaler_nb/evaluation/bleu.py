@@ -8,7 +8,7 @@ __all__ = ['SMALL', 'TINY', 'bleu_from_counts', 'closest_length', 'bleu_counts',
 # %% ../../nbs/09_evaluation/10_bleu.ipynb #f833f87f
 import numpy as np
 from .metrics import Scores
-from .ngrams import References, count_ngrams, lay_out
+from .ngrams import References, count_ngrams, lay_out, prepared
 
 # %% ../../nbs/09_evaluation/10_bleu.ipynb #735c46a6
 SMALL, TINY = 1e-9, 1e-15   # as in the COCO caption tools
@@ -70,7 +70,7 @@ class Bleu:
     ) -> Scores:     # of `Bleu_1` … `Bleu_n`
         "Score tokenised captions."
         if ngram_counts is None:
-            layout = lay_out(hyps, refs if isinstance(refs, References) else References(refs))
+            layout = lay_out(hyps, prepared(hyps, refs))
             ngram_counts = layout, count_ngrams(layout, self.n)
         parts = bleu_counts(ngram_counts[0], ngram_counts[1][:self.n])
         def corpus(rows=slice(None)):

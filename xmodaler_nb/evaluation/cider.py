@@ -8,7 +8,7 @@ __all__ = ['ALONE', 'document_frequency', 'similarity', 'DocumentFrequency', 'Ci
 # %% ../../nbs/09_evaluation/30_cider.ipynb #e5fc0538
 import numpy as np
 from .metrics import Scores
-from .ngrams import References, count_ngrams, lay_out
+from .ngrams import References, count_ngrams, lay_out, prepared
 
 # %% ../../nbs/09_evaluation/30_cider.ipynb #a08ab081
 def document_frequency(
@@ -101,7 +101,7 @@ class CiderD:
         ngram_counts=None, # (layout, orders), if they exist already
     ) -> Scores:      # under `name`
         "Score tokenised captions; the corpus value is the mean."
-        if not isinstance(refs, References): refs = References(refs)
+        refs = prepared(hyps, refs)
         if ngram_counts is None:
             layout = lay_out(hyps, refs)
             ngram_counts = layout, count_ngrams(layout, self.n)

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .metrics import Scores
 from .meteor_tables import ByteHash, MeteorTables, load_tables, meteor_problem
 from .meteor_text import normalize
-from .ngrams import References, _ragged
+from .ngrams import _ragged, prepared
 
 # %% ../../nbs/09_evaluation/55_meteor.ipynb #9b6eb399
 class Sentence:
@@ -478,7 +478,7 @@ def __call__(self:Meteor,
     ngram_counts=None,  # not used
 ) -> Scores:       # of `METEOR`
     "Score tokenised captions."
-    texts = refs.texts if isinstance(refs, References) else refs
+    texts = prepared(hyps, refs).texts
     stats = self.statistics(hyps, texts)
     image = np.array([meteor_score(s) for s in stats.tolist()])
     stats[_is_whole(stats), 20] = 0

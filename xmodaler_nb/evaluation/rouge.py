@@ -9,7 +9,7 @@ __all__ = ['LONGEST', 'word_masks', 'lcs_length', 'match_masks', 'lcs_lengths', 
 import numpy as np
 from fastcore.basics import patch
 from .metrics import Scores
-from .ngrams import References, encode
+from .ngrams import encode, prepared
 
 # %% ../../nbs/09_evaluation/20_rouge.ipynb #69382089
 def word_masks(
@@ -114,7 +114,7 @@ class RougeL:
         ngram_counts=None, # not used
     ) -> Scores:      # of `ROUGE_L`
         "Score tokenised captions; the corpus value is the mean."
-        refs = refs if isinstance(refs, References) else References(refs)
+        refs = prepared(hyps, refs)
         image, odd = self.score_plain(hyps, refs)
         for i in odd.tolist(): image[i] = self.score_one(hyps[i], refs.texts[i])
         return Scores({'ROUGE_L': float(image.mean())}, {'ROUGE_L': image})
