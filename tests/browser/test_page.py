@@ -137,7 +137,7 @@ def test_a_click_forces_a_word_and_the_model_goes_on(page):
     caption_is_there(page)
     page.wait_for_timeout(300)
     assert page.locator('#sentence').inner_text() != before
-    assert page.locator('#strip canvas').count() == page.locator('#sentence button').count()
+    page.wait_for_function('document.querySelectorAll("#strip canvas").length === document.querySelectorAll("#sentence button").length')   # words come one by one
 
 
 def test_pictures_of_ones_own(page, tmp_path):
