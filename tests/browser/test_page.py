@@ -137,7 +137,11 @@ def test_a_click_forces_a_word_and_the_model_goes_on(page):
     caption_is_there(page)
     page.wait_for_timeout(300)
     assert page.locator('#sentence').inner_text() != before
-    page.wait_for_function('document.querySelectorAll("#strip canvas").length === document.querySelectorAll("#sentence button").length')   # words come one by one
+    counts = lambda: [page.locator(x).count() for x in ('#strip canvas', '#sentence button')]
+    for _ in range(100):                                                    # words come one by one, the strip comes with the last
+        if len(set(counts())) == 1: break
+        page.wait_for_timeout(200)
+    assert len(set(counts())) == 1
 
 
 def test_pictures_of_ones_own(page, tmp_path):
