@@ -1,9 +1,12 @@
 "The store under rough treatment: killed writers, loader processes, data sets, speed."
+import ctypes
+import mmap
 import os
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from xmodaler_nb.datasets import build_xmodaler_train_loader
 from xmodaler_nb.datasets.check import check_datasets
 from xmodaler_nb.datasets.layout import write_tiny
 from xmodaler_nb.own.store_import import import_npz
-from xmodaler_nb.utils.store import FeatureStore, FeatureWriter, StoreError
+from xmodaler_nb.utils.store import FeatureStore, FeatureWriter, StoreError, write_index
 
 sys.path.insert(0, str(ROOT/'benchmarks'))
 import store as store_benchmark
@@ -113,6 +116,37 @@ def test_missing_ids_are_found_before_training(tmp_path):
     cfg = load_cfg_file('image_caption/updown/updown.yaml', ['DATALOADER.ANNO_FOLDER', str(tmp_path), 'DATALOADER.FEATS_FOLDER', str(tmp_path/'store'), 'DATALOADER.TRAIN_BATCH_SIZE', 3, 'MODEL.VOCAB_SIZE', 9, 'MODEL.VISUAL_EMBED.IN_DIM', 4,
                          'INFERENCE.VOCAB', ''])
     with pytest.raises(ValueError, match='101.npz: no such feature file'): check_datasets(cfg)
+
+
+def kept_in_memory(path):
+    "Bytes of a file that the system holds in memory."
+    libc, bytes_ = ctypes.CDLL(None, use_errno=True), path.stat().st_size
+    with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        pages = np.zeros(-(-bytes_//mmap.PAGESIZE), np.uint8)
+        a = np.frombuffer(m, np.uint8)
+        failed = libc.mincore(ctypes.c_void_p(a.ctypes.data), ctypes.c_size_t(bytes_), ctypes.c_void_p(pages.ctypes.data))
+        del a
+    assert not failed
+    return int((pages & 1).sum())*mmap.PAGESIZE
+
+
+def sparse_store(folder, n, regions, width):
+    "A store of zeros that take no disk and no memory."
+    size = regions*width*4
+    with FeatureWriter(folder): pass
+    with open(folder/'all-00000.bin', 'wb') as f: f.truncate(n*size)
+    write_index(folder/'all-00000.npz', [('features', np.float32, (width,))], [str(i) for i in range(n)], [i*size for i in range(n)], [[regions]]*n, [zlib.crc32(bytes(size))]*n, n*size)
+    return FeatureStore(folder)
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='counts pages as Linux does')
+def test_reading_a_picture_brings_in_that_picture_only(tmp_path):
+    "Not what lies around it: the system reads ahead by 128 kB, on some disks by 8 MB."
+    s = sparse_store(tmp_path/'s', 1000, 4, 4096)                           # 64 kB each
+    before = kept_in_memory(s.shards[0].path)
+    for i in (500, 100, 900): assert not s.read(i)['features'].any()
+    assert before == 0 and 3*65536 <= kept_in_memory(s.shards[0].path) <= 3*65536 + 6*mmap.PAGESIZE
+    assert s.verify() == [] and len(list(s.items())) == 1000
 
 
 def test_the_benchmark_runs():

@@ -14,6 +14,7 @@ import os
 import re
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
@@ -246,6 +247,7 @@ class _Shard:
         self._check_size()
         # populated: bytes that `items` has entered into the memory map
         self._map, self._views, self.populated = None, None, 0
+        self.last, self.in_order = -1, None # where the last item ended; did it follow the one before?
 
     def _check_size(self):
         "Raise unless the file has the size that its index gives."
@@ -282,20 +284,33 @@ def views(self:_Shard):
 
 @patch
 def item_views(self:_Shard, offset, rows):
-    "Arrays of the item at byte `offset`, as views that cannot be written to."
+    "(arrays of the item at byte `offset`, as views that cannot be written to; where the item ends)"
     out = {}
     for (name, whole, tail, width, nbytes), n in zip(self.views, rows):
         if n < 0: continue
         first, size = offset//nbytes, n*width
         out[name] = whole[first:first + size].reshape(n, *tail)
         offset += _padded(size*nbytes)
-    return out
+    return out, offset
 
 @patch
 def item(self:_Shard, k):
-    views = self.views
-    if views: self.check_length()
-    return self.item_views(int(self.starts[k]), self.rows[k].tolist())
+    start = int(self.starts[k])
+    arrays, stop = self.item_views(start, self.rows[k].tolist())
+    if stop > start:
+        self.check_length()
+        self.ask(start, stop)
+    return arrays
+
+@patch
+def ask(self:_Shard, start, stop):
+    "Say which item will be read: the system reads ahead when items are read in order, else only this one is brought."
+    in_order, self.last = start == self.last, stop
+    if not hasattr(mmap, 'MADV_RANDOM'): return                     # Windows
+    if in_order != self.in_order: self.data.madvise(mmap.MADV_NORMAL if in_order else mmap.MADV_RANDOM)
+    self.in_order, first = in_order, start - start % mmap.PAGESIZE
+    if not in_order: self.data.madvise(mmap.MADV_WILLNEED, first, stop - first)
+
 @patch
 def span(self:_Shard, k):
     "Where the bytes of an item begin and end."
@@ -370,16 +385,14 @@ def items(self:FeatureStore):
         for id, offset, rows in zip(s.ids, s.starts.tolist(), s.rows.tolist()):
             while offset >= s.populated and s.populated < s.size: s.populated = _prefetch(s, s.populated)
             if s.data: s.check_length()
-            yield id, s.item_views(offset, rows)
+            yield id, s.item_views(offset, rows)[0]
 
 def _prefetch(shard, offset):
     """Ask the disk for the block after the next one, and enter the next one into this process's memory map at once;
     returns where that one ends."""
     n = min(PREFETCH_BYTES, shard.size - offset)
-    if offset + n < shard.size:
-        shard.data.madvise(mmap.MADV_WILLNEED, offset + n, min(PREFETCH_BYTES, shard.size - offset - n))
-    try: shard.data.madvise(POPULATE_READ, offset, n)
-    except OSError: shard.data.madvise(mmap.MADV_WILLNEED, offset, n)     # kernels before 5.14: page by page
+    shard.data.madvise(mmap.MADV_WILLNEED, offset, n + PREFETCH_BYTES)
+    with suppress(OSError): shard.data.madvise(POPULATE_READ, offset, n)     # kernels before 5.14: page by page
     return offset + n
 
 @patch
@@ -401,6 +414,7 @@ def verify(self:FeatureStore) -> list: # of problems, each naming shard and id
         for k, id in enumerate(s.ids):
             a, b = s.span(k)
             if s.data: s.check_length()
+            if b > a: s.ask(a, b)
             if zlib.crc32(memoryview(s.data)[a:b]) != s.crc[k]:
                 bad.append(f"{s.path}: id {id} (bytes {a} to {b}) is not what was written")
     return bad
