@@ -89,7 +89,8 @@ def can_block(
     *tensors, # states, regions and weights
 ) -> bool:
     "Whether scores are computed block by block."
-    return BLOCKS and all(isinstance(t, Tensor) and few_bits(t) for t in tensors)
+    if not BLOCKS or torch.is_autocast_enabled('cpu'): return False
+    return all(isinstance(t, Tensor) and t.dtype == torch.float32 and few_bits(t) for t in tensors)
 
 # %% ../../../nbs/07_modeling/00_layers/10_base_attention.ipynb #46e6862e
 class BaseAttention(nn.Module):

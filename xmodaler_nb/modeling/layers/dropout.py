@@ -28,11 +28,12 @@ def bits_for(
 
 # %% ../../../nbs/07_modeling/00_layers/08_dropout.ipynb #3e624002
 def keep(
-    shape,   # of the result
-    p:float, # chance of 0, in [0,1)
-) -> Tensor: # float32, 1 = stays, 0 = dropped
+    shape,               # of the result
+    p:float,             # chance of 0, in [0,1)
+    dtype=torch.float32, # of the result
+) -> Tensor:             # 1 = stays, 0 = dropped
     "Independent coins."
-    out, bits = torch.empty(shape), bits_for(p)
+    out, bits = torch.empty(shape, dtype=dtype), bits_for(p)
     torch.ge(random_integers(out.numel(), bits).view(out.shape), round(p*2**bits) - 2**(bits - 1), out=out)
     return out
 
@@ -43,8 +44,8 @@ def few_bits(
     x:Tensor, # what would be dropped
 ) -> bool:
     "Whether coins from few bits are used."
-    if not FEW_BITS or x.device.type != 'cpu' or x.dtype != torch.float32: return False
-    return not (torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'))
+    if not FEW_BITS or x.device.type != 'cpu' or x.dtype not in (torch.float32, torch.bfloat16): return False
+    return not torch.compiler.is_compiling()
 
 class Dropout(nn.Dropout):
     "`nn.Dropout` from few random bits."
@@ -52,6 +53,6 @@ class Dropout(nn.Dropout):
         input:Tensor, # any shape
     ) -> Tensor:      # in training: each number 0 with probability p, else divided by 1 - p
         "Drop."
-        if not self.training or not 0 < self.p < 1: return super().forward(input)
-        if self.inplace or not few_bits(input): return super().forward(input)
-        return input*keep(input.shape, self.p).div_(1 - self.p)
+        if not self.training: return input
+        if self.inplace or not 0 < self.p < 1 or not few_bits(input): return super().forward(input)
+        return input*keep(input.shape, self.p, input.dtype).div_(1 - self.p)
