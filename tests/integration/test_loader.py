@@ -3,7 +3,8 @@ import random
 import numpy as np, pytest, torch
 from xmodaler_nb.config import Batch
 from xmodaler_nb.modeling import load_cfg_file
-from xmodaler_nb.datasets import MSCoCoDataset, build_xmodaler_train_loader, build_xmodaler_valtest_loader
+from xmodaler_nb.datasets import MSCoCoDataset, build_xmodaler_train_loader, build_xmodaler_valtest_loader, collate
+from xmodaler_nb.datasets.collate import SHARE_BYTES
 from xmodaler_nb.datasets.layout import write_tiny
 
 
@@ -97,3 +98,24 @@ def test_documented_draws(cfg):
         random.seed(11); item = mapper(entry)
         random.seed(11); want = random.sample(range(7), k) if k <= 7 else random.choices(range(7), k=k-7) + list(range(7))
         assert [t.tolist() for t in item['G_TOKENS_IDS']] == entry['tokens_ids'][want].tolist()
+
+
+def noting(items):
+    "`collate`, and which of its tensors lie in memory that processes share, before they are sent."
+    batch = collate(items)
+    batch['shared'] = [k for k, v in batch.items() if isinstance(v, torch.Tensor) and v.is_shared()]
+    return batch
+
+
+@pytest.mark.parametrize('lengths', [(40, 40), (40, 17), (1, 40)])
+@pytest.mark.parametrize('kind', ['float32', 'float16', 'int64', 'bool'])
+def test_a_large_batch_is_built_where_the_training_reads_it(lengths, kind):
+    "One copy less, and a loader's process that does not grow; the batch is the one of a single process."
+    rng = np.random.default_rng(0)
+    items = [{'IDS': str(n), 'ATT_FEATS': (rng.normal(size=(n, 8192))*9).astype(kind), 'SEQ_PER_SAMPLE': torch.tensor(1), 'G_TOKENS_IDS': [np.arange(n)]} for n in lengths]
+    alone, = torch.utils.data.DataLoader(items, batch_size=2, collate_fn=noting)
+    batch, = torch.utils.data.DataLoader(items, batch_size=2, collate_fn=noting, num_workers=1)
+    large = alone.ATT_FEATS.nbytes >= SHARE_BYTES
+    assert not alone.pop('shared') and batch.pop('shared') == ['ATT_FEATS']*large
+    assert same([alone], [batch]) and list(alone) == list(batch) and alone.ATT_FEATS.dtype == batch.ATT_FEATS.dtype
+    assert large or kind == 'bool'
