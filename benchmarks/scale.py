@@ -8,8 +8,9 @@
 Every row compares a large size (`ours_s`) with a small one that is scaled up in proportion (`peer_s`): a ratio of 1 is proportional growth, above 1 is less. `exponent` is the slope between the two largest
 sizes, in processor seconds, for a busy machine has no say there.
 *loading*: the training loader of Up-Down over one store file with a hole in it (36 × 2048 numbers an image that take no disk) and annotations of five captions an image. `first batch` is the time from the
-configuration to the first batch, beside the 5 s it may take. `image, n workers` is the time of an image at `--images` beside that at a tenth of it; `memory_mb` is what the process and its workers hold more (pages
-of their own, without those of the file) after the last of `--steps` batches than after the first tenth of them.
+configuration to the first batch, beside the 5 s it may take. `image, n workers` is what an image costs the process and its workers at `--images` beside a tenth of it (before and after), in processor seconds after the first tenth of
+`--steps` batches; all images lie in the same places of the file, so that the pages of both sizes are in memory. `memory_mb` is how much more (pages of their own, without those of a file) process and workers hold
+at the most in the second half of the batches than in the first, `peak_mb` how much more at the most than at the first batch. `image from the disk` reads images at random from a file of full length of which no page is in memory; `read_mb` is what the system brought for one.
 *evaluation*: BLEU, METEOR, ROUGE-L and CIDEr of captions with five references each. *reward*: CIDEr-D of a step of 80 captions with a table of 500,000 document frequencies, for few and for many images.
 *retrieval*: ranks of five texts an image, both ways, in blocks; the peer is scaled with the number of pairs; `memory_mb` is the growth of the peak.
 """
@@ -27,7 +28,7 @@ import zlib
 from pathlib import Path
 import numpy as np
 
-REGIONS, WIDTH, BATCH, PARTS = 36, 2048, 64, ('loading', 'evaluation', 'reward', 'retrieval')
+REGIONS, WIDTH, BATCH, PLACES, PARTS = 36, 2048, 64, 1000, ('loading', 'evaluation', 'reward', 'retrieval')
 WORDS = 'a the man woman dog cat horse rides holds red small on in with near grass street table two standing sitting running large white black and of'.split()
 
 
@@ -46,14 +47,14 @@ def cpu(f):
 
 # loading
 
-def sparse_store(folder, n, regions, width):
-    "A store of zeros that take no disk."
+def sparse_store(folder, n, regions, width, places=None):
+    "A store of zeros that take no disk; with `places`, several images lie in one place of the file."
     from xmodaler_nb.utils.store import FeatureWriter, write_index
     size = regions*width*4
     with FeatureWriter(folder): pass
-    with open(folder/'all-00000.bin', 'wb') as f: f.truncate(n*size)
+    with open(folder/'all-00000.bin', 'wb') as f: f.truncate((places or n)*size)
     crc = zlib.crc32(bytes(size))
-    write_index(folder/'all-00000.npz', [('features', np.float32, (width,))], [str(i) for i in range(n)], [i*size for i in range(n)], [[regions]]*n, [crc]*n, n*size)
+    write_index(folder/'all-00000.npz', [('features', np.float32, (width,))], [str(i) for i in range(n)], [i % (places or n)*size for i in range(n)], [[regions]]*n, [crc]*n, (places or n)*size)
     return folder
 
 
@@ -66,7 +67,7 @@ def training_set(folder, n, regions, width):
     write_vocabulary(folder/'vocabulary.txt', [f'w{i}' for i in range(9999)])
     some = [annotation(0, [rng.integers(1, 10000, rng.integers(8, 14)).tolist() for _ in range(5)]) for _ in range(500)]
     write_pickle(folder_paths(folder, 'mscoco')['annotations_train'], [{**some[i % 500], 'image_id': str(i), 'tokens_ids': some[i % 500]['tokens_ids'].copy()} for i in range(n)])
-    feats = sparse_store(folder/'features', n, regions, width)
+    feats = sparse_store(folder/'features', n, regions, width, min(n, PLACES))
     return load_cfg_file('image_caption/updown/updown.yaml', ['DATALOADER.ANNO_FOLDER', str(folder), 'DATALOADER.FEATS_FOLDER', str(feats), 'DATALOADER.TRAIN_BATCH_SIZE', BATCH,
         'MODEL.VISUAL_EMBED.IN_DIM', width, 'INFERENCE.VOCAB', '', 'DATALOADER.MAX_FEAT_NUM', regions, 'MODEL.DEVICE', 'cpu', 'DATALOADER.RELATION_FILE', '', 'DATALOADER.ATTRIBUTE_FILE', ''])
 
@@ -86,32 +87,62 @@ def children(pid):
     return []
 
 
+def spent():
+    "Processor seconds of this process and its children so far."
+    total = 0
+    for p in [os.getpid(), *children(os.getpid())]:
+        with contextlib.suppress(OSError): total += sum(map(int, Path(f'/proc/{p}/stat').read_text().rsplit(')', 1)[1].split()[11:13]))
+    return total/os.sysconf('SC_CLK_TCK')
+
+
 def run_loader(cfg, workers, steps):
-    "Seconds to the first batch, seconds an image afterwards, growth of memory."
+    "Seconds to the first batch; processor seconds and seconds an image afterwards; growth and peak of memory."
     from xmodaler_nb.datasets import build_xmodaler_train_loader
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATALOADER.NUM_WORKERS = workers
-    start, times, memory = time.perf_counter(), [], []
+    start, early, memory = time.perf_counter(), max(1, steps//10), []
     loader = build_xmodaler_train_loader(cfg)
     batches = iter(loader)
     for step in range(steps):
         if next(batches, None) is None: batches = iter(loader)
-        times.append(time.perf_counter())
-        if step in (max(1, steps//10), steps-1): memory.append(own_pages())
+        if step == 0: first, least = time.perf_counter()-start, own_pages()
+        if step == early: begun, before = time.perf_counter(), spent()
+        if step >= early and step % max(1, steps//100) == 0: memory.append(own_pages())
+    drawn, half = max(1, steps-1-early)*BATCH, len(memory)//2
+    took = (spent()-before)/drawn, (time.perf_counter()-begun)/drawn
     del batches
-    return times[0]-start, (times[-1]-times[0])/max(1, len(times)-1)/BATCH, memory[-1]-memory[0]
+    return first, *took, max(memory[half:])-max(memory[:half]), max(memory)-least
+
+
+def from_disk(folder, n, regions, width, reads):
+    "(processor seconds, megabytes brought from the disk) for an image that is read from a store that is not in memory."
+    from xmodaler_nb.utils.store import FeatureStore
+    store = FeatureStore(sparse_store(folder, n, regions, width))
+    fd = os.open(store.shards[0].path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    ids, before = random.Random(0).sample(range(n), reads), allocated()
+    seconds, _ = cpu(lambda: [store.read(i) for i in ids])
+    os.close(fd)
+    return seconds/reads, (allocated()-before)/reads
+
+
+def allocated():
+    "Megabytes of pages that the system has handed out so far, for files and for processes."
+    return sum(int(line.split()[1]) for line in Path('/proc/vmstat').read_text().splitlines() if line.startswith('pgalloc_'))*os.sysconf('SC_PAGESIZE')/2**20
 
 
 def loading(images, steps, small):
     regions, width = (4, 16) if small else (REGIONS, WIDTH)
-    rows = []
+    rows, few, many = [], max(images//10, BATCH+1), images
     with tempfile.TemporaryDirectory() as d:
-        few, many = (training_set(Path(d)/str(n), n, regions, width) for n in (max(images//10, BATCH+1), images))
+        few_cfg, many_cfg = (training_set(Path(d)/str(n), n, regions, width) for n in (few, many))
         for workers in (0,) if small else (0, 2, 4):
-            (_, b, _), (first, a, memory) = run_loader(few, workers, steps), run_loader(many, workers, steps)
+            (_, b, *_), (first, a, wall, memory, peak), (_, c, *_) = (run_loader(cfg, workers, n) for cfg, n in ((few_cfg, steps//3), (many_cfg, steps), (few_cfg, steps//3)))
             if not workers: rows.append(row(f'first batch of {images:,}', first, 5.))
-            rows.append(row(f'image, {workers} workers', a, b, memory_mb=round(memory, 1)))
+            rows.append(row(f'image, {workers} workers', max(a, 1e-9), (b+c)/2, memory_mb=round(memory, 1), peak_mb=round(peak, 1), wall_s=round(wall, 6)))
+        (b, _), (a, read) = (from_disk(Path(d)/f'disk{n}', n, regions, width, 50 if small else 1000) for n in (few, many))
+        rows.append(row('image from the disk', a, b, read_mb=round(read, 2)))
     return rows
 
 
@@ -179,11 +210,11 @@ def main(argv=None):
     p.add_argument('--json', action='store_true', help='print the rows as one JSON list and nothing else')
     args = p.parse_args(argv)
     small = args.small
-    parts = dict(loading=lambda: loading(700 if small else args.images, 5 if small else args.steps, small), evaluation=lambda: evaluation([20, 60, 120] if small else [1000, 5000, 20000, 40000], small),
+    parts = dict(loading=lambda: loading(700 if small else args.images, 15 if small else args.steps, small), evaluation=lambda: evaluation([20, 60, 120] if small else [1000, 5000, 20000, 40000], small),
                  reward=lambda: reward([50, 200] if small else [1000, 100_000], 500 if small else 500_000), retrieval=lambda: retrieval(50 if small else 5000, 8 if small else 256))
     rows = [r for part in args.only for r in parts[part]()]
     if args.json: return print(json.dumps(rows))
-    for r in rows: print(f"{r['name']:52}{r['ours_s']:11.5f}{r['peer_s']:11.5f}{r['ratio']:7.2f}  " + ' '.join(f'{k} {v}' for k, v in r.items() if k in ('exponent', 'memory_mb')))
+    for r in rows: print(f"{r['name']:52}{r['ours_s']:11.5f}{r['peer_s']:11.5f}{r['ratio']:7.2f}  " + ' '.join(f'{k} {v}' for k, v in r.items() if k in ('exponent', 'memory_mb', 'peak_mb', 'read_mb')))
 
 
 if __name__ == '__main__': main()
