@@ -7,6 +7,7 @@ from xmodaler_nb.modeling import load_cfg_file
 from xmodaler_nb.modeling import build_model
 from xmodaler_nb.modeling.layers.history import can_share
 from xmodaler_nb.modeling.layers.rows import unique_rows
+from xmodaler_nb.modeling.layers.word_gates import can_look_up
 from xmodaler_nb.modeling.decode_strategy import BeamSearcher, DiverseBeamSearcher, EnsembleBeamSearcher, GreedyDecoder, build_beam_searcher, build_greedy_decoder
 
 V, T = 40, 12
@@ -52,6 +53,7 @@ STRATEGIES = {
 def test_at_most_one_look_every_four_steps(which, name, monkeypatch):
     monkeypatch.setattr('xmodaler_nb.modeling.decoder.recurrent.unique_rows', lambda names, rows=None: None)      # as on a device (next test)
     monkeypatch.setattr('xmodaler_nb.modeling.decode_strategy.state.can_share', lambda rows: False)
+    monkeypatch.setattr('xmodaler_nb.modeling.decoder.recurrent.can_look_up', lambda words: False)
     cfg, model = make(which)
     kind, kw = STRATEGIES[name]
     s = kind(cfg, sync_every=4, **kw)
@@ -70,6 +72,7 @@ def test_at_most_one_look_every_four_steps(which, name, monkeypatch):
 def test_only_the_processor_looks_for_equal_rows():
     names = torch.tensor([3, 3, 3, 3])
     assert unique_rows(names) is not None and unique_rows(names.to('meta')) is None
+    assert can_look_up(torch.ones(4, 2)) and not can_look_up(torch.ones(4, 2, device='meta'))
     with torch.no_grad(): assert can_share(names) and not can_share(names.to('meta'))
 
 

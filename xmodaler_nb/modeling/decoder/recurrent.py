@@ -16,6 +16,7 @@ from ..layers.lstm_gates import gates_to_state
 from ..layers.low_precision import times
 from ..layers.rows import add_by_image, repeat_rows, unique_rows
 from ..layers.unrolled_lstm import Packing, UnrolledLSTM
+from ..layers.word_gates import WordGates, can_look_up
 
 # %% ../../../nbs/07_modeling/30_decoder/15_recurrent.ipynb #15439e3b
 class Stepwise:
@@ -64,11 +65,16 @@ class RecurrentDecoder(Decoder):
     ) -> dict:               # new G_HIDDEN_STATES and G_CELL_STATES; ATT_WEIGHTS (b, n) where there is attention
         "Compute one word."
         b = batched_inputs
-        cached = kfg.P_GLOBAL_FEATS in b and not (torch.is_grad_enabled() or self.training)
-        run = Cached(b) if cached else Stepwise(b)
+        run = Cached(b) if self._remembers(b) else Stepwise(b)
         h, c, weights = self._cell(run, b[kfg.G_HIDDEN_STATES], b[kfg.G_CELL_STATES])
         states = {kfg.G_HIDDEN_STATES: h, kfg.G_CELL_STATES: c}
         return states if weights is None else {**states, kfg.ATT_WEIGHTS: weights}
+
+    def _remembers(self, b):
+        "Whether products may be used that were made for other rows or steps."
+        if torch.is_grad_enabled() or self.training: return False
+        if kfg.P_GLOBAL_FEATS in b: return True
+        return b[kfg.G_TOKEN_EMBED].device.type == 'cpu' and not torch.compiler.is_compiling()
 
 # %% ../../../nbs/07_modeling/30_decoder/15_recurrent.ipynb #c499eb74
 class Known:
@@ -185,15 +191,18 @@ def image_gates(
 class Cached(Stepwise):
     "One step without gradients: known products are not made again, and equal rows are multiplied once."
     def __init__(self,
-        batch:dict, # as for `Stepwise`, and P_GLOBAL_FEATS (i, 4·d); PARENTS (b,) and G_TOKENS_IDS (b,) if known
+        batch:dict, # as for `Stepwise`; if known P_GLOBAL_FEATS (i, 4·d), PARENTS (b,), G_TOKENS_IDS (b,), TIME_STEP
     ):
         super().__init__(batch)
-        parents = unique_rows(batch.get(kfg.PARENTS))
-        self.unique = {id(x): parents for x in batch[kfg.G_HIDDEN_STATES]}        # which rows of an input differ
-        self.unique[id(self.word)] = unique_rows(batch.get(kfg.G_TOKENS_IDS), self.word)
+        parents, self.ids, self.t = (batch.get(k) for k in (kfg.PARENTS, kfg.G_TOKENS_IDS, kfg.TIME_STEP))
+        parents, self.unique = unique_rows(parents), {}                        # which rows of an input differ
+        for x in batch[kfg.G_HIDDEN_STATES]: self.unique[id(x)] = parents
+        known = self.ids is not None and self.t is not None
+        self.looks_up = known and can_look_up(self.word)
+        if not self.looks_up: self.unique[id(self.word)] = unique_rows(self.ids, self.word)
 
     @property
-    def image(self): return Known(self.batch[kfg.GLOBAL_FEATS])
+    def image(self): return Known(self.batch[kfg.GLOBAL_FEATS]) if kfg.P_GLOBAL_FEATS in self.batch else super().image
 
 @patch
 def lstm(self:Cached,
@@ -205,10 +214,19 @@ def lstm(self:Cached,
 ) -> tuple:           # h, c after
     "One step of an LSTM."
     products = [(x, cell.weight_ih[:,s]) for x, s in zip(inputs, input_columns(inputs)) if not isinstance(x, Known)]
-    gates = self._gate_sums([*products, (h, cell.weight_hh)])
+    words = [w for x, w in products if x is self.word] if self.looks_up else []
+    gates = self._gate_sums([*(p for p in products if not words or p[0] is not self.word), (h, cell.weight_hh)])
+    for w in words: gates += self._word_gates(cell, w)
     if len(products) == len(inputs): gates += cell.bias_ih + cell.bias_hh
     else: gates = add_by_image(gates, self.batch[kfg.P_GLOBAL_FEATS])
     return gates_to_state(gates, c)[:2]
+
+@patch
+def _word_gates(self:Cached, cell, weight):
+    "What the words add to a cell's gates; each cell has a table of its own."
+    if 'word_gates' not in vars(cell): cell.word_gates = WordGates()
+    if self.t == 0: cell.word_gates.check(weight)
+    return cell.word_gates(self.ids, self.word, weight)
 
 # %% ../../../nbs/07_modeling/30_decoder/15_recurrent.ipynb #c2e7c05e
 @patch
