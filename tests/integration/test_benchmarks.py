@@ -11,7 +11,7 @@ import decode, engine, plain
 
 
 SMOKE = dict(plain=['updown', '--small', '--repeats', '1'], decode=['updown', '--small', '--images', '2', '--beams', '2', '--repeats', '1', '--memory'], engine=['--small'], store=['--small'], ppe=['--small'],
-             metrics=['--smoke', '--images', '12', '--repeats', '1', '--only', 'BLEU', 'reward'], rl=['updown', '--small', '--repeats', '1', '--mode', 'eval'], scst=['--table'], signs=['--smoke', '--repeats', '1'], signers=['--small'], understanding=['--small'], scale=['--small'], photos=['--small'], look=['--small'],
+             metrics=['--smoke', '--images', '12', '--repeats', '1', '--only', 'BLEU', 'reward'], rl=['updown', '--small', '--repeats', '1', '--mode', 'eval'], scst=['--table'], signs=['--smoke', '--repeats', '1'], signers=['--small'], understanding=['--small'], scale=['--small'], photos=['--small'], look=['--small'], shortlist=['--small'],
              floor=['updown', 'uniter pre-training', '--small', '--repeats', '1', '--images', '2', '--what', 'training', 'beam 3'],
              precision=['updown', '--small', '--images', '2', '--repeats', '1', '--what', 'training'],
              gpu=['updown', '--small', '--device', 'cpu', '--only', 'decode', 'train'])

@@ -65,6 +65,7 @@ class TextFields:
     G_TARGET_IDS = Key('(b, t)', 'int64', 'next word, −1 after the end')
     TOKENS_MASKS = Key('(b, t)', 'float32', "1 = inside the row's own length (not: token ≠ 0)")
     TOKENS_LENGTHS = Key('list of b', 'int', 'predictions of each row that count; G_LOGITS may then be (sum, v)')
+    BEST_WORDS = Key('', 'int', 'the search looks at so many best words of each row: other G_LOGITS may be estimates')
     EXT_U_TOKENS_MASKS = Key('(b, 1, 1, t)', 'float32', 'additive')
     EXT_G_TOKENS_MASKS = Key('(b, 1, t, t)', 'float32', 'additive, causal')
     ITM_NEG_LABEL = Key('(b,)', 'int64', '1 = text and image do not belong together')

@@ -131,6 +131,7 @@ _C.DECODE_STRATEGY = CN(dict(NAME='BeamSearcher', BEAM_SIZE=1,
     # steps between two checks whether all rows are finished; 0 = 1 on the CPU, 4 elsewhere
     SYNC_EVERY=0,
     CUDA_GRAPHS=False,                           # on a GPU, record the kernels of a batch shape and replay them
+    SHORTLIST=False,                             # on the CPU, multiply only words that may be among the best
     # sampling: logits / temperature; the k likeliest words (0 = all); the likeliest words with total probability p
     TEMPERATURE=1.0, TOP_K=0, TOP_P=1.0,
     MIN_LENGTH=0, MAX_LENGTH=0,                  # words before the end mark, at least and at most; 0 = no rule

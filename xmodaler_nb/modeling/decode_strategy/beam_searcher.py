@@ -134,6 +134,11 @@ def overrides(
     "Whether a subclass overrides a method."
     return getattr(type(strategy), name) is not getattr(BeamSearcher, name)
 
+@patch
+def best_words(self:BeamSearcher, batched_inputs) -> int:
+    "As many as there are beams; subclasses may rank words by more than a row's own scores."
+    return self.beam_size if type(self) is BeamSearcher else 0
+
 # %% ../../../nbs/07_modeling/50_decode_strategy/40_beam_searcher.ipynb #0b235dd7
 @patch
 def _pick(self:BeamSearcher, run, t, ids, scores):

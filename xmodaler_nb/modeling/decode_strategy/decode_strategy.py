@@ -101,6 +101,7 @@ class DecodeStrategy(nn.Module):
         say_unknown=False,    # may a sentence contain UNK?
         trace=False,          # record a `DecodeTrace` at every call
         cuda_graphs=False,    # on a GPU, record the kernels of a batch shape and replay them (see `graphs`)
+        shortlist=False,      # on the CPU, score exactly only words that may be among the best (see `shortlist`)
     ):
         super().__init__()
         _check_sizes(beam_size, max_seq_len, sync_every)
@@ -111,7 +112,7 @@ class DecodeStrategy(nn.Module):
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.sync_every, self.trace, self.say_unknown = sync_every, trace, say_unknown
-        self.cuda_graphs, self.recorder = cuda_graphs, None
+        self.cuda_graphs, self.recorder, self.shortlist = cuda_graphs, None, shortlist
         self._vocab = self._rules = self._unspoken = None
         words = {k: _listed(k, v) for k, v in zip(_WORD_RULES, (banned_words, required_words, begin_words))}
         self.rule_args = dict(min_length=min_length, max_length=max_length, no_repeat_ngram=no_repeat_ngram, **words)
@@ -127,7 +128,8 @@ class DecodeStrategy(nn.Module):
                     sync_every=d.get('SYNC_EVERY', 0), min_length=d.get('MIN_LENGTH', 0),
                     max_length=d.get('MAX_LENGTH', 0), no_repeat_ngram=d.get('NO_REPEAT_NGRAM', 0),
                     banned_words=d.get('BANNED_WORDS', []), required_words=d.get('REQUIRED_WORDS', []),
-                    say_unknown=d.get('SAY_UNKNOWN', False), cuda_graphs=d.get('CUDA_GRAPHS', False))
+                    say_unknown=d.get('SAY_UNKNOWN', False), cuda_graphs=d.get('CUDA_GRAPHS', False),
+                    shortlist=d.get('SHORTLIST', False))
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #cb117f46
 def option_names(
@@ -227,14 +229,19 @@ def unknown_ids(
     return [i for i, w in enumerate(vocab or ()) if w == UNKNOWN]
 
 @patch
+def _not_said(self:DecodeStrategy):
+    "Where UNK stands, unless it may be said."
+    known = self._vocab is not None or Path(self.vocab_path or '').is_file()
+    ids = unknown_ids(self.vocab) if known and not self.say_unknown else []
+    return [i for i in ids if i not in self.rules.required]
+
+@patch
 def unspoken(self:DecodeStrategy,
     log_probs:Tensor,  # (r, v)
 ) -> Tensor:           # (r, v), UNK at -inf
     "Without the word that stands for all rare words, which describes nothing."
     if self._unspoken is None:
-        known = self._vocab is not None or Path(self.vocab_path or '').is_file()
-        ids = unknown_ids(self.vocab) if known and not self.say_unknown else []
-        ids = [i for i in ids if i not in self.rules.required and i < log_probs.size(1)]
+        ids = [i for i in self._not_said() if i < log_probs.size(1)]
         self._unspoken = torch.tensor(ids, dtype=torch.long)
     if not len(self._unspoken): return log_probs
     self._unspoken = self._unspoken.to(log_probs.device)             # once: a copy waits for the device
@@ -271,7 +278,7 @@ def _id_to_word(self:DecodeStrategy):
     except FileNotFoundError: return None
 
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #ca755bd2
-STALE_KEYS = (kfg.TIME_STEP, kfg.HISTORY_STATES, kfg.ENC_HISTORY_STATES)   # of an earlier decoding
+STALE_KEYS = (kfg.TIME_STEP, kfg.HISTORY_STATES, kfg.ENC_HISTORY_STATES, kfg.BEST_WORDS)   # of an earlier decoding
 
 @patch
 def initial_state(self:DecodeStrategy, batched_inputs, model):
@@ -280,7 +287,21 @@ def initial_state(self:DecodeStrategy, batched_inputs, model):
     for k in STALE_KEYS: batch.pop(k, None)
     if not self._masks_fit(batch): del batch[kfg.TOKENS_MASKS]
     state = as_stepper(model).init_state(batch)
+    best = self.words_wanted(batched_inputs)
+    if best: state = state.replace(**{kfg.BEST_WORDS: best})
     return state.record_attention() if self.recording(batched_inputs) else state
+
+@patch
+def words_wanted(self:DecodeStrategy, batched_inputs) -> int:
+    "How many best words of each row the search looks at; 0: at any."
+    if not self.shortlist or self.rules or self.recording(batched_inputs): return 0
+    best = self.best_words(batched_inputs)
+    return best and best + len(self._not_said())
+
+@patch
+def best_words(self:DecodeStrategy, batched_inputs) -> int:
+    "The same of words that may be said, without rules and traces."
+    return 0
 
 @patch
 def _masks_fit(self:DecodeStrategy, batch):

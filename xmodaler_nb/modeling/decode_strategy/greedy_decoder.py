@@ -131,6 +131,11 @@ class GreedyRun:
     def copies(self): return self.plan.copies if self.plan else 1
 
 @patch
+def best_words(self:GreedyDecoder, batched_inputs) -> int:
+    "One, unless some captions are sampled."
+    return int((self.plan or plan_of(batched_inputs)) is None)
+
+@patch
 def make_run(self:GreedyDecoder, batched_inputs, state):
     "All rows are active; with a plan, each picture has `copies` rows."
     plan = self.plan or plan_of(batched_inputs)
@@ -218,7 +223,7 @@ def finish(self:GreedyDecoder, run, batched_inputs, state):
     ids, lps = run.history.backtrack(beams, self.max_seq_len, self.eos_token_id)
     working = state.batch if run.rows is None else run.initial_batch
     out = Batch({**batched_inputs, **working, kfg.G_SENTS_IDS: ids[:,0], kfg.G_LOGP: lps[:,0]})
-    for k in (kfg.RECORD, kfg.TRACE): out.pop(k, None)
+    for k in (kfg.RECORD, kfg.TRACE, kfg.BEST_WORDS): out.pop(k, None)
     if run.trace is not None: out[kfg.TRACE] = run.trace.close()
     return out
 

@@ -36,7 +36,7 @@ class WordGates:
     def __init__(self,
         limit:int=WORDS, # words
     ):
-        self.limit, self.sum, self.edition, self.made, self.asked = limit, None, None, 0, 0
+        self.limit, self.sum, self.edition, self.made, self.asked = limit, 0, None, 0, 0
         self.forget()
 
     def __deepcopy__(self, memo): return type(self)(self.limit)
@@ -51,9 +51,8 @@ class WordGates:
     ):
         "To be called before every search: another weight empties the table."
         with _lock:
-            new = bit_sum(weight)
-            if new != self.sum: self.forget()
-            self.sum, self.edition = new, edition(weight)
+            known, self.sum, self.edition = (self.sum, self.edition), bit_sum(weight), edition(weight)
+            if known != (self.sum, self.edition): self.forget()
 
 # %% ../../../nbs/07_modeling/00_layers/13_word_gates.ipynb #c5e52771
 def can_look_up(

@@ -12,6 +12,7 @@ from ..layers.dropout import Dropout
 from ...config import configurable, kfg
 from ..layers.few_rows import Linear
 from .build import PREDICTOR_REGISTRY
+from .shortlist import map_to_words
 
 # %% ../../../nbs/07_modeling/40_predictor/10_base_predictor.ipynb #12de479e
 def last_state(
@@ -47,4 +48,5 @@ class BasePredictor(nn.Module):
     ) -> dict:               # G_LOGITS (…, vocab_size), one row per state
         "Score the vocabulary."
         h = last_state(batched_inputs[kfg.G_HIDDEN_STATES])
-        return {kfg.G_LOGITS: self.logits(h if self.dropout is None else self.dropout(h))}
+        h = h if self.dropout is None else self.dropout(h)
+        return {kfg.G_LOGITS: map_to_words(self.logits, h, batched_inputs)}

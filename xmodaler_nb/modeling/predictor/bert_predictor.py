@@ -13,6 +13,7 @@ from ..layers.bert import BertPooler, BertPredictionHeadTransform
 from ..layers.few_rows import Linear, linear
 from .base_predictor import last_state
 from .build import PREDICTOR_REGISTRY
+from .shortlist import map_to_words
 
 # %% ../../../nbs/07_modeling/40_predictor/20_bert_predictor.ipynb #684518a5
 ASKED = 'word_logits_where_asked'   # field of a batch: bool, score only the words that have a target?
@@ -53,7 +54,7 @@ class BertPredictionHead(nn.Module):
         asked = batched_inputs.get(ASKED, False)
         states = {k: last_state(batched_inputs[k]) for k in _WORDS if k in batched_inputs}
         if asked: states = {k: h[batched_inputs[_WORDS[k][1]] >= 0] for k, h in states.items()}
-        return {_WORDS[k][0]: self.decoder(self.transform(h)) for k, h in states.items()}
+        return {_WORDS[k][0]: map_to_words(self.decoder, self.transform(h), batched_inputs) for k, h in states.items()}
 
 # %% ../../../nbs/07_modeling/40_predictor/20_bert_predictor.ipynb #fd6cfdbb
 @PREDICTOR_REGISTRY.register()
