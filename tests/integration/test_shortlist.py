@@ -99,13 +99,13 @@ def test_a_model_with_tables_can_be_copied_and_pickled():
 def test_threads_share_a_model():
     cfg, model = make(UPDOWN)
     spread(model)
-    with torch.no_grad(): want = GreedyDecoder(cfg)(batch(), False, copy.deepcopy(model))[kfg.G_SENTS_IDS]
-    wrong = []
+    b, wrong = batch(), []                                               # made once: it is drawn with the seed that all threads share
+    with torch.no_grad(): want = GreedyDecoder(cfg)(b, False, copy.deepcopy(model))[kfg.G_SENTS_IDS]
     def work():
         s = GreedyDecoder(cfg, shortlist=True)
         with torch.no_grad():
             for _ in range(10):
-                if not torch.equal(s(batch(), False, model)[kfg.G_SENTS_IDS], want): wrong.append(1)
+                if not torch.equal(s(b, False, model)[kfg.G_SENTS_IDS], want): wrong.append(1)
     threads = [threading.Thread(target=work) for _ in range(4)]
     for t in threads: t.start()
     for t in threads: t.join()
