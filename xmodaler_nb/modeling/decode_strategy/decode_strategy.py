@@ -277,6 +277,19 @@ def _id_to_word(self:DecodeStrategy):
     try: return self.vocab
     except FileNotFoundError: return None
 
+# %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #8bc553f0
+@patch
+def words_wanted(self:DecodeStrategy, batched_inputs) -> int:
+    "How many best words of each row the search looks at; 0: at any."
+    if not self.shortlist or self.rules or self.recording(batched_inputs): return 0
+    best = self.best_words(batched_inputs)
+    return best and best + len(self._not_said())
+
+@patch
+def best_words(self:DecodeStrategy, batched_inputs) -> int:
+    "The same of words that may be said, without rules and traces."
+    return 0
+
 # %% ../../../nbs/07_modeling/50_decode_strategy/25_decode_strategy.ipynb #ca755bd2
 STALE_KEYS = (kfg.TIME_STEP, kfg.HISTORY_STATES, kfg.ENC_HISTORY_STATES, kfg.BEST_WORDS)   # of an earlier decoding
 
@@ -290,18 +303,6 @@ def initial_state(self:DecodeStrategy, batched_inputs, model):
     best = self.words_wanted(batched_inputs)
     if best: state = state.replace(**{kfg.BEST_WORDS: best})
     return state.record_attention() if self.recording(batched_inputs) else state
-
-@patch
-def words_wanted(self:DecodeStrategy, batched_inputs) -> int:
-    "How many best words of each row the search looks at; 0: at any."
-    if not self.shortlist or self.rules or self.recording(batched_inputs): return 0
-    best = self.best_words(batched_inputs)
-    return best and best + len(self._not_said())
-
-@patch
-def best_words(self:DecodeStrategy, batched_inputs) -> int:
-    "The same of words that may be said, without rules and traces."
-    return 0
 
 @patch
 def _masks_fit(self:DecodeStrategy, batch):

@@ -6,7 +6,7 @@
 __all__ = ['ROUNDING', 'TRIED', 'WORTH', 'LEARN', 'SMALL', 'main_directions', 'Directions', 'cheapest', 'Shortlist',
            'can_shorten', 'map_to_words']
 
-# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #50db0c1d
+# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #07fe0ad8
 import logging
 from threading import RLock
 import torch
@@ -16,14 +16,14 @@ from fastcore.basics import patch
 from ...config import kfg
 from ..layers.word_gates import bit_sum, can_look_up, edition
 
-# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #f81df029
+# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #7b65d038
 def main_directions(
     x:Tensor, # (n, d), mean 0
 ) -> Tensor:  # (d, d) orthogonal; column 0 is where x varies most
     "Principal directions."
     return torch.linalg.eigh((x.T @ x).double())[1].flip(1).to(x.dtype)
 
-# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #7de502e8
+# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #3f7e742d
 class Directions:
     "A map's weights in the first `k` directions of its inputs."
     def __init__(self,
@@ -34,11 +34,11 @@ class Directions:
         k:int,         # directions
     ):
         self.k, self.mean, x = k, states.mean(0), (states - states.mean(0)) @ turn[:,k:]
-        w, self.rows, self.words = weight @ turn, 0, 0                                   # rows scored; words multiplied for them
+        w, self.rows, self.words = weight @ turn, 0, 0        # rows that were scored, words multiplied for them
         self.turn, self.head, self.bias = turn[:,:k].contiguous(), w[:,:k].T.contiguous(), bias + weight @ self.mean
-        self.rest = w[:,k:].norm(dim=1)                                                  # (v,)
-        spread = (x.T @ x)/x.square().sum().clamp_min(torch.finfo(x.dtype).tiny)         # of what is left, trace 1
-        self.half_variance = ((w[:,k:] @ spread)*w[:,k:]).sum(1)/2                       # (v,), for what is left of norm 1
+        self.rest = w[:,k:].norm(dim=1)                                                   # (v,)
+        spread = (x.T @ x)/x.square().sum().clamp_min(torch.finfo(x.dtype).tiny)          # trace 1
+        self.half_variance = ((w[:,k:] @ spread)*w[:,k:]).sum(1)/2       # (v,), if the norm of what is left is 1
 
     def estimate(self,
         h:Tensor, # (r, d)
@@ -48,7 +48,7 @@ class Directions:
         lead = x @ self.turn
         return torch.addmm(self.bias, lead, self.head), (x - lead @ self.turn.T).norm(dim=1, keepdim=True)
 
-# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #265e6574
+# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #1c1de55b
 ROUNDING = 1e-5 # of the largest score: how far two ways of adding up may be apart
 
 @patch
@@ -71,7 +71,7 @@ def candidates(self:Directions,
     threshold -= ROUNDING*top.values.abs().amax(1, keepdim=True)
     return torch.addr(scores, rest[:,0], self.rest).ge_(threshold).any(0).nonzero()[:,0], threshold
 
-# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #30f129eb
+# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #dad11692
 TRIED = 1/16, 1/8, 3/16, 1/4, 3/8   # of the width
 WORTH = 2/3                         # a larger share of the multiplications is not worth the trouble
 
@@ -92,7 +92,7 @@ def cheapest(
         if cost < least: found, least = parts, cost
     return found
 
-# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #b9aa6881
+# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #7ec26383
 LEARN = 3       # so many times as many states as they have numbers are learnt from
 _lock = RLock() # a model may be used by several threads
 
@@ -117,7 +117,7 @@ class Shortlist:
             known, self.sum, self.edition = (self.sum, self.edition), bit_sum(weight), edition(weight)
             if known != (self.sum, self.edition): self.forget()
 
-# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #78a8d5eb
+# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #3a47afeb
 @patch
 def _directions(self:Shortlist, linear, h, best):
     "What was learnt for so many words; None if too little, or if it is not worth it."
@@ -150,12 +150,12 @@ def _scores(self:Shortlist, linear, parts, h, best):
     scores, rest = parts.estimate(h)
     words, least = parts.candidates(scores, rest, best)
     parts.count(h, words)
-    if parts.rows > linear.in_features and parts.share() > WORTH: self.parts[best] = None    # others are not like those
+    if parts.rows > linear.in_features and parts.share() > WORTH: self.parts[best] = None     # not worth it
     if len(words) > WORTH*len(linear.weight): return linear(h)
     scores.addr_(rest[:,0].square(), parts.half_variance).clamp_(max=least)
     return scores.index_copy_(1, words, F.linear(h, linear.weight[words], linear.bias[words]))
 
-# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #0ab06519
+# %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #7e442a1b
 SMALL = 2**21   # weights
 
 def can_shorten(
