@@ -1,8 +1,8 @@
 "Whatever a caption is, no metric crashes and no score is NaN; ids and inputs of every kind."
-import json, math, random
+import json, math, random, tracemalloc
 import numpy as np
 import pytest
-from xmodaler_nb.evaluation import compare, diversity, evaluate
+from xmodaler_nb.evaluation import compare, diversity, evaluate, ngrams
 from xmodaler_nb.evaluation.captions import ALL_METRICS
 from xmodaler_nb.evaluation.metrics import available, problem
 
@@ -106,3 +106,17 @@ def test_diversity_of_anything():
     rng = random.Random(5)
     for captions in ([strange(rng) for _ in range(40)], [[strange(rng) for _ in range(5)] for _ in range(8)]):
         assert all(np.isfinite(v) for v in diversity(captions, train=['a dog']).values())
+
+@pytest.mark.parametrize('distinct', [300, 100_000])
+def test_the_table_of_words_does_not_grow_with_the_text(distinct, monkeypatch):
+    "A table for every piece was handed out by the system anew for every evaluation, which took longer than the sums."
+    rng = random.Random(distinct)
+    pieces = [f'w{rng.randrange(distinct)}' for _ in range(600_000)]
+    vocab, plain = ngrams.new_vocab(), ngrams.new_vocab()
+    tracemalloc.start()
+    numbers = ngrams.word_numbers(' '.join(pieces)+' ', vocab)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6 and numbers.tolist() == [plain[p] for p in pieces] and vocab == plain
+    monkeypatch.setattr(ngrams, '_MOST', 8)                              # 256 slots: most words share theirs
+    assert (ngrams.word_numbers(' '.join(pieces[:50_000])+' ', ngrams.new_vocab()) == numbers[:50_000]).all()

@@ -33,11 +33,14 @@ def similarity(
     "How similar each reference is to the hypothesis of its image."
     n_sent = len(layout.lens)
     if not len(o.group): return np.zeros(n_sent)
-    weight = o.tf*idf[o.gram]
+    weight = idf[o.gram]
+    weight *= o.tf
     norm = np.sqrt(np.bincount(o.sent, weight*weight, n_sent))
     hyp = layout.is_hyp[o.sent]
-    hyp_weight = _hyp_weight(o, weight, hyp)
-    shared = np.where(hyp, 0, np.minimum(hyp_weight, weight)*weight)
+    shared = _hyp_weight(o, weight, hyp)
+    np.minimum(shared, weight, out=shared)
+    shared *= weight
+    shared[hyp] = 0
     dot = np.bincount(o.sent, shared, n_sent)
     both = norm*norm[layout.is_hyp][layout.image]
     return np.divide(dot, both, out=dot, where=both > 0)

@@ -19,6 +19,7 @@ def new_vocab(
 
 _MASKS = np.array([(1 << 8*k)-1 for k in range(9)], np.uint64)     # the first k bytes of a little-endian integer
 _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)
+_MOST = 21                                                         # the largest table has 2**21 slots, 16 MB
 _FEW = 20_000                                                      # characters; tables are slower below this
 
 def word_numbers(
@@ -42,7 +43,7 @@ def word_numbers(
 
 def _first_of_slot(first, second):
     "The earliest piece that has the same slot of the table, for every piece."
-    place, rows = np.arange(len(first)), max(8, (8*len(first)).bit_length())    # a table of 2**rows slots
+    place, rows = np.arange(len(first)), min(_MOST, max(8, (8*len(first)).bit_length()))    # of 2**rows slots
     slot = ((first*_ODD[0] ^ second*_ODD[1]) >> np.uint64(64-rows)).view(np.int64)
     owner = np.empty(1 << rows, np.int64)
     owner[slot[::-1]] = place[::-1]                                # backwards: the earliest piece is written last
@@ -169,13 +170,17 @@ def _changes(x):
     return out
 
 def _sort(key, pos, n_pos):
-    "Sort by (key, position): the keys and positions in that order."
+    "Sort by (key, position): the keys and positions in that order, in the same memory where it can be."
     bits = int(n_pos).bit_length()
     if len(key) and int(key.max()).bit_length()+bits > 62:      # would not fit into one integer
         order = np.argsort(key, kind='stable')                  # `pos` ascends already
         return key[order], pos[order]
-    packed = np.sort(key << bits | pos)
-    return packed >> bits, packed & ((1 << bits)-1)
+    key <<= bits
+    key |= pos
+    key.sort()
+    np.bitwise_and(key, (1 << bits)-1, out=pos)
+    key >>= bits
+    return key, pos
 
 # %% ../../nbs/09_evaluation/00_ngrams.ipynb #058bd90d
 def count_ngrams(
@@ -184,21 +189,28 @@ def count_ngrams(
 ) -> list:       # of n `Order`s
     "Counts of the 1- to n-grams of every sentence."
     number = layout.words.copy()                # number[p]: the (k-1)-gram that starts at position p
-    return [_count_order(layout, number, k) for k in range(1, n+1)]
+    room = np.empty_like(number), np.empty_like(number)
+    return [_count_order(layout, number, k, room) for k in range(1, n+1)]
 
-def _longer(layout, number, pos, k):
+def _longer(layout, number, pos, k, room):
     "A key for each k-gram: the number of its first k-1 words, and its last word."
-    return number[pos] if k == 1 else number[pos]*layout.n_vocab+layout.words[pos+k-1]
+    key = np.take(number, pos, out=room[0][:len(pos)], mode='clip')        # any mode but 'raise' writes there at once
+    if k > 1:
+        key *= layout.n_vocab
+        key += np.take(layout.words[k-1:], pos, out=room[1][:len(pos)], mode='clip')
+    return key
 
-def _count_order(layout, number, k):
+def _count_order(layout, number, k, room):
     "The `Order` of the k-grams; `number` becomes the number of the k-gram at each position."
     pos = np.flatnonzero(layout.left >= k)
-    key = _longer(layout, number, pos, k)
+    key = _longer(layout, number, pos, k, room)
     key, pos = _sort(key, pos, len(layout.words))
     new_gram = _changes(key)
-    number[pos] = np.cumsum(new_gram)-1
-    sent = layout.sent[pos]
+    dense = np.cumsum(new_gram, out=room[1][:len(pos)])
+    dense -= 1
+    number[pos] = dense
+    sent = np.take(layout.sent, pos, out=room[0][:len(pos)], mode='clip')
     rows = np.flatnonzero(new_gram | _changes(sent))
-    gram, sent = number[pos[rows]], sent[rows]
+    gram, sent = dense[rows], sent[rows]
     group = np.flatnonzero(_changes(gram) | _changes(layout.image[sent]))
     return Order(gram, sent, np.diff(rows, append=len(pos)), group, pos[new_gram])
