@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REAL_ONLY', 'PACK', 'FEW_QUERIES', 'EPS', 'Packed', 'real_positions', 'pack', 'unpack', 'split_heads', 'merge_heads',
-           'is_fused', 'attend', 'CaptionWords', 'Placed', 'BertSelfAttention', 'BertXAttention', 'BertSelfOutput',
-           'BertIntermediate', 'BertOutput', 'BertAttention', 'BertCrossAttention', 'BertLayer', 'BertGenerationLayer',
-           'BertUnderstandingLayer', 'BertPooler', 'BertPredictionHeadTransform']
+           'is_fused', 'own_coins', 'attend', 'CaptionWords', 'Placed', 'BertSelfAttention', 'BertXAttention',
+           'BertSelfOutput', 'BertIntermediate', 'BertOutput', 'BertAttention', 'BertCrossAttention', 'BertLayer',
+           'BertGenerationLayer', 'BertUnderstandingLayer', 'BertPooler', 'BertPredictionHeadTransform']
 
 # %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #86e8977c
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from fastcore.basics import patch
-from .dropout import Dropout
+from .dropout import Dropout, drop, few_bits
 from ...config import configurable
 from .create_act import act_module, get_activation
 from .few_rows import Linear
@@ -105,6 +105,14 @@ def is_fused(
     "Whether to use torch's fused kernel; in float32 on a GPU it computes 64 queries at a time, and decoding has few."
     return not q.is_cuda or q.dtype != torch.float32 or q.size(2) > FEW_QUERIES or torch.is_grad_enabled()
 
+# %% ../../../nbs/07_modeling/00_layers/20_bert.ipynb #a6cac3e0
+def own_coins(
+    q:Tensor,      # (b, h, t, d/h)
+    dropout:float, # on the weights
+) -> bool:
+    "Whether weights are dropped here: in bf16 on a CPU that is faster than torch's kernel."
+    return 0 < dropout < 1 and q.dtype == torch.bfloat16 and few_bits(q)
+
 def attend(
     q:Tensor,         # (b, t, d) queries
     k:Tensor,         # (i, n, d) keys; b is a multiple of i: rows of one image share its keys
@@ -119,11 +127,12 @@ def attend(
     images, (b, t) = k.size(0), q.shape[:2]
     if b != images: q = by_image(q, images).flatten(1, 2)              # (i, s·t, d): all queries of an image at once
     q, k, v = (split_heads(x, heads) for x in (q, k, v))
-    if not probs and is_fused(q):
+    coins = own_coins(q, dropout)
+    if not probs and is_fused(q) and not coins:
         return merge_heads(F.scaled_dot_product_attention(q, k, v, mask, dropout)).reshape(b, t, -1), None
     scores = q @ k.transpose(-1, -2)/math.sqrt(q.size(-1))
     p = (scores if mask is None else scores + mask).softmax(-1)
-    out = merge_heads(F.dropout(p, dropout) @ v).reshape(b, t, -1)
+    out = merge_heads((drop if coins else F.dropout)(p, dropout) @ v).reshape(b, t, -1)
     if not probs: return out, None
     return out, p if b == images else p.unflatten(2, (-1, t)).transpose(1, 2).flatten(0, 1)
 
