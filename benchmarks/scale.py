@@ -109,7 +109,7 @@ def run_loader(cfg, workers, steps):
         if next(batches, None) is None: batches = iter(loader)
         if step == 0: first, least = time.perf_counter()-start, own_pages()
         if step == early: begun, before = time.perf_counter(), spent()
-        if step >= early and step % max(1, steps//100) == 0: memory.append(own_pages())
+        if step >= early and step % (5 if steps > 50 else 1) == 0: memory.append(own_pages())
     drawn, half = max(1, steps-1-early)*BATCH, len(memory)//2
     took = (spent()-before)/drawn, (time.perf_counter()-begun)/drawn
     del batches
