@@ -27,18 +27,24 @@ def main_directions(
 class Directions:
     "A map's weights in the first `k` directions of its inputs."
     def __init__(self,
-        weight:Tensor, # (v, d)
-        bias:Tensor,   # (v,)
-        states:Tensor, # (n, d) inputs
-        turn:Tensor,   # (d, d), from `main_directions`
-        k:int,         # directions
+        words:Tensor, # (v, d) weights, turned
+        bias:Tensor,  # (v,)
+        mean:Tensor,  # (d,) of the inputs
+        turn:Tensor,  # (d, d), from `main_directions`
+        k:int,        # directions
     ):
-        self.k, self.mean, x = k, states.mean(0), (states - states.mean(0)) @ turn[:,k:]
-        w, self.rows, self.words = weight @ turn, 0, 0        # rows that were scored, words multiplied for them
-        self.turn, self.head, self.bias = turn[:,:k].contiguous(), w[:,:k].T.contiguous(), bias + weight @ self.mean
-        self.rest = w[:,k:].norm(dim=1)                                                   # (v,)
+        self.k, self.mean, self.bias = k, mean, bias + words @ (mean @ turn)
+        self.turn, self.head, self.rest = turn[:,:k].contiguous(), words[:,:k].T.contiguous(), words[:,k:].norm(dim=1)
+        self.rows = self.words = 0                                   # rows scored, and words multiplied for them
+
+    def learn_variance(self,
+        words:Tensor, # (v, d) weights, turned
+        x:Tensor,     # (n, d) inputs without their mean, turned
+    ):
+        "Half of what a rest of norm 1 adds to the variance of a score."
+        w, x = words[:,self.k:], x[:,self.k:]
         spread = (x.T @ x)/x.square().sum().clamp_min(torch.finfo(x.dtype).tiny)          # trace 1
-        self.half_variance = ((w[:,k:] @ spread)*w[:,k:]).sum(1)/2       # (v,), if the norm of what is left is 1
+        self.half_variance = ((w @ spread)*w).sum(1)/2                                    # (v,)
 
     def estimate(self,
         h:Tensor, # (r, d)
@@ -83,13 +89,16 @@ def cheapest(
     best:int,      # so many words of each row are wanted
 ):                 # Directions, or None
     "The number of directions with the fewest multiplications."
-    turn, found, least = main_directions(states - states.mean(0)), None, WORTH
+    mean, found, least = states.mean(0), None, WORTH
+    turn = main_directions(states - mean)
+    words = weight @ turn
     for k in sorted({max(1, round(share*weight.size(1))) for share in TRIED}):
         if k/weight.size(1) >= least: break                        # more directions cannot be cheaper
-        parts = Directions(weight, bias, states, turn, k)
+        parts = Directions(words, bias, mean, turn, k)
         for h in calls: parts.count(h, parts.candidates(*parts.estimate(h), best)[0])
         cost = k/weight.size(1) + parts.share()
         if cost < least: found, least = parts, cost
+    if found is not None: found.learn_variance(words, (states - mean) @ turn)
     return found
 
 # %% ../../../nbs/07_modeling/40_predictor/05_shortlist.ipynb #7ec26383
@@ -126,7 +135,7 @@ def _directions(self:Shortlist, linear, h, best):
     n = sum(map(len, self.seen))
     if n < LEARN*linear.in_features: return None
     last = len(self.seen)*3//4                                              # these are only for the choice
-    known, others = torch.cat(self.seen[:last]), self.seen[last:]
+    known, others = torch.cat(self.seen[:last]), self.seen[last::max(1, (len(self.seen) - last)//8)]
     self.parts[best] = cheapest(linear.weight.detach(), linear.bias.detach(), known, others, best)
     self.seen = []
     if self.parts[best] is None: logging.getLogger(__name__).info('the best %d words cannot be told cheaply', best)
@@ -173,7 +182,7 @@ def map_to_words(
 ) -> Tensor:    # (…, v)
     "Scores of all words, by the map's shortlist if the search looks at few of them."
     best = batch.get(kfg.BEST_WORDS, 0)
-    if not best or not can_shorten(linear, h): return linear(h)
+    if not 0 < best < linear.out_features or not can_shorten(linear, h): return linear(h)
     if 'shortlist' not in vars(linear): linear.shortlist = Shortlist()
     if batch.get(kfg.TIME_STEP) == 0: linear.shortlist.check(linear.weight)
     return linear.shortlist(linear, h.flatten(0, -2), best).view(*h.shape[:-1], -1)
