@@ -42,11 +42,23 @@ def test_greedy_captions_stay(which, tail):
     assert kfg.BEST_WORDS not in a
 
 
+@pytest.mark.parametrize('scale', [.1, 1, 10])
+def test_pictures_that_are_unlike_those_it_learnt_from(scale):
+    "The bound holds for every state: the captions are those of all words, however many are left."
+    cfg, model = make(UPDOWN)
+    head = spread(model)
+    s, g = learnt(GreedyDecoder, cfg, model), torch.Generator().manual_seed(8)
+    for n in (1, 4, 30):
+        b = batch(n + 1).merge({kfg.ATT_FEATS: scale*torch.randn(n + 1, 5, 20, generator=g)})
+        with torch.no_grad(): assert torch.equal(s(b, False, model)[kfg.G_SENTS_IDS], GreedyDecoder(cfg)(b, False, model)[kfg.G_SENTS_IDS])
+    assert 1 in head.shortlist.parts
+
+
 def test_beams_get_estimates_of_the_sum_alone():
     cfg, model = make(UPDOWN)
     head = spread(model)
     s = learnt(BeamSearcher, cfg, model, beam_size=3)
-    assert set(head.shortlist.parts) == {3}
+    assert set(head.shortlist.parts) == {3} and head.shortlist.parts[3] is not None
     with torch.no_grad(): a, b = s(batch(), False, model), BeamSearcher(cfg, beam_size=3)(batch(), False, model)
     torch.testing.assert_close(a[kfg.G_LOGP].sum(-1), b[kfg.G_LOGP].sum(-1), atol=.2, rtol=.05)
 
